@@ -1,0 +1,98 @@
+"""What a training was and what it left: the run, the adapter's card, and the gate it passed."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from agentalign.records.base import Record, now
+
+AdapterKind = Literal["policy", "reward", "value"]
+RecipeName = Literal["sft", "reward", "dpo", "ppo"]
+
+
+class Training(Record):
+    """One run of a recipe. Its folder `.agentalign/trainings/<id>/` exists before any adapter version does."""
+
+    id: str
+    recipe: RecipeName
+    taskset: str
+    config: str
+    """The resolved config as JSON text: enough to repeat the run."""
+    data_digest: str = ""
+    """Hash of the ids of everything it trained on, in order."""
+    seed: int = 0
+    status: Literal["running", "done", "failed", "stopped"] = "running"
+    adapter: str = ""
+    """"name@version" once saved; empty before."""
+    note: str = ""
+    """Why it failed or what its dev gate did."""
+    created: str = Field(default_factory=now)
+    updated: str = Field(default_factory=now)
+
+
+class AdapterCard(Record):
+    """Where an adapter came from. Written once as card.json beside the weights, never changed."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")
+    version: int = Field(ge=1)
+    kind: AdapterKind
+    taskset: str
+    recipe: RecipeName
+    training: str
+    """Training id."""
+    base: str
+    """The base as configured: hub name, folder or built-in name."""
+    base_digest: str
+    """Hash over the base's weight and tokenizer files."""
+    quantization: Literal["nf4", "int8", "none"]
+    template_digest: str
+    """Hash of the chat template the adapter was trained under."""
+    template_kwargs: str = "{}"
+    """Fixed arguments of the chat template, as JSON text."""
+    parents: tuple[str, ...] = ()
+    """Adapters this one was continued from or trained against, "name@version"."""
+    config: str = "{}"
+    """The resolved recipe config as JSON text."""
+    data_digest: str = ""
+    data_counts: dict[str, int] = {}
+    """How many runs or preferences of which source it was trained on."""
+    criteria: tuple[str, ...] = ()
+    """Criteria versions that were in force, "name@version"."""
+    metrics: dict[str, float] = {}
+    """Last and best figures of the training."""
+    heads: tuple[str, ...] = ()
+    """Names of the heads in heads.safetensors ("value", or one per reward output)."""
+    packages: dict[str, str] = {}
+    """Versions of torch, transformers, peft, bitsandbytes, agentalign."""
+    files: dict[str, str] = {}
+    """sha256 of every file of the version except card.json."""
+    created: str = Field(default_factory=now)
+
+    @property
+    def ref(self) -> str:
+        """"name@version"."""
+        return f"{self.name}@{self.version}"
+
+
+class GateCheck(Record):
+    """One question a gate asked."""
+
+    name: str
+    passed: bool
+    detail: str
+    """What was measured and what was needed."""
+
+
+class GateReport(Record):
+    """Whether an adapter may be promoted. Computed in deployment, handed to the registry as a record."""
+
+    adapter: str
+    checks: tuple[GateCheck, ...]
+    forced: str = ""
+    """Reason given for promoting against a failed check; empty where none was needed."""
+    time: str = Field(default_factory=now)
+
+    @property
+    def passed(self) -> bool:
+        """True when every check passed, or someone gave a reason to go on."""
+        return all(check.passed for check in self.checks) or bool(self.forced)

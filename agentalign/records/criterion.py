@@ -1,0 +1,152 @@
+"""What the team means by good: criteria, scores on them, and the one rule that makes a single number of them.
+
+A *gate* is a veto (policy, injection, honesty): failing one makes the run worth 0. Everything else is a weighted mean.
+The surprise: an error on a gate is not a pass and not a fail; the run's overall is *missing* and the run is not used.
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from agentalign.records.base import Record, digest, now
+
+
+class Criterion(Record):
+    """One of the team's criteria, as written in criteria.yaml."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    version: int = Field(default=1, ge=1)
+    """Raise it when the meaning changes; scores of an older version are kept but no longer counted."""
+    description: str
+    """The question a rater answers."""
+    level: Literal["trajectory", "step"] = "trajectory"
+    kind: Literal["check", "human", "judge"] = "human"
+    """Who answers: a Python function, a person, or a language model (a person may always answer too)."""
+    check: str = ""
+    """For kind "check": the function in criteria.py that answers it."""
+    scale: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest value."""
+    higher_is_better: bool = True
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Share in the overall value, relative to the other criteria; ignored for gates."""
+    gate: bool = False
+    """A veto: the run's overall value is 0 when this fails."""
+    gate_at: float = Field(default=0.5, ge=0, le=1)
+    """A gate passes when its value, mapped to [0, 1], is at least this."""
+    anchors: dict[str, str] = {}
+    """What a value means, for raters: {"1": "rude", "5": "warm and to the point"}."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Criterion":
+        low, high = self.scale
+        if low >= high:
+            raise ValueError(f"criterion '{self.name}' has scale [{low:g}, {high:g}]; low must be below high. Write e.g. scale: [0, 1].")
+        if (self.kind == "check") != bool(self.check):
+            raise ValueError(f"criterion '{self.name}': `check:` names a function exactly when kind is check.")
+        return self
+
+    @property
+    def key(self) -> str:
+        """"name@version", as scores and preferences refer to it."""
+        return f"{self.name}@{self.version}"
+
+    def unit_value(self, value: float) -> float:
+        """The value mapped to [0, 1] with 1 the best."""
+        low, high = self.scale
+        share = min(1.0, max(0.0, (value - low) / (high - low)))
+        return share if self.higher_is_better else 1.0 - share
+
+
+class ScoreStatus(StrEnum):
+    """What a score says."""
+
+    VALUE = "value"
+    NOT_APPLICABLE = "not_applicable"
+    """The criterion does not apply to this run; it takes no part in the overall value."""
+    ERROR = "error"
+    """The check or judge broke; `note` says how."""
+
+
+RaterKind = Literal["human", "check", "judge", "reward_model"]
+
+
+class Score(Record):
+    """One answer to one criterion about one run or step. Append-only: the newest of a rater counts."""
+
+    trajectory: str
+    criterion: str
+    """"name@version"."""
+    step: int | None = None
+    """Step index; None for the whole run."""
+    status: ScoreStatus = ScoreStatus.VALUE
+    value: float | None = None
+    """On the criterion's own scale; None unless status is "value"."""
+    rater: str
+    """A person's name, "check", a judge's model, or an adapter reference."""
+    rater_kind: RaterKind
+    note: str = ""
+    time: str = Field(default_factory=now)
+    id: str = ""
+    """Idempotency key: storing a score twice under one id stores it once. Made from the content when left empty."""
+
+    def model_post_init(self, _context: object) -> None:
+        if (self.status == ScoreStatus.VALUE) != (self.value is not None):
+            raise ValueError(f"score on {self.criterion}: status {self.status.value} and value {self.value} contradict; only status 'value' has one.")
+        if not self.id:
+            content: JsonValue = self.model_dump(mode="json", exclude={"id"})
+            object.__setattr__(self, "id", digest(content))
+
+
+RATER_RANK = {"human": 3, "judge": 2, "check": 1, "reward_model": 0}
+"""Whose answer counts when several kinds of rater answered one criterion: people before judges before checks."""
+
+
+def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | None:
+    """One number in [0, 1] for a run, or None where it cannot be known.
+
+    0 if any gate failed, else 0.1 + 0.9 x the weighted mean over the criteria that apply. None where a gate has an error or no score
+    of its current version, or nothing at all was scored. Per criterion the kind of rater with the highest rank counts; several
+    raters of that kind are averaged. Step scores count through their mean.
+    """
+    by_criterion = _effective(scores)
+    weighted, total = 0.0, 0.0
+    failed = missing = False
+    for criterion in criteria:
+        answers = by_criterion.get(criterion.key)
+        if criterion.gate:
+            value = _mean_value(criterion, answers)
+            not_applicable = bool(answers) and all(a.status == ScoreStatus.NOT_APPLICABLE for a in answers or ())
+            missing |= value is None and not not_applicable and criterion.kind == "check"
+            failed |= value is not None and value < criterion.gate_at
+            continue
+        value = _mean_value(criterion, answers)
+        if value is not None:
+            weighted, total = weighted + criterion.weight * value, total + criterion.weight
+    if failed:
+        return 0.0
+    if missing or total == 0:
+        return None
+    return 0.1 + 0.9 * weighted / total
+
+
+def _effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
+    newest: dict[tuple[str, str, str, int | None], Score] = {}
+    for score in sorted(scores, key=lambda s: s.time):
+        newest[(score.criterion, score.rater_kind, score.rater, score.step)] = score
+    groups: dict[str, list[Score]] = {}
+    for score in newest.values():
+        groups.setdefault(score.criterion, []).append(score)
+    # An error or "does not apply" of a higher-ranked rater does not hide a lower-ranked answer unless it is the only one.
+    for key, group in groups.items():
+        valued = [s for s in group if s.status == ScoreStatus.VALUE]
+        if valued:
+            best = max(RATER_RANK[s.rater_kind] for s in valued)
+            groups[key] = [s for s in valued if RATER_RANK[s.rater_kind] == best]
+    return groups
+
+
+def _mean_value(criterion: Criterion, answers: Sequence[Score] | None) -> float | None:
+    values = [criterion.unit_value(a.value) for a in answers or () if a.value is not None]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,57 @@
+"""Which run, or which step, is better: a pair or a ranking, by the team's word or by its scores."""
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field, JsonValue, model_validator
+
+from agentalign.records.base import Record, digest, now
+
+
+class Item(NamedTuple):
+    """A whole run, or one step of it."""
+
+    trajectory: str
+    step: int | None = None
+    """Step index; None for the whole run."""
+
+
+class Preference(Record):
+    """Items of one task (or of one state, for steps) ordered best first. Append-only."""
+
+    taskset: str
+    items: tuple[Item, ...]
+    """Best first, two or more. Under `tie` or `both_bad` the order means nothing."""
+    criterion: str = "overall"
+    """"overall" or "name@version"."""
+    strength: float = Field(default=1.0, gt=0, le=10)
+    """How clear it is; multiplies the loss (1 slightly, 2 clearly, 3 far better)."""
+    tie: bool = False
+    both_bad: bool = False
+    left: str | None = None
+    """Trajectory id that was shown on the left; None where no person compared."""
+    source: Literal["human", "scores", "correction", "judge"]
+    rater: str
+    note: str = ""
+    time: str = Field(default_factory=now)
+    id: str = ""
+    """Idempotency key; made from the content when left empty."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Preference":
+        if len(self.items) < 2 or len(set(self.items)) != len(self.items):
+            raise ValueError(f"a preference orders at least two different items; got {len(self.items)}, {len(set(self.items))} of them different.")
+        if len({item.step is None for item in self.items}) > 1:
+            raise ValueError("a preference compares whole runs with whole runs, or steps with steps, not one with the other.")
+        if self.tie and self.both_bad:
+            raise ValueError("a preference is a tie or both bad, not both at once.")
+        return self
+
+    def model_post_init(self, _context: object) -> None:
+        if not self.id:
+            content: JsonValue = self.model_dump(mode="json", exclude={"id"})
+            object.__setattr__(self, "id", digest(content))
+
+    @property
+    def decided(self) -> bool:
+        """True where there is a better and a worse item to learn from."""
+        return not self.tie and not self.both_bad

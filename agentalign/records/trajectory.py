@@ -1,0 +1,190 @@
+"""What an agent did: messages, tool calls, and where the run came from.
+
+The id hashes content *and* origin, so two identical rollouts of one task stay two events (pass^k and group baselines need them);
+`content_digest` hashes content alone and finds duplicates. Everything nested that the team or a model wrote is kept as JSON text:
+typed columns would add `null` keys to tool arguments, and models learn to emit them.
+"""
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from pydantic import Field, JsonValue, field_validator
+
+from agentalign.records.base import Record, canonical_json, digest
+
+
+class StopReason(StrEnum):
+    """Why a run ended."""
+
+    ANSWERED = "answered"
+    """The agent gave its last word and the customer had nothing more to say."""
+    MAX_TURNS = "max_turns"
+    """The limit of assistant turns was reached."""
+    MAX_TOKENS = "max_tokens"
+    """The run, or one turn of it, reached its token limit."""
+    MAX_SECONDS = "max_seconds"
+    """The run reached its wall-clock limit."""
+    ERROR = "error"
+    """Environment, tool or policy broke; `Trajectory.error` has the traceback."""
+    UNKNOWN = "unknown"
+    """Imported without a reason."""
+
+
+class ToolCall(Record):
+    """One call of a tool by the agent."""
+
+    id: str
+    """Links the call to its result message; unique within the run."""
+    name: str
+    arguments: str = "{}"
+    """The arguments as JSON text: canonical where it parses, else exactly what the agent wrote."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _canonical(cls, text: str) -> str:
+        try:
+            return canonical_json(json.loads(text))
+        except ValueError:
+            return text
+
+    def parsed(self) -> JsonValue:
+        """The arguments as a value; ValueError where the agent wrote no valid JSON."""
+        value: JsonValue = json.loads(self.arguments)
+        return value
+
+
+class Message(Record):
+    """One message of a run, in the field's usual four roles."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    reasoning: str = ""
+    """What a reasoning model thought before it spoke; assistant only."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Assistant only."""
+    tool_call_id: str | None = None
+    """Tool only: which call this answers; None where it answers a malformed call."""
+    name: str | None = None
+    """Tool only: the tool's name, where known."""
+    error: bool = False
+    """Tool only: this result is an error message."""
+    malformed: str = ""
+    """Assistant only: why a call in `content` could not be read; empty where all could."""
+
+
+class Origin(Record):
+    """Where a run came from; part of its id."""
+
+    kind: Literal["rollout", "expert", "import", "correction", "capture"]
+    reference: str
+    """What made it: a policy such as "order_desk@4" or "base", a command, or the digest of the source file."""
+    task: str = ""
+    """Task id for rollouts, row number or name for imports."""
+    sample: int = 0
+    """Which of several runs of the same task by the same maker."""
+    seed: int = 0
+
+
+class Step(NamedTuple):
+    """A view of one assistant turn and what came back for it."""
+
+    index: int
+    """0 for the first assistant turn of the run."""
+    message_index: int
+    """Where the assistant message stands in `Trajectory.messages`."""
+    message: Message
+    results: tuple[Message, ...]
+    """Tool messages up to the next assistant or user message."""
+
+
+class Trajectory(Record):
+    """One run of an agent, whole."""
+
+    taskset: str
+    messages: tuple[Message, ...]
+    tools: str = "[]"
+    """The offered tools as JSON text: a list of OpenAI function schemas."""
+    origin: Origin
+    task_id: str | None = None
+    """None for imported runs that name no task; see `same_task_key`."""
+    family: str = ""
+    """Kind of task, for per-family figures; empty where the taskset has none."""
+    split: str = ""
+    """"train", "dev" or "test"; empty for imported runs."""
+    stop_reason: StopReason = StopReason.UNKNOWN
+    error: str = ""
+    """Traceback or sentence, for `stop_reason == ERROR`."""
+    seconds: float | None = None
+    """Wall-clock time of the rollout; None for imported runs."""
+    parent: tuple[str, int] | None = None
+    """(trajectory id, step index) where this run was forked from or corrects."""
+    metadata: str = "{}"
+    """Anything else the source recorded, as JSON text (labels of an import, task fields of a rollout)."""
+    created: str = ""
+    """UTC, ISO 8601; not part of the id."""
+    id: str = Field(default="", validate_default=False)
+    """32 hex digits over content and origin; filled in when left empty, checked otherwise."""
+
+    def model_post_init(self, _context: object) -> None:
+        expected = digest([self.content_digest, self.origin.model_dump(mode="json"), list(self.parent or ())])
+        if not self.id:
+            object.__setattr__(self, "id", expected)
+        elif self.id != expected:
+            raise ValueError(f"trajectory id {self.id} does not match its content ({expected}): the record was changed after it was written.")
+
+    @cached_property
+    def content_digest(self) -> str:
+        """Hash of what happened, without where it came from: equal for exact duplicates."""
+        return digest([[m.model_dump(mode="json") for m in self.messages], self.tools])
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The assistant turns in order, each with its tool results."""
+        return _steps(self.messages)
+
+    def same_task_key(self) -> str:
+        """Equal for runs of one task: the task id, else a digest of tools and messages before the agent's first act."""
+        if self.task_id is not None:
+            return f"{self.taskset}/{self.task_id}"
+        first = self.steps[0].message_index if self.steps else len(self.messages)
+        return "digest/" + digest([self.tools, [m.model_dump(mode="json") for m in self.messages[:first]]])
+
+    @property
+    def answer(self) -> str:
+        """Text of the last assistant message; empty if there is none."""
+        return self.steps[-1].message.content if self.steps else ""
+
+
+def _steps(messages: Sequence[Message]) -> tuple[Step, ...]:
+    starts = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    steps = []
+    for index, start in enumerate(starts):
+        end = start + 1
+        while end < len(messages) and messages[end].role == "tool":
+            end += 1
+        steps.append(Step(index, start, messages[start], tuple(messages[start + 1 : end])))
+    return tuple(steps)
+
+
+class TurnTokens(Record):
+    """The exact tokens of one sampled assistant turn."""
+
+    message_index: int
+    context: tuple[int, ...]
+    """Token ids the policy was given."""
+    completion: tuple[int, ...]
+    """Token ids it sampled, with the end-of-turn id where it wrote one."""
+    logprobs: tuple[float, ...]
+    """Log-probability (nats) of each sampled id under the sampler; empty where the server returned none."""
+
+
+class TokenRecord(Record):
+    """Recorded tokens of a run. They belong to one tokenizer and are not part of the run's digest."""
+
+    trajectory: str
+    base: str
+    """Digest of the base model's tokenizer and template; tokens are reused only with an equal one."""
+    turns: tuple[TurnTokens, ...]
