@@ -1,0 +1,66 @@
+"""Which runs are meant: a filter, and the same filter as a condition on the tables."""
+
+from sqlalchemy import ColumnElement, Connection, or_, select
+
+from agentalign.errors import DataError
+from agentalign.records.base import Record
+from agentalign.store.database import is_one_of
+from agentalign.store.rows import folded, storable, tool_key
+from agentalign.store.tables import NAME_LENGTH, bodies, calls, trainings, trajectories
+
+
+class RunFilter(Record):
+    """Which runs; every field that is set must hold."""
+
+    taskset: str | None = None
+    task_id: str | None = None
+    family: str | None = None
+    split: str | None = None
+    policy: str | None = None
+    """What made the run: `Trajectory.origin.reference`."""
+    origin_kind: str | None = None
+    stop_reason: str | None = None
+    tool: str | None = None
+    """Name of a tool that the agent called at least once."""
+    text: str | None = None
+    """Text that stands in a message, a reasoning or a call's arguments; case is ignored."""
+    ids: tuple[str, ...] | None = None
+    training: str | None = None
+    """Training id: runs sampled while it trained (origin "id" or "id/...") and runs of the adapter that it saved."""
+
+
+_COLUMNS = ("taskset", "task_id", "family", "split", "policy", "origin_kind", "stop_reason")
+
+
+def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[bool]]:
+    """The filter as conditions on `trajectories`."""
+    found: list[ColumnElement[bool]] = []
+    for column in _COLUMNS:
+        value = getattr(wanted, column)
+        if value is not None:
+            found.append(trajectories.c[column] == bindable(value, column))
+    if wanted.tool is not None:
+        found.append(trajectories.c.seq.in_(select(calls.c.trajectory).where(calls.c.tool == tool_key(wanted.tool))))
+    if wanted.text:
+        found.append(trajectories.c.seq.in_(select(bodies.c.trajectory).where(_contains(wanted.text))))
+    if wanted.ids is not None:
+        found.append(is_one_of(connection, trajectories.c.id, [bindable(id, "ids") for id in wanted.ids]))
+    if wanted.training is not None:
+        training = bindable(wanted.training, "training")
+        adapter = select(trainings.c.adapter).where(trainings.c.id == training, trainings.c.adapter != "")
+        policy = trajectories.c.policy
+        found.append(or_(policy == training, policy.startswith(training + "/", autoescape=True), policy.in_(adapter)))
+    return found
+
+
+def bindable(value: str, what: str) -> str:
+    """A value that can be asked for; DataError where no stored name can equal it."""
+    if not storable(value):
+        raise DataError(f"{what} {value!a} cannot be looked up: names hold no NUL characters and no lone surrogates. Remove them.")
+    return value
+
+
+def _contains(text: str) -> ColumnElement[bool]:
+    if len(text) > NAME_LENGTH:
+        raise DataError(f"the text to look for has {len(text)} characters; {NAME_LENGTH} are the most. Look for a shorter part of it.")
+    return bodies.c.search.contains(folded(text), autoescape=True)

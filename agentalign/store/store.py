@@ -1,0 +1,246 @@
+"""The Store: runs, their tokens, scores, preferences and trainings, in one database.
+
+Append-only but for trainings. Every writing method returns only after COMMIT, so what it returned is what is kept; storing something
+twice is never an error, because whoever lost the answer to a save will save again.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Table, func, select
+
+from agentalign.errors import DataError
+from agentalign.records.adapter import Training
+from agentalign.records.base import Record
+from agentalign.records.criterion import Score
+from agentalign.records.preference import Item, Preference
+from agentalign.records.trajectory import TokenRecord, Trajectory
+from agentalign.store import rows, tables
+from agentalign.store.appending import insert_all, insert_new, insert_tokens, read_records, refuse_conflicts, require_items
+from agentalign.store.database import is_one_of, open_database
+from agentalign.store.filters import RunFilter, bindable, conditions
+from agentalign.store.rows import Row
+
+runs_table = tables.trajectories.c
+
+CHUNK = 200
+"""Whole runs read at once while streaming; no transaction stays open between chunks."""
+
+
+class AddReport(NamedTuple):
+    """What storing did."""
+
+    stored: int
+    known: int
+    """Already there, unaltered; nothing was written for these."""
+
+
+class RunRow(NamedTuple):
+    """A run in a list."""
+
+    id: str
+    taskset: str
+    task_id: str | None
+    family: str
+    split: str
+    policy: str
+    """`Trajectory.origin.reference`."""
+    origin_kind: str
+    stop_reason: str
+    content_digest: str
+    n_steps: int
+    n_calls: int
+    seconds: float | None
+    created: str
+    """When the run was made, or stored where it did not say."""
+
+
+class RunPage(NamedTuple):
+    """One page of a list of runs, newest first."""
+
+    rows: list[RunRow]
+    next: str | None
+    """Hand it to `runs(after=...)` for the next page; None on the last one."""
+    total: int
+    """How many runs the filter matches, over all pages."""
+
+
+class Store:
+    """One store, for any number of threads. `url` is sqlite:///path or postgresql://..."""
+
+    def __init__(self, url: str) -> None:
+        self._database = open_database(url)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database. A second call does nothing."""
+        self._database.close()
+
+    def add(self, trajectories: Sequence[Trajectory], tokens: Sequence[TokenRecord] = ()) -> AddReport:
+        """Store runs, and recorded tokens of these or of stored runs; all of it or, on an error, nothing."""
+        unique = {trajectory.id: trajectory for trajectory in trajectories}
+        short = [rows.trajectory_row(trajectory) for trajectory in unique.values()]
+        long = {id: rows.body_row(trajectory) for id, trajectory in unique.items()}
+        packed = [rows.token_row(record) for record in tokens]
+        with self._database.write() as connection:
+            added = insert_new(connection, tables.trajectories, short)
+            insert_all(connection, tables.bodies, [{"trajectory": seq, **long[id]} for id, seq in added.items()])
+            called = [{"tool": tool, "trajectory": seq} for id, seq in added.items() for tool in sorted(rows.called_tools(unique[id]))]
+            insert_all(connection, tables.calls, called)
+            if packed:
+                insert_tokens(connection, packed)
+        return AddReport(len(added), len(trajectories) - len(added))
+
+    def trajectory(self, id: str) -> Trajectory:
+        """The run, whole; DataError where there is none."""
+        query = select(tables.bodies.c.record).join(tables.trajectories).where(runs_table.id == bindable(id, "trajectory id"))
+        with self._database.read() as connection:
+            record = connection.execute(query).scalar()
+        if record is None:
+            raise DataError(f"there is no run {id!r} in the store. `agentalign runs` lists the runs.")
+        return rows.from_json(Trajectory, record, f"trajectory {id}")
+
+    def tokens(self, id: str) -> TokenRecord | None:
+        """The run's recorded tokens; None where none were recorded."""
+        query = select(tables.tokens.c.base, tables.tokens.c.data).join(tables.trajectories)
+        query = query.where(runs_table.id == bindable(id, "trajectory id"))
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else rows.unpack_tokens(id, row.base, row.data)
+
+    def resolve_id(self, prefix: str) -> str:
+        """The one run id that begins with `prefix`; DataError where there is none or more than one."""
+        lowest = bindable(prefix.lower(), "run id")
+        query = select(runs_table.id).where(runs_table.id >= lowest, runs_table.id < lowest + "g").order_by(runs_table.id).limit(3)
+        with self._database.read() as connection:
+            found = list(connection.execute(query).scalars()) if lowest else []
+        if not found:
+            raise DataError(f"no run's id begins with {prefix!r}. `agentalign runs` lists the runs.")
+        if len(found) > 1:
+            raise DataError(f"several runs' ids begin with {prefix!r}: {', '.join(found)}. Give more digits.")
+        return str(found[0])
+
+    def runs(self, filter: RunFilter = RunFilter(), limit: int = 50, after: str | None = None) -> RunPage:
+        """One page of the runs that match, newest first. Later pages cost no more than the first."""
+        with self._database.read() as connection:
+            matching = conditions(connection, filter)
+            total = connection.execute(select(func.count()).select_from(tables.trajectories).where(*matching)).scalar_one()
+            columns = [runs_table[name] for name in RunRow._fields]
+            query = select(*columns, runs_table.seq).where(*matching).order_by(runs_table.seq.desc()).limit(limit + 1)
+            if after is not None:
+                query = query.where(runs_table.seq < _cursor(after))
+            found = connection.execute(query).all()
+        page = [RunRow(*row[:-1]) for row in found[:limit]]
+        return RunPage(page, str(found[limit - 1].seq) if len(found) > limit else None, total)
+
+    def trajectories(self, filter: RunFilter = RunFilter()) -> Iterator[Trajectory]:
+        """Every run that matches, whole, oldest first. Runs stored after the first was read are left out."""
+        last, end = 0, None
+        while True:
+            with self._database.read() as connection:
+                if end is None:
+                    end = connection.execute(select(func.max(runs_table.seq))).scalar() or 0
+                query = select(runs_table.seq, runs_table.id, tables.bodies.c.record).join(tables.bodies)
+                query = query.where(*conditions(connection, filter), runs_table.seq > last, runs_table.seq <= end)
+                found = connection.execute(query.order_by(runs_table.seq).limit(CHUNK)).all()
+            for row in found:
+                yield rows.from_json(Trajectory, row.record, f"trajectory {row.id}")
+            if len(found) < CHUNK:
+                return
+            last = found[-1].seq
+
+    def duplicates(self, digests: Iterable[str]) -> dict[str, list[str]]:
+        """Stored runs with the given contents: digest -> run ids, oldest first; digests without a run are left out."""
+        wanted = [bindable(digest, "content digest") for digest in digests]
+        found: dict[str, list[str]] = {}
+        with self._database.read() as connection:
+            query = select(runs_table.content_digest, runs_table.id).where(is_one_of(connection, runs_table.content_digest, wanted))
+            for digest, id in connection.execute(query.order_by(runs_table.seq)):
+                found.setdefault(digest, []).append(id)
+        return found
+
+    def add_scores(self, scores: Sequence[Score]) -> AddReport:
+        """Append scores. A known id with the same content (but for its time) is counted as known; with other content it is a DataError."""
+        items = [Item(score.trajectory, score.step) for score in scores]
+        return self._append(tables.scores, [rows.score_row(score) for score in scores], scores, items)
+
+    def scores(self, trajectory_ids: Sequence[str] | None = None, taskset: str | None = None, criterion: str | None = None) -> list[Score]:
+        """Scores in the order they were stored. `criterion` is "name@version", or "name" for all versions."""
+        table = tables.scores.c
+        with self._database.read() as connection:
+            query = select(table.id, table.record)
+            if trajectory_ids is not None:
+                query = query.where(is_one_of(connection, table.trajectory, [bindable(id, "trajectory id") for id in trajectory_ids]))
+            if taskset is not None:
+                query = query.join(tables.trajectories).where(runs_table.taskset == bindable(taskset, "taskset"))
+            if criterion is not None:
+                query = query.where(_criterion(table.criterion, criterion))
+            return read_records(connection, query.order_by(table.seq), Score)
+
+    def add_preferences(self, preferences: Sequence[Preference]) -> AddReport:
+        """Append preferences, as `add_scores` does."""
+        items = [item for preference in preferences for item in preference.items]
+        return self._append(tables.preferences, [rows.preference_row(preference) for preference in preferences], preferences, items)
+
+    def preferences(self, taskset: str, criterion: str | None = None, source: str | None = None) -> list[Preference]:
+        """Preferences of a taskset in the order they were stored. `criterion` is "overall", "name@version", or "name" for all versions."""
+        table = tables.preferences.c
+        query = select(table.id, table.record).where(table.taskset == bindable(taskset, "taskset"))
+        if criterion is not None:
+            query = query.where(_criterion(table.criterion, criterion))
+        if source is not None:
+            query = query.where(table.source == bindable(source, "source"))
+        with self._database.read() as connection:
+            return read_records(connection, query.order_by(table.seq), Preference)
+
+    def save_training(self, training: Training) -> None:
+        """Store a training, or replace what is stored under its id."""
+        row = rows.training_row(training)
+        with self._database.write() as connection:
+            if not insert_new(connection, tables.trainings, [row]):
+                connection.execute(tables.trainings.update().where(tables.trainings.c.id == training.id).values(row))
+
+    def training(self, id: str) -> Training:
+        """The training; DataError where there is none."""
+        query = select(tables.trainings.c.id, tables.trainings.c.record).where(tables.trainings.c.id == bindable(id, "training id"))
+        with self._database.read() as connection:
+            found = read_records(connection, query, Training)
+        if not found:
+            raise DataError(f"there is no training {id!r} in the store. `agentalign train` starts one.")
+        return found[0]
+
+    def trainings(self, taskset: str | None = None) -> list[Training]:
+        """Trainings in the order they were started."""
+        table = tables.trainings.c
+        query = select(table.id, table.record).order_by(table.seq)
+        if taskset is not None:
+            query = query.where(table.taskset == bindable(taskset, "taskset"))
+        with self._database.read() as connection:
+            return read_records(connection, query, Training)
+
+    def _append(self, table: Table, new: list[Row], records: Sequence[Record], items: Iterable[Item]) -> AddReport:
+        with self._database.write() as connection:
+            require_items(connection, items)
+            added = insert_new(connection, table, new)
+            if len(added) < len(new):
+                refuse_conflicts(connection, table, new, records)
+        return AddReport(len(added), len(new) - len(added))
+
+
+def _criterion(column: ColumnElement[str], wanted: str) -> ColumnElement[bool]:
+    bindable(wanted, "criterion")
+    if "@" in wanted or wanted == "overall":
+        return column == wanted
+    return column.startswith(wanted + "@", autoescape=True)
+
+
+def _cursor(after: str) -> int:
+    if not after.isascii() or not after.isdigit() or len(after) > 18:
+        raise DataError(f"{after!r} is not a place in a list of runs. Use the `next` of the page before.")
+    return int(after)

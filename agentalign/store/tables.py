@@ -1,0 +1,103 @@
+"""The tables of the store, for both databases.
+
+A record is kept whole as JSON text; columns beside it exist only to filter and to order. Runs are split in two: `trajectories`
+holds one short row per run, so that lists and counts over a million of them stay quick, and `bodies` holds the long texts.
+Surprise: `seq`, not time, is the order of insertion, because clocks jump.
+"""
+
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy.types import TypeEngine
+
+REVISIONS = ("0001",)
+"""Every schema this code knows, oldest first; the last one is the schema of the tables below."""
+
+NAME_LENGTH = 500
+"""Longest name, id or reference that a column takes: an index entry of PostgreSQL holds at most 2704 bytes."""
+
+metadata = MetaData()
+
+
+def _sequence() -> TypeEngine[int]:
+    return BigInteger().with_variant(Integer, "sqlite")
+
+
+def _key() -> TypeEngine[str]:
+    # Byte order, as in SQLite: lets PostgreSQL find a prefix by its index, whatever the language of the database.
+    return String(NAME_LENGTH).with_variant(String(NAME_LENGTH, collation="C"), "postgresql")
+
+
+trajectories = Table(
+    "trajectories",
+    metadata,
+    Column("seq", _sequence(), primary_key=True),
+    Column("id", _key(), nullable=False, unique=True),
+    Column("taskset", _key(), nullable=False),
+    Column("task_id", _key()),
+    Column("family", _key(), nullable=False),
+    Column("split", _key(), nullable=False),
+    Column("policy", _key(), nullable=False),
+    Column("origin_kind", _key(), nullable=False),
+    Column("stop_reason", _key(), nullable=False),
+    Column("content_digest", _key(), nullable=False, index=True),
+    Column("n_steps", Integer, nullable=False),
+    Column("n_calls", Integer, nullable=False),
+    Column("seconds", Float),
+    Column("created", _key(), nullable=False),
+    Index("ix_trajectories_filters", "taskset", "split", "family", "policy", "origin_kind", "stop_reason"),
+    Index("ix_trajectories_task", "task_id", "taskset"),
+    Index("ix_trajectories_policy", "policy", "taskset"),
+)
+
+bodies = Table(
+    "bodies",
+    metadata,
+    Column("trajectory", _sequence(), ForeignKey("trajectories.seq"), primary_key=True, autoincrement=False),
+    Column("record", Text, nullable=False),
+    Column("search", Text, nullable=False),
+)
+
+calls = Table(
+    "calls",
+    metadata,
+    Column("tool", _key(), primary_key=True),
+    Column("trajectory", _sequence(), ForeignKey("trajectories.seq"), primary_key=True, autoincrement=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("trajectory", _sequence(), ForeignKey("trajectories.seq"), primary_key=True, autoincrement=False),
+    Column("base", _key(), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    Column("seq", _sequence(), primary_key=True),
+    Column("id", _key(), nullable=False, unique=True),
+    Column("trajectory", _key(), ForeignKey("trajectories.id"), nullable=False, index=True),
+    Column("criterion", _key(), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+preferences = Table(
+    "preferences",
+    metadata,
+    Column("seq", _sequence(), primary_key=True),
+    Column("id", _key(), nullable=False, unique=True),
+    Column("taskset", _key(), nullable=False, index=True),
+    Column("criterion", _key(), nullable=False),
+    Column("source", _key(), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+trainings = Table(
+    "trainings",
+    metadata,
+    Column("seq", _sequence(), primary_key=True),
+    Column("id", _key(), nullable=False, unique=True),
+    Column("taskset", _key(), nullable=False),
+    Column("adapter", _key(), nullable=False),
+    Column("record", Text, nullable=False),
+)
