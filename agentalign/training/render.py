@@ -1,0 +1,154 @@
+"""A run as tokens: for every assistant turn the prompt it was given and the tokens it wrote; only the latter are trained.
+
+One masking engine for every stage and template. Recorded token ids are used where they exist; otherwise a turn's tokens are what the
+template writes for it. The judge is the inverse: what was rendered must parse back to the message, or the run is refused by name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+
+from agentalign.errors import DataError, TemplateError
+from agentalign.records.trajectory import Message, TokenRecord, Trajectory, TurnTokens
+from agentalign.training import special_text
+from agentalign.training.dialect import Dialect
+
+
+@dataclass(frozen=True)
+class RenderedTurn:
+    """One assistant turn as tokens."""
+
+    message_index: int
+    context: tuple[int, ...]
+    """The prompt; never trained."""
+    completion: tuple[int, ...]
+    """What the agent wrote, up to and including the end-of-turn id; all of it trained."""
+    logprobs: tuple[float, ...] = ()
+    """The sampler's log-probabilities (nats) of the completion; empty unless recorded."""
+    rerendered: bool = False
+    """The template writes this turn differently once it is past than the prompt before it promised."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One run as tokens."""
+
+    trajectory: str
+    turns: tuple[RenderedTurn, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the longest path from the first token to the end of a turn."""
+        return max((len(turn.context) + len(turn.completion) for turn in self.turns), default=0)
+
+    @property
+    def n_trainable(self) -> int:
+        """Tokens that the agent wrote."""
+        return sum(len(turn.completion) for turn in self.turns)
+
+
+def render(trajectory: Trajectory, dialect: Dialect, *, tokens: TokenRecord | None = None, max_tokens: int) -> Rendered:
+    """The run's turns as tokens.
+
+    Args:
+        trajectory: The run.
+        dialect: Template and tokenizer of the base.
+        tokens: Recorded ids of the run; used where their digest equals the dialect's.
+        max_tokens: Longest path allowed.
+
+    Raises:
+        DataError: the template cannot say this run, a turn does not parse back, nothing is trainable, or it is too long.
+    """
+    where = f"run {trajectory.id}"
+    recorded = {turn.message_index: turn for turn in tokens.turns} if tokens and tokens.base == dialect.digest else {}
+    agent = [step.message_index for step in trajectory.steps]
+    if any(index not in recorded for index in agent):
+        if refusal := dialect.report.refusal(trajectory.messages, trajectory.tools):
+            raise DataError(f"{where}: {refusal}")
+    turns: list[RenderedTurn] = []
+    try:
+        for index in agent:
+            turns.append(_recorded_turn(recorded[index]) if index in recorded else _turn(trajectory, index, dialect, turns, where))
+    except TemplateError as error:
+        raise DataError(f"{where}: {error}") from error
+    rendered = Rendered(trajectory.id, tuple(turns))
+    if rendered.n_trainable == 0:
+        raise DataError(f"{where}: the agent wrote nothing in it, so there is nothing to train on. Leave it out.")
+    if rendered.n_tokens > max_tokens:
+        raise DataError(f"{where}: it has {rendered.n_tokens} tokens, more than max_tokens {max_tokens}. Raise max_tokens or leave it out.")
+    return rendered
+
+
+def _recorded_turn(turn: TurnTokens) -> RenderedTurn:
+    return RenderedTurn(turn.message_index, turn.context, turn.completion, turn.logprobs)
+
+
+def _turn(trajectory: Trajectory, index: int, dialect: Dialect, before: Sequence[RenderedTurn], where: str) -> RenderedTurn:
+    messages, message = trajectory.messages, trajectory.messages[index]
+    context = _context(messages[:index], trajectory.tools, dialect, before)
+    text, rerendered = _completion_text(messages[: index + 1], trajectory.tools, dialect, f"{where}, message {index}")
+    completion = dialect.completion_ids(text)
+    if completion is None:
+        raise DataError(f"{where}, message {index}: the template writes no end of turn after it: {special_text.plain(text)[-60:]!r}. Use another template.")
+    lost = _difference(message, dialect.parse_ids(completion))
+    if lost:
+        raise DataError(f"{where}, message {index}: the base's template and parser do not give it back: {lost}. Use another template, or leave the run out.")
+    return RenderedTurn(index, context, tuple(completion), rerendered=rerendered)
+
+
+def _context(messages: Sequence[Message], tools: str, dialect: Dialect, before: Sequence[RenderedTurn]) -> tuple[int, ...]:
+    if before:
+        last = before[-1]
+        ids = dialect.continue_ids(last.context, last.completion, messages, tools)
+        if ids is not None:
+            return tuple(ids)
+    return tuple(dialect.context_ids(messages, tools))
+
+
+def _completion_text(messages: Sequence[Message], tools: str, dialect: Dialect, where: str) -> tuple[str, bool]:
+    """What the template writes for the last message, and whether it had to be found by comparing renders."""
+    context = dialect.seamed_text(messages[:-1], tools, generate=True)
+    full = dialect.seamed_text(messages, tools)
+    if full.startswith(context):
+        return full[len(context) :], False
+    probes = [dialect.seamed_text([*messages[:-1], Message(role="assistant", content=word)], tools) for word in ("probe", "example")]
+    shared = commonprefix([*probes, full])
+    # The template may write again what the prompt already ended with (an opened `<think>`): that part was not the agent's.
+    text = full[len(shared) :]
+    overlap = next((n for n in range(min(len(text), len(context)), 0, -1) if context.endswith(text[:n])), 0)
+    if not text:
+        raise DataError(f"{where}: the template writes nothing for it. Use another template.")
+    return text[overlap:], True
+
+
+def _difference(wanted: Message, got: Message) -> str:
+    """What parsing the rendered turn lost, as a phrase; empty where nothing."""
+    if bool(wanted.malformed) != bool(got.malformed):
+        return f"a call became unreadable ({got.malformed})" if got.malformed else "an unreadable call became readable"
+    calls = [[(call.name, call.arguments) for call in message.tool_calls] for message in (wanted, got)]
+    if calls[0] != calls[1]:
+        return f"tool calls {calls[0]} became {calls[1]}"
+    if wanted.reasoning.strip() != got.reasoning.strip():
+        return f"reasoning {_short(wanted.reasoning)} became {_short(got.reasoning)}"
+    if wanted.content.strip() != got.content.strip():
+        return f"text {_short(wanted.content)} became {_short(got.content)}"
+    return ""
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def colour_print(rendered: Rendered, dialect: Dialect) -> str:
+    """The run as text with ANSI colours: trained tokens green, alternating light and dark per token; the rest grey."""
+    out: list[str] = []
+    shown: tuple[int, ...] = ()
+    for turn in rendered.turns:
+        common = len(commonprefix([shown, turn.context]))
+        if shown and common < len(shown):
+            out.append("\n\x1b[33m--- the template writes the past differently from here on ---\x1b[0m\n")
+            common = 0
+        out.append("\x1b[90m" + dialect.decode(turn.context[common:]) + "\x1b[0m")
+        out.extend(f"\x1b[{'30;42' if i % 2 else '30;102'}m{dialect.decode([token])}\x1b[0m" for i, token in enumerate(turn.completion))
+        shown = turn.context + turn.completion
+    return "".join(out)
