@@ -131,6 +131,13 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
     return 0.1 + 0.9 * weighted / total
 
 
+def unit_values(criteria: Sequence[Criterion], scores: Iterable[Score]) -> dict[str, float]:
+    """Per criterion name the value in [0, 1] that counts, chosen as in `overall`; a criterion without a value is left out."""
+    by_criterion = _effective(scores)
+    values = {criterion.name: _mean_value(criterion, by_criterion.get(criterion.key)) for criterion in criteria}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
     newest: dict[tuple[str, str, str, int | None], Score] = {}
     for score in sorted(scores, key=lambda s: s.time):

@@ -1,0 +1,261 @@
+"""Preferences from scores: which run of a task is better, and which step at the point where two runs part.
+
+Pure functions over records; a run comes with its `overall` value, or None where that is missing (such a run makes no pair).
+All runs of a task are laid into one tree of messages, so a step stands for every run that took it: a step is preferred only if the
+runs that took it did better on average too, and equal steps or runs never face each other.
+Surprise: tool-call ids take no part in "equal". They are names a server made up; two runs that differ in nothing else are one.
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from pydantic import JsonValue
+
+from agentalign.records.base import digest
+from agentalign.records.preference import Item, Preference
+from agentalign.records.trajectory import Message, StopReason, Trajectory
+
+Scored = tuple[Trajectory, float | None]
+"""A run and its overall value; None where it cannot be known."""
+
+Group = tuple[str, str]
+"""(family, branch): what pairs are balanced over."""
+
+MOST_RUNS = 200
+"""More runs of one task than this are thinned out by chance first: pairs grow with their square."""
+
+_ROUNDING = 1e-9
+
+
+class _Run(NamedTuple):
+    trajectory: Trajectory
+    value: float
+    nodes: tuple[int, ...]
+    """Per message the node of the task's tree: equal for two runs exactly where all messages up to there are equal."""
+
+
+class _Candidate(NamedTuple):
+    better: Item
+    worse: Item
+    sides: tuple[int, int]
+    """Tree nodes of the better and the worse item: equal content has equal nodes."""
+    gap: float
+
+
+def task_pairs(runs: Sequence[Scored], *, margin: float, per_task: int, seed: int) -> list[Preference]:
+    """Whole runs of one task whose values differ by at least `margin`, at most `per_task` pairs a task, in an order the seed fixes."""
+    found = []
+    for group in _by_task(runs, seed):
+        means = _means((run.nodes[-1], run.value) for run in group)
+        candidates = []
+        for better, worse in _ordered(group, group, margin):
+            sides = (better.nodes[-1], worse.nodes[-1])
+            gap = means[sides[0]] - means[sides[1]]
+            if sides[0] != sides[1] and gap >= margin - _ROUNDING and gap > 0:
+                candidates.append(_Candidate(Item(better.trajectory.id), Item(worse.trajectory.id), sides, gap))
+        found += _preferences(group, candidates, per_task, seed, "scores")
+    return found
+
+
+def step_pairs(runs: Sequence[Scored], *, margin: float, per_task: int, seed: int) -> list[Preference]:
+    """The step of the better run over that of the worse, at the first step where two runs of one task part.
+
+    Everything before the two steps is equal, tool results included. Runs that part because the environment answered differently,
+    or because one simply ends, make no pair; nor does a better step whose tool call could not be read.
+    """
+    found = []
+    for group in _by_task(runs, seed):
+        means = _means((node, run.value) for run in group for node in run.nodes)
+        candidates = []
+        for better, worse in _ordered(group, group, margin):
+            place = _parting(better, worse)
+            if place is None or better.trajectory.messages[place].malformed:
+                continue
+            sides = (better.nodes[place], worse.nodes[place])
+            gap = means[sides[0]] - means[sides[1]]
+            if gap >= margin - _ROUNDING and gap > 0:
+                step = _step_index(better.trajectory, place)
+                candidates.append(_Candidate(Item(better.trajectory.id, step), Item(worse.trajectory.id, step), sides, gap))
+        found += _preferences(group, candidates, per_task, seed, "scores")
+    return found
+
+
+def corrections(experts: Sequence[Scored], runs: Sequence[Scored], *, margin: float, per_task: int, seed: int) -> list[Preference]:
+    """What an expert did where a run went wrong: the expert's step over the run's, at the first step where they part.
+
+    `experts` are expert runs and corrected runs (forks that continue a run's own history); of several the one that parts latest
+    from the run speaks, because it says most exactly where the mistake is. A run's step is no mistake when the runs that took it
+    did about as well as the expert.
+    """
+    expert_ids = {trajectory.id for trajectory, _ in experts}
+    own = [run for run in runs if run[0].id not in expert_ids]
+    found = []
+    for group in _by_task([*experts, *own], seed, always=expert_ids):
+        teachers = [run for run in group if run.trajectory.id in expert_ids]
+        pupils = [run for run in group if run.trajectory.id not in expert_ids]
+        means = _means((node, run.value) for run in pupils for node in run.nodes)
+        latest: dict[str, tuple[int, _Candidate]] = {}
+        for teacher, pupil in _ordered(teachers, pupils, margin):
+            place = _parting(teacher, pupil)
+            if place is None or teacher.trajectory.messages[place].malformed:
+                continue
+            gap = teacher.value - means[pupil.nodes[place]]
+            if gap < margin - _ROUNDING or place <= latest.get(pupil.trajectory.id, (-1,))[0]:
+                continue
+            step = _step_index(teacher.trajectory, place)
+            items = Item(teacher.trajectory.id, step), Item(pupil.trajectory.id, step)
+            latest[pupil.trajectory.id] = (place, _Candidate(*items, (teacher.nodes[place], pupil.nodes[place]), gap))
+        found += _preferences(group, [candidate for _, candidate in latest.values()], per_task, seed, "correction")
+    return found
+
+
+def parting_step(first: Trajectory, second: Trajectory) -> int | None:
+    """Index of the first step where two runs differ after equal messages; None where no step of both is the first difference."""
+    tree: dict[tuple[object, ...], int] = {}
+    place = _parting(_Run(first, 0.0, _nodes(first, tree)), _Run(second, 0.0, _nodes(second, tree)))
+    return None if place is None else _step_index(first, place)
+
+
+def balance(
+    preferences: Sequence[Preference], group_of: Callable[[Preference], Group], cap: int, *, ratio: float = 3.0, seed: int = 0
+) -> list[Preference]:
+    """At most `cap` preferences per (family, branch), and in a family no branch more than `ratio` times its smallest.
+
+    Learning from one branch of a judgement alone turns its error round ("always cancel" instead of "never cancel"). Which ones go
+    is drawn by the seed; those that stay keep their order. A branch without any preference cannot be seen here: see `describe`.
+    """
+    groups: dict[Group, list[Preference]] = defaultdict(list)
+    for preference in preferences:
+        groups[group_of(preference)].append(preference)
+    smallest: dict[str, int] = {}
+    for (family, _), members in groups.items():
+        smallest[family] = min(len(members), smallest.get(family, len(members)))
+    kept: set[str] = set()
+    for group, members in sorted(groups.items()):
+        limit = min(cap, max(1, int(ratio * smallest[group[0]])))
+        ids = sorted({preference.id for preference in members})
+        random.Random(f"{seed}/{group}").shuffle(ids)
+        kept.update(ids[:limit])
+    return [preference for preference in preferences if preference.id in kept]
+
+
+def describe(preferences: Iterable[Preference], group_of: Callable[[Preference], Group]) -> dict[str, dict[str, int]]:
+    """Counts to print: per criterion, source, level ("run" or "step"), outcome, family, and "family/branch"."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("criterion", "source", "level", "outcome", "family", "branch")}
+    for preference in preferences:
+        family, branch = group_of(preference)
+        counts["criterion"][preference.criterion] += 1
+        counts["source"][preference.source] += 1
+        counts["level"]["run" if preference.items[0].step is None else "step"] += 1
+        counts["outcome"]["tie" if preference.tie else "both bad" if preference.both_bad else "decided"] += 1
+        counts["family"][family] += 1
+        counts["branch"][f"{family}/{branch}" if branch else family] += 1
+    return {name: dict(sorted(counter.items())) for name, counter in counts.items()}
+
+
+def runs_by_task(trajectories: Iterable[Trajectory]) -> dict[tuple[str, str], list[Trajectory]]:
+    """Runs of one taskset and task together; imported runs without a task id by their tools and messages before the first act."""
+    groups: dict[tuple[str, str], list[Trajectory]] = defaultdict(list)
+    for trajectory in trajectories:
+        groups[(trajectory.taskset, trajectory.same_task_key())].append(trajectory)
+    return dict(groups)
+
+
+def _by_task(runs: Sequence[Scored], seed: int, always: frozenset[str] | set[str] = frozenset()) -> list[list[_Run]]:
+    """Usable runs per task, tasks and runs in an order that does not depend on the order given."""
+    # A run that broke says something about the environment, not about the agent; one without a step has nothing to learn from.
+    values = {t.id: value for t, value in runs if value is not None and t.stop_reason != StopReason.ERROR and t.steps}
+    usable = {t.id: t for t, _ in runs if t.id in values}
+    groups = []
+    for key, members in sorted(runs_by_task(usable.values()).items()):
+        members.sort(key=lambda trajectory: trajectory.id)
+        if len(members) > MOST_RUNS:
+            random.Random(f"{seed}/{key}").shuffle(members)
+            members.sort(key=lambda trajectory: trajectory.id not in always)
+            members = sorted(members[:MOST_RUNS], key=lambda trajectory: trajectory.id)
+        tree: dict[tuple[object, ...], int] = {}
+        groups.append([_Run(t, values[t.id], _nodes(t, tree)) for t in members])
+    return groups
+
+
+def _nodes(trajectory: Trajectory, tree: dict[tuple[object, ...], int]) -> tuple[int, ...]:
+    numbers: dict[str, int] = {}
+    node = tree.setdefault(("tools", trajectory.tools), len(tree))
+    nodes = []
+    for message in trajectory.messages:
+        node = tree.setdefault((node, *_key(message, numbers)), len(tree))
+        nodes.append(node)
+    return tuple(nodes)
+
+
+def _key(message: Message, numbers: dict[str, int]) -> tuple[object, ...]:
+    for call in message.tool_calls:
+        numbers[call.id] = len(numbers)
+    calls = tuple((numbers[call.id], call.name, call.arguments) for call in message.tool_calls)
+    answers = numbers.get(message.tool_call_id) if message.tool_call_id is not None else None
+    return message.role, message.content, message.reasoning, calls, answers, message.name, message.error, message.malformed
+
+
+def _parting(first: _Run, second: _Run) -> int | None:
+    """Message index of the first difference, where both runs have an assistant message there."""
+    for place, (one, other) in enumerate(zip(first.nodes, second.nodes, strict=False)):
+        if one != other:
+            roles = {first.trajectory.messages[place].role, second.trajectory.messages[place].role}
+            same_tools = first.trajectory.tools == second.trajectory.tools
+            return place if roles == {"assistant"} and same_tools else None
+    return None
+
+
+def _step_index(trajectory: Trajectory, place: int) -> int:
+    return sum(message.role == "assistant" for message in trajectory.messages[:place])
+
+
+def _means(values: Iterable[tuple[int, float]]) -> dict[int, float]:
+    groups: dict[int, list[float]] = defaultdict(list)
+    for node, value in values:
+        groups[node].append(value)
+    return {node: sum(group) / len(group) for node, group in groups.items()}
+
+
+def _ordered(first: Sequence[_Run], second: Sequence[_Run], margin: float) -> Iterable[tuple[_Run, _Run]]:
+    for better in first:
+        for worse in second:
+            gap = better.value - worse.value
+            if gap >= margin - _ROUNDING and gap > 0:
+                yield better, worse
+
+
+def _preferences(
+    group: Sequence[_Run], candidates: Sequence[_Candidate], per_task: int, seed: int, source: Literal["scores", "correction"]
+) -> list[Preference]:
+    """Up to `per_task` of the candidates: each content once, unused items first, then the widest gap, then by chance."""
+    distinct: dict[tuple[int, int], _Candidate] = {}
+    for candidate in candidates:
+        distinct.setdefault(candidate.sides, candidate)
+    left = sorted(distinct.values(), key=lambda c: (c.better.trajectory, c.worse.trajectory))
+    random.Random(f"{seed}/{source}/{group[0].trajectory.same_task_key()}").shuffle(left)
+    used: Counter[int] = Counter()
+    runs = {run.trajectory.id: run for run in group}
+    chosen: list[Preference] = []
+    while left and len(chosen) < per_task:
+        best = min(left, key=lambda c: (used[c.sides[0]] + used[c.sides[1]], -round(c.gap, 6)))
+        left.remove(best)
+        used.update(best.sides)
+        chosen.append(_preference(runs[best.better.trajectory], runs[best.worse.trajectory], best, source))
+    return chosen
+
+
+def _preference(better: _Run, worse: _Run, candidate: _Candidate, source: Literal["scores", "correction"]) -> Preference:
+    rater = "overall" if source == "scores" else better.trajectory.origin.reference
+    items: list[JsonValue] = [list(candidate.better), list(candidate.worse)]
+    return Preference(
+        taskset=better.trajectory.taskset,
+        items=(candidate.better, candidate.worse),
+        source=source,
+        rater=rater,
+        note=f"overall {better.value:.3f} over {worse.value:.3f}",
+        # Without time and values: making the same pairs again adds nothing to the store.
+        id=digest([better.trajectory.taskset, items, source, rater]),
+    )
