@@ -74,16 +74,17 @@ def _engine(url: URL, where: str) -> Engine:
 def _translated(where: str) -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
-        raise StoreError(
-            f"{where} cannot be reached ({_first_line(error)}). Nothing was stored; check AGENTALIGN_DATABASE_URL and the server"
-        ) from error
     except DBAPIError as error:
         state = getattr(error.orig, "sqlstate", None) or ""
-        if state in ("42501", "25006"):
+        if state in ("42501", "25006"):  # insufficient privilege, read-only transaction
             raise StoreError(f"{where} may not be written by this user ({_first_line(error)}). Grant it the right.") from error
-        if state.startswith(("XX", "53", "57", "58", "08")) or error.connection_invalidated:
+        if state.startswith(("53", "54", "58", "XX")):  # out of disk or memory, over a limit, I/O error, corruption
             raise StoreError(f"{where} failed ({_first_line(error)}). Nothing was stored; see the server's log.") from error
+        if isinstance(error, OperationalError) or error.connection_invalidated:
+            raise StoreError(
+                f"{where} cannot be reached ({_first_line(error)}). Check AGENTALIGN_DATABASE_URL and the server, then save again: "
+                "what was stored already is only counted as known."
+            ) from error
         raise
 
 

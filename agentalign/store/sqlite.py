@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from agentalign.errors import StoreError
+from agentalign.store.files import put_in_place
 from agentalign.store.network import network_file_system
 from agentalign.store.rows import RESTORE
 from agentalign.store.schema import check_known, migrate, revision
@@ -183,22 +184,6 @@ def _set_wal(path: Path) -> None:
         connection.close()
     if mode != "wal":
         raise StoreError(f"store {path} lies on a file system without shared memory, which SQLite needs. Choose a folder on a local disk.")
-
-
-def put_in_place(file: Path, path: Path) -> None:
-    """Rename `file` to `path` so that it survives a power cut."""
-    fsync(file)
-    file.replace(path)
-    fsync(path.parent)
-
-
-def fsync(path: Path) -> None:
-    """Force a file's content, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
