@@ -1,0 +1,107 @@
+"""Does a taskset keep its promises? The expert plays every task, its runs are replayed, and the checks must be content with them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from agentalign.environments.task import Task
+from agentalign.environments.taskset import Taskset
+from agentalign.environments.team_code import Pool, TeamCodeError
+from agentalign.errors import ToolError
+from agentalign.records.trajectory import Message, Origin, StopReason, ToolCall, Trajectory
+
+
+class TasksetReport(NamedTuple):
+    """What checking a taskset found."""
+
+    taskset: str
+    tasks: dict[str, int]
+    """Tasks per split."""
+    families: dict[str, int]
+    played: int
+    """Tasks that the expert played; 0 where there is no expert."""
+    problems: tuple[str, ...]
+    """One sentence each; empty where all is well."""
+
+
+def check_taskset(taskset: Taskset, pool: Pool, tasks: Sequence[Task] | None = None) -> TasksetReport:
+    """Play, replay and check all tasks (or those given) with the expert; without one, only see that tasks can be reset."""
+    tasks = taskset.tasks() if tasks is None else list(tasks)
+    problems: list[str] = []
+    for task in tasks if taskset.has_environment else ():
+        try:
+            problems += _task_problems(taskset, task, pool)
+        except TeamCodeError as error:
+            problems.append(f"task '{task.id}': {error}")
+        finally:
+            pool.release(0)
+    return TasksetReport(
+        taskset.name,
+        {split: sum(task.split == split for task in tasks) for split in dict.fromkeys(task.split for task in tasks)},
+        {family: sum(task.family == family for task in tasks) for family in dict.fromkeys(task.family for task in tasks)},
+        len(tasks) if taskset.has_environment and taskset.has_expert else 0,
+        tuple(problems),
+    )
+
+
+def expert_run(taskset: Taskset, task: Task, pool: Pool, slot: int = 0) -> Trajectory:
+    """One run of the expert, within the taskset's limit of turns."""
+    messages = [Message(role="system", content=taskset.system_prompt)] if taskset.system_prompt else []
+    messages += pool.reset(slot, task)
+    stop = StopReason.MAX_TURNS
+    for _ in range(taskset.limits.max_turns):
+        message = pool.expert(slot, task, messages)
+        messages.append(message)
+        if message.tool_calls:
+            messages += [_result(pool, slot, call) for call in message.tool_calls]
+        elif (words := pool.reply(slot, messages)) is not None:
+            messages.append(words)
+        else:
+            stop = StopReason.ANSWERED
+            break
+    return Trajectory(
+        taskset=taskset.name,
+        messages=tuple(messages),
+        tools=taskset.tools,
+        origin=Origin(kind="expert", reference="expert", task=task.id),
+        task_id=task.id,
+        family=task.family,
+        split=task.split,
+        stop_reason=stop,
+    )
+
+
+def _task_problems(taskset: Taskset, task: Task, pool: Pool) -> list[str]:
+    if not taskset.has_expert:
+        pool.reset(0, task)
+        return []
+    run = expert_run(taskset, task, pool)
+    problems = [] if run.stop_reason == StopReason.ANSWERED else [f"task '{task.id}': the expert did not end within {taskset.limits.max_turns} turns."]
+    for criterion in taskset.criteria:
+        if criterion.kind != "check" or not (criterion.gate or criterion.name == "task_success"):
+            continue
+        answer = pool.check(criterion.check, run, task)
+        values = [] if answer is None else list(answer.values()) if isinstance(answer, dict) else [float(answer)]
+        if any(criterion.unit_value(value) < (criterion.gate_at if criterion.gate else 1) for value in values):
+            problems.append(f"task '{task.id}': the expert's run fails '{criterion.name}' ({answer}).")
+    if taskset.replayable:
+        problems += _replay_problems(task, run, pool)
+    return problems
+
+
+def _replay_problems(task: Task, run: Trajectory, pool: Pool) -> list[str]:
+    """The promise `replayable`: the same calls give the same results again."""
+    first = run.steps[0].message_index if run.steps else len(run.messages)
+    opening = [message for message in run.messages[:first] if message.role != "system"]
+    if pool.reset(0, task) != opening:
+        return [f"task '{task.id}': reset says something else the second time, but the taskset says `replayable: true`."]
+    for step in run.steps:
+        if tuple(_result(pool, 0, call) for call in step.message.tool_calls) != step.results:
+            return [f"task '{task.id}': step {step.index} has other results when replayed, but the taskset says `replayable: true`."]
+    return []
+
+
+def _result(pool: Pool, slot: int, call: ToolCall) -> Message:
+    try:
+        return Message(role="tool", content=pool.call(slot, call), tool_call_id=call.id, name=call.name)
+    except ToolError as error:
+        return Message(role="tool", content=str(error), tool_call_id=call.id, name=call.name, error=True)
