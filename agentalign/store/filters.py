@@ -6,7 +6,7 @@ from agentalign.errors import DataError
 from agentalign.records.base import Record
 from agentalign.store.database import is_one_of
 from agentalign.store.rows import folded, storable, tool_key
-from agentalign.store.tables import NAME_LENGTH, bodies, calls, trainings, trajectories
+from agentalign.store.tables import NAME_LENGTH, bodies, calls, scores, trainings, trajectories
 
 
 class RunFilter(Record):
@@ -27,6 +27,8 @@ class RunFilter(Record):
     ids: tuple[str, ...] | None = None
     training: str | None = None
     """Training id: runs sampled while it trained (origin "id" or "id/...") and runs of the adapter that it saved."""
+    unrated_by: str | None = None
+    """A person: runs of which this person has scored nothing yet, neither the whole nor a step."""
 
 
 _COLUMNS = ("taskset", "task_id", "family", "split", "policy", "origin_kind", "stop_reason")
@@ -50,6 +52,9 @@ def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[
         adapter = select(trainings.c.adapter).where(trainings.c.id == training, trainings.c.adapter != "")
         policy = trajectories.c.policy
         found.append(or_(policy == training, policy.startswith(training + "/", autoescape=True), policy.in_(adapter)))
+    if wanted.unrated_by is not None:
+        rated = select(scores.c.trajectory).where(scores.c.person == bindable(wanted.unrated_by, "unrated_by"))
+        found.append(trajectories.c.id.not_in(rated))
     return found
 
 

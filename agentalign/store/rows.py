@@ -127,6 +127,7 @@ def score_row(score: Score) -> Row:
         "id": name(score.id, f"id of {what}"),
         "trajectory": name(score.trajectory, f"trajectory of {what}"),
         "criterion": name(score.criterion, f"criterion of {what}"),
+        "person": name(score.rater, f"rater of {what}") if score.rater_kind == "human" else None,
         "record": to_json(score, what),
     }
 

@@ -18,6 +18,7 @@ from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import TokenRecord, Trajectory
 from agentalign.store import rows, tables
 from agentalign.store.appending import insert_all, insert_new, insert_tokens, read_records, refuse_conflicts, require_items
+from agentalign.store.check import StoreReport, check
 from agentalign.store.database import is_one_of, open_database
 from agentalign.store.filters import RunFilter, bindable, conditions
 from agentalign.store.rows import Row
@@ -64,6 +65,18 @@ class RunPage(NamedTuple):
     """Hand it to `runs(after=...)` for the next page; None on the last one."""
     total: int
     """How many runs the filter matches, over all pages."""
+
+
+class RunChoices(NamedTuple):
+    """What a list of runs can be narrowed to: the values that occur, sorted."""
+
+    taskset: list[str]
+    """Of all runs; the other lists are of the taskset that was asked about."""
+    family: list[str]
+    split: list[str]
+    policy: list[str]
+    stop_reason: list[str]
+    tool: list[str]
 
 
 class Store:
@@ -138,6 +151,19 @@ class Store:
             found = connection.execute(query).all()
         page = [RunRow(*row[:-1]) for row in found[:limit]]
         return RunPage(page, str(found[limit - 1].seq) if len(found) > limit else None, total)
+
+    def choices(self, taskset: str | None = None) -> RunChoices:
+        """The values that occur in the runs of a taskset, or of all."""
+        wanted = RunFilter(taskset=taskset)
+        with self._database.read() as connection:
+            matching = conditions(connection, wanted)
+
+            def values(column: ColumnElement[str], *where: ColumnElement[bool]) -> list[str]:
+                return sorted(value for value in connection.execute(select(column).where(*where).distinct()).scalars() if value)
+
+            family, split, policy, stop = (values(runs_table[name], *matching) for name in ("family", "split", "policy", "stop_reason"))
+            tool = values(tables.calls.c.tool, tables.calls.c.trajectory.in_(select(runs_table.seq).where(*matching)))
+            return RunChoices(values(runs_table.taskset), family, split, policy, stop, tool)
 
     def trajectories(self, filter: RunFilter = RunFilter()) -> Iterator[Trajectory]:
         """Every run that matches, whole, oldest first. Runs stored after the first was read are left out."""
@@ -223,6 +249,11 @@ class Store:
             query = query.where(table.taskset == bindable(taskset, "taskset"))
         with self._database.read() as connection:
             return read_records(connection, query, Training)
+
+    def check(self) -> StoreReport:
+        """Read every record again and compare; takes long for a big store."""
+        with self._database.read() as connection:
+            return check(connection)
 
     def _append(self, table: Table, new: list[Row], records: Sequence[Record], items: Iterable[Item]) -> AddReport:
         with self._database.write() as connection:

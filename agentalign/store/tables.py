@@ -78,7 +78,9 @@ scores = Table(
     Column("id", _key(), nullable=False, unique=True),
     Column("trajectory", _key(), ForeignKey("trajectories.id"), nullable=False, index=True),
     Column("criterion", _key(), nullable=False),
+    Column("person", _key()),
     Column("record", Text, nullable=False),
+    Index("ix_scores_person", "person", "trajectory"),
 )
 
 preferences = Table(

@@ -19,8 +19,10 @@ def upgrade() -> None:
         sa.Column("id", _key, nullable=False, unique=True),
         sa.Column("trajectory", _key, sa.ForeignKey("trajectories.id"), nullable=False, index=True),
         sa.Column("criterion", _key, nullable=False),
+        sa.Column("person", _key),
         sa.Column("record", sa.Text, nullable=False),
     )
+    op.create_index("ix_scores_person", "scores", ["person", "trajectory"])
     op.create_table(
         "preferences",
         sa.Column("seq", _seq, primary_key=True),
