@@ -7,7 +7,7 @@ from typing import Protocol
 
 from sqlalchemy import ColumnElement, Connection, cast, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.types import Text
 
@@ -35,18 +35,27 @@ class Database(Protocol):
 
 def open_database(url: str) -> Database:
     """The database of a URL such as "sqlite:///folder/store.db" or "postgresql://user@host/name"."""
-    try:
-        parsed = make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
-    except ArgumentError as error:
-        raise StoreError("the store's URL cannot be read. Write e.g. sqlite:///folder/store.db or postgresql://user@host/name.") from error
+    path = database_path(url)
+    return PostgresDatabase(_parse(url).set(drivername="postgresql+psycopg")) if path is None else SqliteDatabase(path)
+
+
+def database_path(url: str) -> Path | None:
+    """The file of a SQLite URL; None for PostgreSQL; StoreError for anything else."""
+    parsed = _parse(url)
     backend = parsed.get_backend_name()
     if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
-        return SqliteDatabase(Path(parsed.database))
+        return Path(parsed.database)
     if backend == "postgresql":
-        return PostgresDatabase(parsed.set(drivername="postgresql+psycopg"))
-    raise StoreError(
-        f"a store cannot live in {parsed.render_as_string(hide_password=True)}. Write sqlite:///folder/store.db or postgresql://user@host/name."
-    )
+        return None
+    where = parsed.render_as_string(hide_password=True)
+    raise StoreError(f"a store cannot live in {where}. Write sqlite:///folder/store.db or postgresql://user@host/name.")
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
+    except ArgumentError as error:
+        raise StoreError("the store's URL cannot be read. Write e.g. sqlite:///folder/store.db or postgresql://user@host/name.") from error
 
 
 def is_one_of(connection: Connection, column: ColumnElement[str], values: Sequence[str]) -> ColumnElement[bool]:

@@ -168,15 +168,30 @@ def create(path: Path) -> None:
     building = path.with_name(f"{path.name}.new")
     building.unlink(missing_ok=True)
     with translated(path):
-        engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(building, isolation_level=None), poolclass=NullPool)
-        _begin_with(engine, "BEGIN IMMEDIATE")
-        with engine.begin() as connection:
-            migrate(connection)
-        _set_wal(building)
+        build(building)
+        set_wal(building)
         put_in_place(building, path)
 
 
-def _set_wal(path: Path) -> None:
+def build(path: Path) -> None:
+    """Make our tables in a new file that nobody else knows of."""
+    with file_engine(path) as engine, engine.begin() as connection:
+        migrate(connection)
+
+
+@contextmanager
+def file_engine(path: Path) -> Iterator[Engine]:
+    """Connections to a file that nobody else has open, such as a copy; made where it is missing."""
+    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(path, isolation_level=None), poolclass=NullPool)
+    _begin_with(engine, "BEGIN IMMEDIATE")
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def set_wal(path: Path) -> None:
+    """Make the file one that many may read while one writes; it stays so."""
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -232,7 +247,7 @@ _SENTENCES = {
 
 
 @contextmanager
-def translated(path: Path) -> Iterator[None]:
+def translated(path: Path, kind: str = "store") -> Iterator[None]:
     """SQLite's errors as one sentence each. Errors that are ours, such as a wrong statement, keep their traceback."""
     try:
         yield
@@ -241,7 +256,7 @@ def translated(path: Path) -> Iterator[None]:
         code = getattr(original, "sqlite_errorname", "") or ""
         for prefix, sentence in _SENTENCES.items():
             if code.startswith(prefix):
-                raise StoreError(f"store {path} {sentence}") from error
+                raise StoreError(f"{kind} {path} {sentence}") from error
         if "no such table" in str(original):
-            raise StoreError(f"store {path} has lost a table ({original}), so it is damaged. {RESTORE}") from error
+            raise StoreError(f"{kind} {path} has lost a table ({original}), so it is damaged. {RESTORE}") from error
         raise

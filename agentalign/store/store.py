@@ -154,16 +154,17 @@ class Store:
 
     def choices(self, taskset: str | None = None) -> RunChoices:
         """The values that occur in the runs of a taskset, or of all."""
-        wanted = RunFilter(taskset=taskset)
         with self._database.read() as connection:
-            matching = conditions(connection, wanted)
+            matching = conditions(connection, RunFilter(taskset=taskset))
 
             def values(column: ColumnElement[str], *where: ColumnElement[bool]) -> list[str]:
                 return sorted(value for value in connection.execute(select(column).where(*where).distinct()).scalars() if value)
 
-            family, split, policy, stop = (values(runs_table[name], *matching) for name in ("family", "split", "policy", "stop_reason"))
-            tool = values(tables.calls.c.tool, tables.calls.c.trajectory.in_(select(runs_table.seq).where(*matching)))
-            return RunChoices(values(runs_table.taskset), family, split, policy, stop, tool)
+            family, split, policy, stop_reason = (
+                values(column, *matching) for column in (runs_table.family, runs_table.split, runs_table.policy, runs_table.stop_reason)
+            )
+            tools = values(tables.calls.c.tool, tables.calls.c.trajectory.in_(select(runs_table.seq).where(*matching)))
+            return RunChoices(values(runs_table.taskset), family, split, policy, stop_reason, tools)
 
     def trajectories(self, filter: RunFilter = RunFilter()) -> Iterator[Trajectory]:
         """Every run that matches, whole, oldest first. Runs stored after the first was read are left out."""

@@ -1,0 +1,122 @@
+"""Is everything in a store what was put there? Every record is read, hashed again and compared with its columns."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sqlalchemy import Connection, Row, Select, func, select, text
+
+from agentalign.errors import AgentAlignError
+from agentalign.records.adapter import Training
+from agentalign.records.criterion import Score
+from agentalign.records.preference import Preference
+from agentalign.records.trajectory import Trajectory
+from agentalign.store import rows, tables
+
+CHUNK = 100
+"""Records held in memory at once."""
+
+
+class StoreReport(NamedTuple):
+    """What a store holds, and what is wrong with it."""
+
+    trajectories: int
+    tokens: int
+    scores: int
+    preferences: int
+    trainings: int
+    problems: tuple[str, ...] = ()
+    """One sentence each; empty for a sound store."""
+
+
+def count(connection: Connection) -> StoreReport:
+    """How many records of each kind there are."""
+    kinds = (tables.trajectories, tables.tokens, tables.scores, tables.preferences, tables.trainings)
+    numbers = [connection.execute(select(func.count()).select_from(table)).scalar_one() for table in kinds]
+    return StoreReport(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4])
+
+
+def check(connection: Connection) -> StoreReport:
+    """Read everything and compare; the database's own check comes first."""
+    problems: list[str] = []
+    if connection.dialect.name == "sqlite":
+        found = [str(row[0]) for row in connection.execute(text("PRAGMA integrity_check"))]
+        problems += [f"SQLite: {line}" for line in found if line != "ok"]
+        missing = connection.execute(text("PRAGMA foreign_key_check"))
+        problems += [f"SQLite: a row of {row[0]} refers to a missing row of {row[2]}" for row in missing]
+        if problems:
+            return count(connection)._replace(problems=tuple(problems))
+    for examine in (_runs, _tokens, _scores, _preferences, _trainings):
+        problems += examine(connection)
+    return count(connection)._replace(problems=tuple(problems))
+
+
+def stream(connection: Connection, query: Select[*tuple[object, ...]]) -> Iterator[Row[*tuple[object, ...]]]:
+    """Rows of a query, a few in memory at a time."""
+    for part in connection.execution_options(yield_per=CHUNK).execute(query).partitions():
+        yield from part
+
+
+def _problem(what: str, stored: rows.Row, expected: rows.Row) -> Iterator[str]:
+    for column, value in expected.items():
+        if stored[column] != value:
+            yield f"{what}: column {column} is {stored[column]!r} but its record says {value!r}"
+
+
+def _runs(connection: Connection) -> Iterator[str]:
+    query = select(tables.trajectories, tables.bodies.c.record).outerjoin(tables.bodies).order_by(tables.trajectories.c.seq)
+    for row in stream(connection, query):
+        what = f"trajectory {row.id}"
+        if row.record is None:
+            yield f"{what} has lost its record"
+            continue
+        try:
+            trajectory = rows.from_json(Trajectory, row.record, what)
+        except AgentAlignError as error:
+            yield str(error)
+            continue
+        expected = rows.trajectory_row(trajectory)
+        if not trajectory.created:
+            del expected["created"]
+        yield from _problem(what, dict(row._mapping), expected)
+
+
+def _tokens(connection: Connection) -> Iterator[str]:
+    table = tables.tokens.c
+    for row in stream(connection, select(tables.trajectories.c.id, table.base, table.data).join(tables.tokens)):
+        try:
+            rows.unpack_tokens(row.id, row.base, row.data)
+        except AgentAlignError as error:
+            yield str(error)
+
+
+def _scores(connection: Connection) -> Iterator[str]:
+    for row in stream(connection, select(tables.scores)):
+        try:
+            score = rows.from_json(Score, row.record, f"score {row.id}")
+        except AgentAlignError as error:
+            yield str(error)
+        else:
+            yield from _problem(f"score {row.id}", dict(row._mapping), rows.score_row(score))
+
+
+def _preferences(connection: Connection) -> Iterator[str]:
+    ids = set(connection.execute(select(tables.trajectories.c.id)).scalars())
+    for row in stream(connection, select(tables.preferences)):
+        try:
+            preference = rows.from_json(Preference, row.record, f"preference {row.id}")
+        except AgentAlignError as error:
+            yield str(error)
+        else:
+            yield from _problem(f"preference {row.id}", dict(row._mapping), rows.preference_row(preference))
+            lost = [item.trajectory for item in preference.items if item.trajectory not in ids]
+            yield from (f"preference {row.id} is about run {id}, which is missing" for id in lost)
+
+
+def _trainings(connection: Connection) -> Iterator[str]:
+    for row in stream(connection, select(tables.trainings)):
+        try:
+            training = rows.from_json(Training, row.record, f"training {row.id}")
+        except AgentAlignError as error:
+            yield str(error)
+        else:
+            yield from _problem(f"training {row.id}", dict(row._mapping), rows.training_row(training))
