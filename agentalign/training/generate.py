@@ -1,0 +1,343 @@
+"""Batched generation inside the process, with a cache that lives across the turns of many runs.
+
+A `Generator` holds a plain causal LM; a session holds the keys and values of its slots (one run each). `session.generate` takes each slot's
+whole context as token ids and computes only what it does not hold yet: the prefix that all contexts share once for everyone, the rest per
+slot. A slot that ends its turn leaves the batch at once. Changed weights need a new session: cached keys belong to the old ones.
+Surprise: the returned log-probs are the model's own (log-softmax of the raw logits in fp32, that is, temperature 1 and no top_p), whatever
+temperature the ids were sampled with.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agentalign.errors import ModelError
+from agentalign.training.decode_attention import NAME, KVCache, Pass, Piece
+from agentalign.training.sampling import Sampler, generate_one
+
+log = logging.getLogger(__name__)
+
+PIECE = 512
+"""Longest run of new tokens of one slot in one forward."""
+PASS_TOKENS = 2048
+"""Most (padded) tokens of a prefill forward."""
+PASS_SCORES = 2**26
+"""Most attention scores a prefill forward may hold: 256 MB in fp32."""
+
+
+class Completion(NamedTuple):
+    """What one slot sampled."""
+
+    ids: tuple[int, ...]
+    """Ends with the stop id where it stopped by itself."""
+    logprobs: tuple[float, ...]
+    """Model log-prob in nats of each id, at temperature 1."""
+    stopped: bool
+    """False where it was cut by `max_new_tokens` or by the model's context length."""
+
+
+class Session(Protocol):
+    """Generation with a cache per slot."""
+
+    def generate(
+        self,
+        contexts: Mapping[int, Sequence[int]],
+        *,
+        max_new_tokens: int | Mapping[int, int],
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seeds: Mapping[int, int] | None = None,
+    ) -> dict[int, Completion]:
+        """Continue each slot's context.
+
+        Args:
+            contexts: slot -> the whole context; what it shares with the slot's earlier context and completion is not computed again.
+            max_new_tokens: for all slots, or per slot.
+            temperature: 0 takes the likeliest id.
+            top_p: smallest set of likeliest ids with at least this mass; 1 keeps all.
+            seeds: slot -> seed of its own random stream for this call, so that a sample does not depend on its neighbours; 0 where absent.
+        """
+        ...
+
+    def drop(self, slot: int) -> None:
+        """Forget the slot's cache; an unknown slot is nothing to forget."""
+        ...
+
+
+class Generator:
+    """A causal LM ready to generate; weights may not change while one of its sessions is in use."""
+
+    def __init__(self, model: PreTrainedModel, stop_ids: frozenset[int], pad_id: int = 0) -> None:
+        if not stop_ids:
+            raise ModelError("the generator was given no stop ids, so no completion would ever end. Give the dialect's stop_ids.")
+        self.model, self.stop_ids, self.pad_id = model, frozenset(stop_ids), pad_id
+        self.limit = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+        self.refusal = self._probe()
+        if self.refusal:
+            log.warning("%s: batched generation is not possible (%s); slots are generated one by one.", type(model).__name__, self.refusal)
+
+    def session(self) -> Session:
+        """A new, empty session."""
+        return _PlainSession(self) if self.refusal else _BatchSession(self)
+
+    def _probe(self) -> str:
+        """Why the batched attention cannot serve this model; empty where it can. Two tokens are run to see that every layer uses it."""
+        config = self.model.config
+        odd = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if odd:
+            return f"it has layers of type {', '.join(sorted(odd))}"
+        cache = KVCache()
+        cache.reserve(1, 2)
+        probe = Pass(cache, [Piece(0, 0, 0, 2)], self.model.device)
+        try:
+            with self.ready(NAME):
+                self.forward(torch.zeros(2, dtype=torch.long), probe)
+        except (ModelError, ValueError, KeyError) as error:
+            return str(error)
+        missing = config.num_hidden_layers - len(probe.layers)
+        return f"{missing} of its {config.num_hidden_layers} layers do not use transformers' attention interface" if missing else ""
+
+    @contextmanager
+    def ready(self, attention: str = "") -> Iterator[None]:
+        """Inference mode, evaluation mode and, where named, another attention; all put back at the end."""
+        model = self.model
+        before, training = model.config._attn_implementation, model.training
+        model.eval()
+        if attention:
+            model.set_attn_implementation(attention)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            if attention:
+                model.set_attn_implementation(before)
+            model.train(training)
+
+    def forward(self, ids: Tensor, this: Pass, keep: Tensor | None = None) -> Tensor:
+        """Logits (kept, V) of the flat tokens at `keep`; of each piece's last token where not given."""
+        output = self.model(
+            input_ids=ids[None].to(self.model.device),
+            position_ids=this.positions[None],
+            use_cache=False,
+            logits_to_keep=this.last if keep is None else keep,
+            agentalign_pass=this,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def budgets(self, contexts: Mapping[int, Sequence[int]], max_new_tokens: int | Mapping[int, int]) -> dict[int, int]:
+        """How many tokens each slot may write, within the model's own length."""
+        for slot, context in contexts.items():
+            if not context:
+                raise ModelError(f"slot {slot} has an empty context; there is nothing to continue. Give at least one token id.")
+        wanted = max_new_tokens if isinstance(max_new_tokens, Mapping) else dict.fromkeys(contexts, max_new_tokens)
+        return {slot: max(0, min(wanted[slot], self.limit - len(context))) for slot, context in contexts.items()}
+
+
+@dataclass
+class _Turn:
+    """What a slot has written so far in the current call."""
+
+    budget: int
+    random: torch.Generator
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+    def add(self, token: int, logprob: float, stop_ids: frozenset[int]) -> None:
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.stopped = token in stop_ids
+
+    @property
+    def over(self) -> bool:
+        return self.stopped or len(self.ids) >= self.budget
+
+    def completion(self) -> Completion:
+        return Completion(tuple(self.ids), tuple(self.logprobs), self.stopped)
+
+
+def _turns(budgets: Mapping[int, int], seeds: Mapping[int, int] | None) -> dict[int, _Turn]:
+    return {slot: _Turn(budget, torch.Generator().manual_seed((seeds or {}).get(slot, 0))) for slot, budget in budgets.items()}
+
+
+class _BatchSession:
+    """All slots in one batch. Slots stand in rows; the active ones are moved to rows 0..n-1, so that a decode step gathers nothing."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.cache = KVCache()
+        self.prefix: list[int] = []
+        self.slots: list[int] = []
+        """Row -> slot."""
+        self.shared: dict[int, int] = {}
+        """Slot -> how many tokens of the prefix its context begins with."""
+        self.held: dict[int, list[int]] = {}
+        """Slot -> the ids whose keys and values are stored, shared ones included."""
+
+    def drop(self, slot: int) -> None:
+        """See `Session.drop`."""
+        if slot in self.held:
+            self._move(slot, len(self.slots) - 1)
+            self.slots.pop()
+            del self.held[slot], self.shared[slot]
+
+    def generate(
+        self,
+        contexts: Mapping[int, Sequence[int]],
+        *,
+        max_new_tokens: int | Mapping[int, int],
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seeds: Mapping[int, int] | None = None,
+    ) -> dict[int, Completion]:
+        """See `Session.generate`."""
+        turns = _turns(self.generator.budgets(contexts, max_new_tokens), seeds)
+        active = [slot for slot in contexts if turns[slot].budget]
+        if active:
+            with self.generator.ready(NAME):
+                self._share_prefix([contexts[slot] for slot in active])
+                for slot in active:
+                    self._admit(slot, contexts[slot])
+                for row, slot in enumerate(active):
+                    self._move(slot, row)
+                logits = self._prefill({slot: contexts[slot] for slot in active})
+                self._decode(active, turns, logits, Sampler(temperature, top_p))
+        return {slot: turn.completion() for slot, turn in turns.items()}
+
+    def _share_prefix(self, contexts: list[Sequence[int]]) -> None:
+        """Compute what all contexts begin with, once; kept until a session without slots meets other contexts."""
+        if self.held:
+            return
+        common = min(contexts, key=len)[:-1]
+        for context in contexts:
+            common = common[: _common(common, context)]
+        if self.prefix and list(common[: len(self.prefix)]) == self.prefix:
+            return
+        self.cache, self.prefix = KVCache(), list(common)
+        if common:
+            self.slots, self.held, self.shared = [-1], {-1: []}, {-1: 0}
+            self._prefill({-1: common})
+            self.cache.keep_as_prefix(0, len(common))
+            self.slots, self.held, self.shared = [], {}, {}
+
+    def _admit(self, slot: int, context: Sequence[int]) -> None:
+        """Give the slot a row, and cut what it holds to what this context begins with."""
+        if slot not in self.held:
+            self.shared[slot] = _common(self.prefix, context)
+            self.held[slot] = list(context[: self.shared[slot]])
+            self.slots.append(slot)
+        # At least the last token is computed: its logits are needed.
+        same = min(_common(self.held[slot], context), len(context) - 1)
+        self.held[slot] = self.held[slot][:same]
+        self.shared[slot] = min(self.shared[slot], same)
+
+    def _move(self, slot: int, row: int) -> None:
+        here, other = self.slots.index(slot), self.slots[row]
+        used = max(len(self.held[s]) - self.shared[s] for s in (slot, other))
+        self.cache.swap(here, row, used)
+        self.slots[here], self.slots[row] = other, slot
+
+    def _prefill(self, contexts: Mapping[int, Sequence[int]]) -> Tensor:
+        """Compute what the slots do not hold; logits (n, V) after each context, in the order of `contexts`."""
+        pieces: list[Piece] = []
+        for row, (slot, context) in enumerate(contexts.items()):
+            starts = range(len(self.held[slot]), len(context), PIECE)
+            pieces += [Piece(row, self.shared[slot], start, min(PIECE, len(context) - start)) for start in starts]
+        ends = [len(context) for context in contexts.values()]
+        tokens = list(contexts.values())
+        logits: dict[int, Tensor] = {}
+        for some in self._passes(pieces):
+            self.cache.reserve(len(self.slots), max(p.start + p.size - p.shared for p in some))
+            flat = torch.tensor([token for p in some for token in tokens[p.row][p.start : p.start + p.size]])
+            this = Pass(self.cache, some, self.generator.model.device)
+            final = [i for i, p in enumerate(some) if p.start + p.size == ends[p.row]]
+            result = self.generator.forward(flat, this, this.last[final])
+            logits |= {some[i].row: row for i, row in zip(final, result, strict=True)}
+        for slot, context in contexts.items():
+            self.held[slot] = list(context)
+        return torch.stack([logits[row] for row in range(len(ends))])
+
+    def _passes(self, pieces: list[Piece]) -> Iterator[list[Piece]]:
+        """Pieces of similar length together, each row's in order, within the limits of one forward."""
+        first = {p.row: p.start for p in reversed(pieces)}
+        pieces = sorted(pieces, key=lambda p: ((p.start - first[p.row]) // PIECE, -p.size))
+        heads = self.generator.model.config.num_attention_heads
+        some: list[Piece] = []
+        for piece in pieces:
+            width = max(p.size for p in (*some, piece))
+            keys = len(self.prefix) + max(p.start + p.size - p.shared for p in (*some, piece))
+            padded = (len(some) + 1) * width
+            if some and (padded > PASS_TOKENS or padded * heads * max(keys, self.cache.capacity) > PASS_SCORES):
+                yield some
+                some = []
+            some.append(piece)
+        if some:
+            yield some
+
+    def _decode(self, active: list[int], turns: Mapping[int, _Turn], logits: Tensor, sampler: Sampler) -> None:
+        """Sample, drop who is over, compute the rest by one token, and again."""
+        stop_ids = self.generator.stop_ids
+        while True:
+            ids, logprobs = sampler(logits, [turns[slot].random for slot in active])
+            for slot, token, logprob in zip(active, ids, logprobs, strict=True):
+                turns[slot].add(token, logprob, stop_ids)
+            for slot in [slot for slot in active if turns[slot].over]:
+                active = self._retire(slot, active)
+            if not active:
+                return
+            pieces = [Piece(row, self.shared[slot], len(self.held[slot]), 1) for row, slot in enumerate(active)]
+            self.cache.reserve(len(self.slots), max(p.start + 1 - p.shared for p in pieces))
+            this = Pass(self.cache, pieces, self.generator.model.device)
+            logits = self.generator.forward(torch.tensor([turns[slot].ids[-1] for slot in active]), this)
+            for slot in active:
+                self.held[slot].append(turns[slot].ids[-1])
+
+    def _retire(self, slot: int, active: list[int]) -> list[int]:
+        """Move the slot behind the active rows; the last active one takes its place."""
+        self._move(slot, len(active) - 1)
+        return self.slots[: len(active) - 1]
+
+
+class _PlainSession:
+    """One slot after the other by transformers' own loop, from the whole context each turn: for layers the batched attention does not know."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def drop(self, slot: int) -> None:
+        """See `Session.drop`; nothing is held."""
+
+    def generate(
+        self,
+        contexts: Mapping[int, Sequence[int]],
+        *,
+        max_new_tokens: int | Mapping[int, int],
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seeds: Mapping[int, int] | None = None,
+    ) -> dict[int, Completion]:
+        """See `Session.generate`."""
+        turns = _turns(self.generator.budgets(contexts, max_new_tokens), seeds)
+        stop_ids = self.generator.stop_ids
+        sampler = Sampler(temperature, top_p)
+        with self.generator.ready():
+            for slot, turn in turns.items():
+                if turn.budget:
+                    for token, logprob in generate_one(self.generator.model, contexts[slot], turn.budget, stop_ids, sampler, turn.random):
+                        turn.add(token, logprob, stop_ids)
+        return {slot: turn.completion() for slot, turn in turns.items()}
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    length = min(len(a), len(b))
+    if list(a[:length]) == list(b[:length]):
+        return length
+    return next(i for i in range(length) if a[i] != b[i])

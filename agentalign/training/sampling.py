@@ -1,0 +1,72 @@
+"""Choosing the next ids: greedy or sampled, one random stream per row; and the plain loop for models without batched attention.
+
+Surprise: the log-prob that is returned is the model's own, at temperature 1 and without top_p, whatever the id was sampled with.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+
+class Sampler(NamedTuple):
+    """How ids are chosen."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest id."""
+    top_p: float = 1.0
+    """Smallest set of likeliest ids with at least this mass; 1 keeps all."""
+
+    def __call__(self, logits: Tensor, random: Sequence[torch.Generator]) -> tuple[list[int], list[float]]:
+        """One id per row of logits (n, V), each from its own random stream, and the model's log-prob (nats) of it."""
+        scores = logits.float()
+        if self.temperature == 0:
+            chosen = scores.argmax(dim=-1)
+        else:
+            chosen = _draw(torch.softmax(scores / self.temperature, dim=-1), self.top_p, random)
+        logprobs = scores.gather(1, chosen[:, None])[:, 0] - scores.logsumexp(dim=-1)
+        return chosen.tolist(), logprobs.tolist()
+
+
+def _draw(probs: Tensor, top_p: float, random: Sequence[torch.Generator]) -> Tensor:
+    """Inverse of the cumulated distribution: one uniform number per row, however large the vocabulary."""
+    order = None
+    if top_p < 1:
+        probs, order = probs.sort(dim=-1, descending=True)
+        probs = probs * (probs.cumsum(dim=-1) - probs < top_p)
+    cumulated = probs.cumsum(dim=-1)
+    total = cumulated[:, -1:]
+    uniform = torch.stack([torch.rand(1, generator=generator) for generator in random]).to(probs.device)
+    # Just below the total at most: rounding up to it would pick an id of probability 0.
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    place = torch.searchsorted(cumulated, target, right=True)
+    return (place if order is None else order.gather(1, place))[:, 0]
+
+
+class _Choose(LogitsProcessor):  # type: ignore[misc]
+    """Lets our sampler choose inside transformers' greedy loop: the chosen id alone keeps a finite score."""
+
+    def __init__(self, sampler: Sampler, random: torch.Generator) -> None:
+        self.sampler, self.random = sampler, random
+        self.chosen: list[tuple[int, float]] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        (token,), (logprob,) = self.sampler(scores, [self.random])
+        self.chosen.append((token, logprob))
+        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([token], device=scores.device), 0.0)
+
+
+def generate_one(
+    model: PreTrainedModel, context: Sequence[int], budget: int, stop_ids: frozenset[int], sampler: Sampler, random: torch.Generator
+) -> list[tuple[int, float]]:
+    """Ids and their log-probs after one context, by transformers' own loop and the cache that this model needs."""
+    choose = _Choose(sampler, random)
+    ids = torch.tensor([list(context)], device=model.device)
+    # Written out, since what is left open here is filled in from the model's own generation config.
+    ends = {"eos_token_id": sorted(stop_ids), "pad_token_id": min(stop_ids)}
+    config = GenerationConfig(max_new_tokens=budget, do_sample=False, num_beams=1, repetition_penalty=1.0, **ends)
+    mask = torch.ones_like(ids)
+    model.generate(ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([choose]))
+    return choose.chosen
