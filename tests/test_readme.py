@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 import agentalign
+from agentalign.environments.check import check_taskset
+from agentalign.environments.taskset import load_taskset
+from agentalign.environments.team_code import TeamCode
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -111,3 +114,16 @@ def test_python_in_readme_parses_and_imports_public_names() -> None:
                 assert {alias.name for alias in node.names} <= set(agentalign.__all__)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "agentalign":
                 assert node.attr in agentalign.__all__
+
+
+def test_the_taskset_in_readme_keeps_its_promises(tmp_path: Path) -> None:
+    for block in blocks("yaml") + blocks("python"):
+        place = re.match(r"# (tasks/lights/\S+)\n", block)
+        if place:
+            (tmp_path / place.group(1)).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / place.group(1)).write_text(block, encoding="utf-8")
+    taskset = load_taskset("lights", tmp_path / "tasks")
+    with TeamCode(taskset.folder) as pool:
+        report = check_taskset(taskset, pool)
+    assert report.problems == ()
+    assert report.played == len(taskset.tasks()) == 3
