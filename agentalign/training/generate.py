@@ -306,7 +306,7 @@ class _BatchSession:
 
 
 class _PlainSession:
-    """One slot after the other by transformers' own loop, from the whole context each turn: for layers the batched attention does not know."""
+    """One slot after the other by transformers' own loop, from the whole context each turn; for layers that the batch cannot do."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator

@@ -1,0 +1,328 @@
+"""The one training loop: every recipe hands it steps, it alone reduces, divides, clips, steps, evaluates, saves and resumes.
+
+A step is a list of passes; a pass is an adapter and micro-batches whose loss returns one value per item. Each loss term is divided
+by its count over the *whole* optimizer step, so 1 x 8 and 8 x 1 give the same gradient. Surprise: training metrics of preference
+and reinforcement learning look fine while the policy collapses, so the dev gate lives here: the best evaluated weights win,
+including those of step 0, and a fall below the start ends the training.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from agentalign.errors import TrainingError
+from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
+from agentalign.training.model import Model
+from agentalign.training.tree import TreeBatch
+
+logger = logging.getLogger("agentalign")
+MAX_SKIPPED_STEPS = 3
+
+
+class Term(NamedTuple):
+    """One part of a loss: a value per item, and its factor."""
+
+    values: Tensor
+    coefficient: float = 1.0
+
+
+class LossTerms(NamedTuple):
+    """What a loss function returns for one micro-batch."""
+
+    terms: dict[str, Term]
+    """By name; each must have a count in its micro-batch."""
+    metrics: dict[str, Tensor]
+    """Values per item, averaged over the step for the logs."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What goes through the network at once."""
+
+    tree: TreeBatch
+    counts: Mapping[str, float]
+    """Items per loss term, known before the forward: pairs, tokens, turns."""
+    data: Any = None
+    """What the recipe's loss needs beside the tree."""
+    trajectories: tuple[str, ...] = ()
+    """Ids, to name the runs behind a bad number."""
+
+
+class Pass(NamedTuple):
+    """One adapter's part of a step. The engine enters `model.using(adapter)` around forward and backward."""
+
+    adapter: str
+    micro_batches: Sequence[MicroBatch]
+    loss: Callable[[Model, MicroBatch], LossTerms]
+
+
+class Learner(NamedTuple):
+    """An adapter that is trained, with its heads, and how fast."""
+
+    adapter: str
+    heads: tuple[str, ...] = ()
+    learning_rate: float = 1e-4
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation during training found."""
+
+    score: float
+    """The figure that decides; higher is better."""
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how fast, how often."""
+
+    total_steps: int
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up; falls to `final_share`."""
+    warmup_steps: int = 0
+    final_share: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    adam_eps: float = 1e-8
+    eval_every_steps: int = 0
+    """0: never."""
+    save_every_steps: int = 0
+    max_drop: float = 1.0
+    """Stop when an evaluation falls this far below the first one."""
+    patience: int = 0
+    """Stop after this many evaluations without a new best; 0: never."""
+
+
+@dataclass
+class Outcome:
+    """What a training came to."""
+
+    steps: int
+    best_step: int
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    """(step, score), with step 0 first where there is a dev gate."""
+    stopped: str = ""
+    """Why it ended before its last step; empty otherwise."""
+    last_metrics: dict[str, float] = field(default_factory=dict)
+
+
+StepSource = Callable[[int], Iterator[Sequence[Pass]]]
+
+
+def train(
+    model: Model, learners: Sequence[Learner], steps: StepSource, plan: Plan, *, folder: Path, evaluate: Callable[[int], Evaluated] | None = None,
+    best_of: str | None = None,
+) -> Outcome:  # fmt: skip
+    """Run a training to its end, or on from its last checkpoint in `folder`.
+
+    Args:
+        model: holds all adapters and heads named in `learners`.
+        learners: one optimizer group each.
+        steps: `steps(k)` yields the passes of step k, k + 1, ...; a step must depend on nothing but k, the data and the weights.
+        plan: lengths and rates.
+        folder: metrics.jsonl and checkpoints/ go here.
+        evaluate: the dev gate; called before step 0 and every `eval_every_steps`. None: the last weights are the result.
+        best_of: adapter whose best evaluated weights are restored at the end; None for the first learner's.
+
+    Raises:
+        TrainingError: several steps in a row with a non-finite loss, or a step source that ends early.
+    """
+    loop = _Loop(model, learners, plan, folder, evaluate, best_of or learners[0].adapter)
+    loop.resume()
+    if loop.step == 0:
+        loop.gate()
+    source = steps(loop.step)
+    while loop.step < plan.total_steps and not loop.outcome.stopped:
+        try:
+            passes = next(source)
+        except StopIteration:
+            raise TrainingError(f"the data ended at step {loop.step} of {plan.total_steps}; this is an error in the recipe.") from None
+        loop.advance(passes)
+    loop.finish()
+    return loop.outcome
+
+
+class _Loop:
+    """State of one training: optimizer, step, best weights, skipped steps."""
+
+    def __init__(
+        self, model: Model, learners: Sequence[Learner], plan: Plan, folder: Path, evaluate: Callable[[int], Evaluated] | None, best_of: str
+    ) -> None:
+        self.model, self.learners, self.plan, self.folder, self.evaluate, self.best_of = model, learners, plan, folder, evaluate, best_of
+        self.groups = [model.parameters_of(learner.adapter, learner.heads) for learner in learners]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group, "lr": learner.learning_rate} for group, learner in zip(self.groups, learners, strict=True)],
+            eps=plan.adam_eps, weight_decay=plan.weight_decay,
+        )  # fmt: skip
+        self.step = 0
+        self.skipped = 0
+        self.tokens = 0
+        self.best: dict[str, Tensor] = {}
+        self.outcome = Outcome(steps=0, best_step=0)
+        self.started = time.monotonic()
+
+    # ---------------------------------------------------------------- one step
+
+    def advance(self, passes: Sequence[Pass]) -> None:
+        began = time.monotonic()
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics, involved = self._accumulate(passes)
+        norms = [_clip(group, self.plan.max_grad_norm) for group in self.groups]
+        if all(math.isfinite(v) for v in (*metrics.values(), *norms)):
+            self._set_rates()
+            self.optimizer.step()
+            self.skipped = 0
+        else:
+            self._skip(metrics, involved)
+        self.step += 1
+        tokens = sum(micro.tree.n_tokens for p in passes for micro in p.micro_batches)
+        self.tokens += tokens
+        seconds = time.monotonic() - began
+        metrics |= {f"grad_norm/{learner.adapter}": norm for learner, norm in zip(self.learners, norms, strict=True)}
+        metrics |= {"learning_rate": self._rate_share() * self.learners[0].learning_rate, "num_tokens": self.tokens, "tokens_per_second": tokens / seconds, "seconds": seconds}  # fmt: skip
+        self._log(metrics)
+        if self.plan.eval_every_steps and self.evaluate and (self.step % self.plan.eval_every_steps == 0 or self.step == self.plan.total_steps):
+            self.gate()
+        if self.plan.save_every_steps and self.step % self.plan.save_every_steps == 0 and self.step < self.plan.total_steps:
+            save_checkpoint(self.folder / "checkpoints", self._snapshot())
+
+    def _accumulate(self, passes: Sequence[Pass]) -> tuple[dict[str, float], list[str]]:
+        """Forward and backward of every micro-batch; returns step means and the trajectories behind them."""
+        sums: dict[str, float] = {}
+        weights: dict[str, float] = {}
+        involved: list[str] = []
+        for one in passes:
+            totals: dict[str, float] = {}
+            for micro in one.micro_batches:
+                for name, count in micro.counts.items():
+                    totals[name] = totals.get(name, 0.0) + count
+            with self.model.using(one.adapter):
+                for micro in one.micro_batches:
+                    result = one.loss(self.model, micro)
+                    loss = sum(term.coefficient * term.values.sum() / totals[name] for name, term in result.terms.items())
+                    assert isinstance(loss, Tensor)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    sums["loss"] = sums.get("loss", 0.0) + float(loss.detach())
+                    for name, term in result.terms.items():
+                        _add(sums, weights, f"loss/{name}", term.values.detach(), totals[name])
+                    for name, values in result.metrics.items():
+                        _add(sums, weights, name, values, None)
+                    involved += micro.trajectories
+        return {name: total / weights.get(name, 1.0) for name, total in sums.items()}, involved
+
+    def _skip(self, metrics: dict[str, float], involved: list[str]) -> None:
+        self.skipped += 1
+        bad = sorted(name for name, value in metrics.items() if not math.isfinite(value)) or ["the gradient"]
+        logger.warning("step %d: %s is not finite; the step is skipped. Runs in it: %s", self.step, ", ".join(bad), " ".join(involved[:8]))
+        for name in bad:
+            metrics[name] = 0.0  # JSON has no NaN; `skipped` says that this row was not applied
+        metrics["skipped"] = 1.0
+        if self.skipped >= MAX_SKIPPED_STEPS:
+            raise TrainingError(
+                f"{self.skipped} steps in a row had non-finite numbers ({', '.join(bad)}); the last good checkpoint is in "
+                f"{self.folder / 'checkpoints'}. Lower learning_rate, or look at the runs {' '.join(involved[:3])}."
+            )
+
+    def _rate_share(self) -> float:
+        plan, step = self.plan, self.step
+        if step < plan.warmup_steps:
+            return (step + 1) / plan.warmup_steps
+        progress = (step - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
+        shape = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[plan.schedule]
+        return plan.final_share + (1.0 - plan.final_share) * shape
+
+    def _set_rates(self) -> None:
+        for group, learner in zip(self.optimizer.param_groups, self.learners, strict=True):
+            group["lr"] = learner.learning_rate * self._rate_share()
+
+    def _log(self, metrics: dict[str, float], **extra: float) -> None:
+        self.outcome.steps, self.outcome.last_metrics = self.step, metrics
+        row = {"step": self.step, **metrics, **extra}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({k: (round(v, 6) if isinstance(v, float) else v) for k, v in row.items()}) + "\n")
+        left = (time.monotonic() - self.started) / max(1, self.outcome.steps) * (self.plan.total_steps - self.step)
+        shown = " ".join(f"{k} {v:.3g}" for k, v in metrics.items() if k in {"loss", "rewards/accuracies", "accuracy", "reward/mean", "kl", "eval/score"})
+        logger.info("step %d/%d %s (%.0f s left)", self.step, self.plan.total_steps, shown, left)
+
+    # ---------------------------------------------------------------- the dev gate
+
+    def gate(self) -> None:
+        """Evaluate, keep the weights if they are the best so far, and decide whether to go on."""
+        if self.evaluate is None:
+            return
+        found = self.evaluate(self.step)
+        self.outcome.evaluations.append((self.step, found.score))
+        self._log({"eval/score": found.score, **{f"eval/{k}": v for k, v in found.metrics.items()}})
+        scores = [score for _, score in self.outcome.evaluations]
+        if len(scores) == 1 or found.score > max(scores[:-1]):
+            self.outcome.best_step = self.step
+            self.best = {name: value.detach().clone() for name, value in self._weights().items() if name.startswith(f"{self.best_of}/")}
+        since_best = sum(1 for step, _ in self.outcome.evaluations if step > self.outcome.best_step)
+        if found.score < scores[0] - self.plan.max_drop:
+            self.outcome.stopped = f"dev score {found.score:.3f} fell more than {self.plan.max_drop:g} below the start's {scores[0]:.3f} at step {self.step}"
+        elif self.plan.patience and since_best >= self.plan.patience:
+            self.outcome.stopped = f"no better dev score in {since_best} evaluations (best {max(scores):.3f} at step {self.outcome.best_step})"
+
+    def finish(self) -> None:
+        """Restore the best evaluated weights."""
+        if self.best and self.outcome.best_step != self.step:
+            logger.info("dev gate: back to step %d of %d", self.outcome.best_step, self.step)
+            own = self._weights()
+            with torch.no_grad():
+                for name, value in self.best.items():
+                    own[name].copy_(value)
+
+    # ---------------------------------------------------------------- saving
+
+    def _weights(self) -> dict[str, Tensor]:
+        found = {}
+        for learner, group in zip(self.learners, self.groups, strict=True):
+            found |= {f"{learner.adapter}/{i}": parameter for i, parameter in enumerate(group)}
+        return found
+
+    def _snapshot(self) -> Snapshot:
+        notes: dict[str, object] = {"evaluations": self.outcome.evaluations, "best_step": self.outcome.best_step, "tokens": self.tokens, "learners": [list(x) for x in self.learners]}  # fmt: skip
+        return Snapshot(self.step, self._weights(), flatten_optimizer(self.optimizer), notes, self.best)
+
+    def resume(self) -> None:
+        snapshot = load_checkpoint(self.folder / "checkpoints")
+        if snapshot is None:
+            return
+        own = self._weights()
+        if own.keys() != snapshot.weights.keys():
+            raise TrainingError(f"{self.folder} holds a checkpoint of a training with other adapters; start in a new folder.")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(snapshot.weights[name])
+        restore_optimizer(self.optimizer, snapshot.optimizer)
+        notes: dict[str, Any] = dict(snapshot.notes)
+        self.step, self.best, self.tokens = snapshot.step, snapshot.best, int(notes["tokens"])
+        self.outcome = Outcome(steps=self.step, best_step=int(notes["best_step"]), evaluations=[(int(s), float(v)) for s, v in notes["evaluations"]])
+        _forget_rows_after(self.folder / "metrics.jsonl", self.step)
+        logger.info("resumed at step %d from %s", self.step, self.folder / "checkpoints")
+
+
+def _forget_rows_after(path: Path, step: int) -> None:
+    """Steps that are run again would stand twice."""
+    if path.exists():
+        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
+
+def _add(sums: dict[str, float], weights: dict[str, float], name: str, values: Tensor, total: float | None) -> None:
+    sums[name] = sums.get(name, 0.0) + float(values.sum())
+    weights[name] = total if total is not None else weights.get(name, 0.0) + values.numel()
+
+
+def _clip(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:
+    with_gradient = [p for p in parameters if p.grad is not None]
+    return float(torch.nn.utils.clip_grad_norm_(with_gradient, max_norm)) if with_gradient else 0.0
