@@ -1,0 +1,124 @@
+"""Files of one JSON object per line, plain or gzip, read within bounds.
+
+A file is looked through once before anything is made of it: its digest, its number of lines, and whether it can be read to the end.
+A line that cannot be used is handed on with the reason, so that one bad line costs one line. The digest is over the text, so that a file
+and its .gz are one source.
+"""
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from pydantic import JsonValue
+
+from agentalign.errors import DataError
+
+MAX_LINE_BYTES = 16 * 2**20
+MAX_FILE_BYTES = 4 * 2**30
+"""After decompression: a small .gz can hold a thousand times its size."""
+_CHUNK = 2**20
+
+
+class Source(NamedTuple):
+    """A file that was read to its end."""
+
+    path: Path
+    digest: str
+    """First 32 hex digits of the sha256 of its text."""
+    lines: int
+
+
+class Row(NamedTuple):
+    """One line of a file."""
+
+    number: int
+    """From 1."""
+    value: dict[str, JsonValue] | None
+    """None where the line cannot be used."""
+    reason: str = ""
+    """Why it cannot."""
+
+
+def look_through(path: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> Source:
+    """Digest and length of a file; DataError where it is missing, damaged or too large."""
+    sha, size, lines, last = hashlib.sha256(), 0, 0, b"\n"
+    with _open(path) as file:
+        while chunk := file.read(_CHUNK):
+            size, lines, last = size + len(chunk), lines + chunk.count(b"\n"), chunk[-1:]
+            if size > max_file_bytes:
+                raise DataError(f"{path}: holds more than {max_file_bytes / 2**20:,.0f} MiB of text. Split it into smaller files.")
+            sha.update(chunk)
+    if not size:
+        raise DataError(f"{path}: the file is empty. It should hold one JSON object per line.")
+    return Source(path, sha.hexdigest()[:32], lines + (last != b"\n"))
+
+
+def read_rows(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES, max_file_bytes: int = MAX_FILE_BYTES) -> Iterator[Row]:
+    """Every line that is not blank, in order."""
+    number = size = 0
+    with _open(path) as file:
+        while line := file.readline(max_line_bytes + 1):
+            number, size, whole = number + 1, size + len(line), True
+            while len(line) > max_line_bytes and not line.endswith(b"\n"):
+                whole, line = False, file.readline(max_line_bytes + 1)
+                size += len(line)
+                if size > max_file_bytes:
+                    break
+            if size > max_file_bytes:
+                raise DataError(f"{path}: holds more than {max_file_bytes / 2**20:,.0f} MiB of text. Split it into smaller files.")
+            if not whole:
+                yield Row(number, None, f"the line is longer than {max_line_bytes / 2**20:,.0f} MiB.")
+            elif line.strip():
+                yield _row(number, line)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            if packed:
+                with gzip.GzipFile(fileobj=raw) as unpacked:
+                    yield cast(BinaryIO, unpacked)
+            else:
+                yield raw
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Check the path.") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder, not a file. Name the file in it.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: the gzip file is damaged ({error}). Make it anew.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Check the path and its permissions.") from None
+
+
+def _row(number: int, line: bytes) -> Row:
+    try:
+        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        return Row(number, None, "the line is not UTF-8 text.")
+    except RecursionError:
+        return Row(number, None, "the line is nested too deeply.")
+    except ValueError as error:
+        return Row(number, None, f"the line is not JSON ({error}).")
+    if not isinstance(value, dict):
+        return Row(number, None, "the line is JSON, but not an object. Write {...} on each line.")
+    return Row(number, value)
+
+
+def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.60} stands twice")
+    return found
+
+
+def _no_constant(name: str) -> JsonValue:
+    raise ValueError(f"{name} is no JSON value")

@@ -1,0 +1,123 @@
+"""Runs made elsewhere into the store, with a report of what became of every row.
+
+A run's id holds the file's digest and the row's number: reading a file again stores nothing new. Rows with equal content are different
+events and are all stored, but named in the report.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from agentalign.environments.task import Task
+from agentalign.errors import DataError
+from agentalign.exchange.chat import Schemas, read_chat
+from agentalign.exchange.lines import Row
+from agentalign.records.trajectory import Origin, Trajectory
+from agentalign.store.store import Store
+
+BATCH = 200
+"""Runs stored in one transaction; also how often progress is told."""
+
+
+class Refusal(NamedTuple):
+    """A row that was not stored."""
+
+    row: int
+    reason: str
+
+
+class Duplicate(NamedTuple):
+    """A row whose messages and tools equal those of a run that was there before."""
+
+    row: int
+    of: str
+    """Id of the oldest such run."""
+
+
+class IngestReport(NamedTuple):
+    """What became of every row: read = stored + known + refused."""
+
+    read: int
+    stored: int
+    known: int
+    """Stored by an earlier import of the same file."""
+    duplicates: tuple[Duplicate, ...]
+    """Among the stored."""
+    refused: tuple[Refusal, ...]
+
+
+def ingest(
+    rows: Iterable[Row],
+    store: Store,
+    taskset: str,
+    source_digest: str,
+    *,
+    tasks: Mapping[str, Task] | None = None,
+    known_tools: Schemas | None = None,
+    progress: Callable[[int], None] = lambda _row: None,
+) -> IngestReport:
+    """Store the runs of chat rows.
+
+    Args:
+        rows: from `exchange.lines.read_rows`.
+        source_digest: of the file the rows are from.
+        tasks: the taskset's tasks; a row whose `task_id` is one of them is a run of it, in its family and split.
+        known_tools: schemas by name, for rows that only name their tools.
+        progress: called with the number of the last row done.
+    """
+    counts = {"read": 0, "stored": 0, "known": 0}
+    refused: list[Refusal] = []
+    duplicates: list[Duplicate] = []
+    batch: list[tuple[int, Trajectory]] = []
+
+    def flush() -> None:
+        report, found = _store(store, batch)
+        counts["stored"] += report[0]
+        counts["known"] += report[1]
+        duplicates.extend(found)
+        batch.clear()
+
+    for row in rows:
+        counts["read"] += 1
+        try:
+            batch.append((row.number, _trajectory(row, taskset, source_digest, tasks or {}, known_tools)))
+        except DataError as error:
+            refused.append(Refusal(row.number, str(error)))
+        if len(batch) == BATCH:
+            flush()
+            progress(row.number)
+    if batch:
+        flush()
+    return IngestReport(counts["read"], counts["stored"], counts["known"], tuple(duplicates), tuple(refused))
+
+
+def _trajectory(row: Row, taskset: str, source_digest: str, tasks: Mapping[str, Task], known_tools: Schemas | None) -> Trajectory:
+    if row.value is None:
+        raise DataError(row.reason)
+    origin = Origin(kind="import", reference=source_digest, task=str(row.number))
+    try:
+        trajectory = read_chat(row.value, taskset=taskset, origin=origin, known_tools=known_tools)
+        _ = trajectory.content_digest
+    except RecursionError:
+        raise DataError("it is nested too deeply.") from None
+    named = json.loads(trajectory.metadata).get("task_id")
+    task = tasks.get(named) if isinstance(named, str) else None
+    # A name that the taskset does not know may mean different tasks in different suites: then equal openings make one task.
+    return trajectory.model_copy(update={"task_id": task.id, "family": task.family, "split": task.split}) if task else trajectory
+
+
+def _store(store: Store, batch: list[tuple[int, Trajectory]]) -> tuple[tuple[int, int], list[Duplicate]]:
+    runs = [run for _, run in batch]
+    before = store.duplicates({run.content_digest for run in runs})
+    report = store.add(runs)
+    found: list[Duplicate] = []
+    first: dict[str, str] = {}
+    for number, run in batch:
+        known = before.get(run.content_digest, [])
+        # A run that this very file stored earlier is not its own duplicate.
+        if run.id in known:
+            continue
+        original = known[0] if known else first.setdefault(run.content_digest, run.id)
+        if original != run.id:
+            found.append(Duplicate(number, original))
+    return (report.stored, report.known), found

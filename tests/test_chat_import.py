@@ -1,0 +1,207 @@
+"""Chat rows become runs, whole or not at all."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import JsonValue
+
+from agentalign.errors import DataError
+from agentalign.exchange.chat import read_chat, read_known_tools, write_chat
+from agentalign.exchange.lines import look_through, read_rows
+from agentalign.records.trajectory import Origin, Trajectory
+
+ORIGIN = Origin(kind="import", reference="file", task="1")
+TOOL: dict[str, JsonValue] = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def call(id: str | None, name: str = "look", arguments: JsonValue = "{}") -> dict[str, JsonValue]:
+    entry: dict[str, JsonValue] = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return entry | ({"id": id} if id else {})
+
+
+def read(*messages: JsonValue, **fields: JsonValue) -> Trajectory:
+    return read_chat({"messages": list(messages), **fields}, taskset="desk", origin=ORIGIN)
+
+
+USER: dict[str, JsonValue] = {"role": "user", "content": "Where is it?"}
+DONE: dict[str, JsonValue] = {"role": "assistant", "content": "Here."}
+
+
+def test_a_run_is_read_whole() -> None:
+    run = read(
+        {"role": "system", "content": "Be kind."}, USER,
+        {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [call("a", arguments={"b": 1, "a": "x"})]},
+        {"role": "tool", "tool_call_id": "a", "name": "look", "content": "found"}, DONE,
+        tools=[TOOL], utility=True,
+    )  # fmt: skip
+    assert [m.role for m in run.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert run.messages[2].tool_calls[0].arguments == '{"a":"x","b":1}'
+    assert run.messages[2].reasoning == "Hm."
+    assert run.messages[3].tool_call_id == "a"
+    assert json.loads(run.tools) == [TOOL]
+    assert json.loads(run.metadata) == {"utility": True}
+    assert run.answer == "Here."
+
+
+def test_what_was_written_is_read_back_equal() -> None:
+    asked = {"role": "assistant", "content": "Let me see.", "tool_calls": [call("a")]}
+    run = read(USER, asked, {"role": "tool", "tool_call_id": "a", "content": "é"}, DONE, tools=[TOOL])
+    again = read_chat(write_chat(run), taskset="desk", origin=ORIGIN)
+    assert again.content_digest == run.content_digest
+
+
+def test_text_parts_are_joined() -> None:
+    run = read({"role": "user", "content": [{"type": "text", "text": "Where "}, {"type": "text", "text": "is it?"}]}, DONE)
+    assert run.messages[0].content == "Where is it?"
+
+
+def test_developer_is_the_new_word_for_system() -> None:
+    assert read({"role": "developer", "content": "Be kind."}, USER, DONE).messages[0].role == "system"
+
+
+def test_a_refusal_is_what_the_agent_said() -> None:
+    assert read(USER, {"role": "assistant", "content": None, "refusal": "No."}).answer == "No."
+
+
+def test_ids_that_come_again_are_made_unique_and_results_follow() -> None:
+    turn: list[JsonValue] = [{"role": "assistant", "tool_calls": [call("c0")]}, {"role": "tool", "tool_call_id": "c0", "content": "x"}]
+    run = read(USER, *turn, *turn, DONE)
+    ids = [m.tool_calls[0].id for m in run.messages if m.tool_calls]
+    assert len(set(ids)) == 2
+    assert [m.tool_call_id for m in run.messages if m.role == "tool"] == ids
+
+
+def test_results_without_ids_answer_calls_in_order() -> None:
+    run = read(
+        USER, {"role": "assistant", "tool_calls": [call(None, "look"), call(None, "ask"), call(None, "look")]},
+        {"role": "tool", "content": "1"}, {"role": "tool", "name": "look", "content": "2"}, {"role": "tool", "content": "3"}, DONE,
+    )  # fmt: skip
+    first, second, third = (c.id for c in run.messages[1].tool_calls)
+    assert [m.tool_call_id for m in run.messages if m.role == "tool"] == [first, third, second]
+
+
+def test_arguments_that_are_no_json_are_kept_as_written() -> None:
+    assert read(USER, {"role": "assistant", "tool_calls": [call("a", arguments="{oops")]}).messages[1].tool_calls[0].arguments == "{oops"
+
+
+def test_describing_fields_travel_in_metadata() -> None:
+    run = read(USER | {"name": "Ann"}, DONE | {"annotations": [], "audio": None, "usage": {"total_tokens": 3}})
+    assert json.loads(run.metadata)["message_fields"] == {"0": {"name": "Ann"}, "1": {"usage": {"total_tokens": 3}}}
+
+
+def test_tools_named_only_are_looked_up() -> None:
+    known = read_known_tools({"look": TOOL})
+    run = read_chat({"messages": [USER, DONE], "tools": ["look"]}, taskset="desk", origin=ORIGIN, known_tools=known)
+    assert json.loads(run.tools) == [TOOL]
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([], "at least one message"),
+        ("hello", "must be a list"),
+        ([USER], "no message is from the assistant"),
+        (["hello"], "message 0 is a text"),
+        ([{"role": "function", "content": "x"}, DONE], 'the role "function"'),
+        ([USER | {"weight": 0}, DONE], "the field 'weight'"),
+        ([{"role": "user", "content": None}, DONE], "has no content"),
+        ([USER, {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "only text"),
+        ([USER, {"role": "assistant", "content": {"a": 1}}], "content that is a mapping"),
+        ([USER, {"role": "assistant", "tool_calls": ["look"]}], "a tool call that is not"),
+        ([USER, {"role": "assistant", "tool_calls": [call("a", arguments=[1])]}], "arguments that are a list"),
+        ([USER, {"role": "assistant", "tool_calls": [call("a", name="")]}], "without a name"),
+        ([USER, {"role": "assistant", "tool_calls": [call("a")]}, {"role": "tool", "tool_call_id": "b"}], 'the call id "b"'),
+        ([{"role": "tool", "content": "x"}, DONE], "does not stand after"),
+        ([USER, DONE | {"function_call": {"name": "look", "arguments": "{}"}}], "the field 'function_call'"),
+        ([USER, DONE | {"reasoning": "a", "reasoning_content": "b"}], "different texts"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_with_its_place(messages: JsonValue, words: str) -> None:
+    with pytest.raises(DataError, match=r"^[a-z`]") as caught:
+        read_chat({"messages": messages}, taskset="desk", origin=ORIGIN)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"chosen": [], "rejected": []}, "no `messages`"),
+        ({"messages": [USER, DONE], "functions": [{"name": "look"}]}, "the form before"),
+        ({"messages": [USER, DONE], "tools": ["look"]}, "--tools FILE"),
+        ({"messages": [USER, DONE], "tools": {"look": {}}}, "not a list"),
+        ({"messages": [USER, DONE], "tools": [{"type": "function", "function": {"name": "look", "parameters": 3}}]}, "no JSON Schema"),
+    ],
+)
+def test_a_row_of_another_form_is_refused(row: dict[str, JsonValue], words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_chat(row, taskset="desk", origin=ORIGIN)
+    assert words in str(caught.value)
+
+
+WORDS = st.sampled_from(["user", "assistant", "tool", "text", "function", "a"])
+KEYS = st.sampled_from(["role", "content", "type", "text", "function", "name", "arguments", "id", "tool_calls", "tool_call_id"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=12,
+)
+ROLE = st.sampled_from(["system", "user", "assistant", "tool"])
+ENTRY = st.fixed_dictionaries({"role": ROLE}, optional={"content": JSON, "tool_calls": JSON, "tool_call_id": JSON, "name": JSON})
+
+
+@given(st.fixed_dictionaries({"messages": st.lists(ENTRY | JSON, max_size=5)}, optional={"tools": JSON, "label": JSON}))
+def test_any_row_is_a_run_or_a_reason(row: dict[str, JsonValue]) -> None:
+    try:
+        run = read_chat(row, taskset="desk", origin=ORIGIN)
+    except DataError as error:
+        assert str(error).endswith(".")
+    else:
+        again = read_chat(write_chat(run), taskset="desk", origin=ORIGIN)
+        assert again.content_digest == run.content_digest
+
+
+def test_lines_are_read_from_plain_and_packed_files_alike(tmp_path: Path) -> None:
+    text = '{"a": 1}\n\n{"a": 2}'
+    (tmp_path / "plain.jsonl").write_text(text)
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(text.encode()))
+    plain, packed = look_through(tmp_path / "plain.jsonl"), look_through(tmp_path / "packed.gz")
+    assert (plain.digest, plain.lines) == (packed.digest, packed.lines)
+    assert plain.lines == 3
+    assert [(r.number, r.value) for r in read_rows(tmp_path / "packed.gz")] == [(1, {"a": 1}), (3, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"{", "not JSON"),
+        (b"[1]", "not an object"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": 1, "a": 2}', "stands twice"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": "' + b"x" * 2000 + b'"}', "longer than"),
+    ],
+)
+def test_a_bad_line_costs_one_line(tmp_path: Path, line: bytes, words: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    limit = 1000 if words == "longer than" else 2**20
+    first, bad, last = read_rows(path, max_line_bytes=limit)
+    assert (first.value, bad.value, last.value, last.number) == ({"a": 1}, None, {"a": 2}, 3)
+    assert words in bad.reason
+
+
+def test_a_file_that_cannot_be_used_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"x" * 10_000)[:-9])
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"\n" * 2**21))
+    wanted = {"none": "no such file", ".": "a folder", "empty": "is empty", "cut.gz": "damaged", "bomb.gz": "more than"}
+    for name, words in wanted.items():
+        with pytest.raises(DataError, match=words):
+            look_through(tmp_path / name, max_file_bytes=2**20)
+    with pytest.raises(DataError, match="more than"):
+        list(read_rows(tmp_path / "bomb.gz", max_file_bytes=2**20))

@@ -1,0 +1,90 @@
+"""Imports: every row is stored or refused with a reason, and nothing is stored twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import JsonValue
+
+from agentalign.environments.task import Task
+from agentalign.exchange.chat import read_known_tools
+from agentalign.exchange.lines import look_through, read_rows
+from agentalign.rollouts.ingest import IngestReport, ingest
+from agentalign.store.filters import RunFilter
+from agentalign.store.store import Store
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(f"sqlite:///{tmp_path / 'store.db'}")
+
+
+def chat(answer: str, **labels: JsonValue) -> str:
+    return json.dumps({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}], **labels})
+
+
+def take(store: Store, path: Path, **options: object) -> IngestReport:
+    return ingest(read_rows(path), store, "desk", look_through(path).digest, **options)  # type: ignore[arg-type]
+
+
+def test_one_bad_row_costs_one_row(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text("\n".join([chat("a"), "{", chat("b"), '{"prompt": "x"}']))
+    report = take(store, path)
+    assert (report.read, report.stored, report.known) == (4, 2, 0)
+    assert [refusal.row for refusal in report.refused] == [2, 4]
+    assert "not JSON" in report.refused[0].reason
+    assert [run.answer for run in store.trajectories()] == ["a", "b"]
+
+
+def test_the_same_file_again_stores_nothing(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text("\n".join([chat("a"), chat("a"), chat("b")]))
+    first, again = take(store, path), take(store, path)
+    assert (first.stored, len(first.duplicates)) == (3, 1)
+    assert (again.stored, again.known, len(again.duplicates)) == (0, 3, 0)
+
+
+def test_exact_duplicates_are_stored_and_named(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text(chat("a"))
+    (tmp_path / "two.jsonl").write_text("\n".join([chat("b"), chat("a", model="other"), chat("a")]))
+    take(store, tmp_path / "one.jsonl")
+    [original] = [run.id for run in store.trajectories()]
+    report = take(store, tmp_path / "two.jsonl")
+    assert report.stored == 3
+    assert [(d.row, d.of) for d in report.duplicates] == [(2, original), (3, original)]
+
+
+def test_a_row_that_names_a_task_of_the_taskset_is_a_run_of_it(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text("\n".join([chat("a", task_id="t1"), chat("b", task_id="elsewhere")]))
+    take(store, path, tasks={"t1": Task(id="t1", split="dev", family="greet")})
+    known, other = store.trajectories(RunFilter())
+    assert (known.task_id, known.family, known.split) == ("t1", "greet", "dev")
+    assert (other.task_id, json.loads(other.metadata)["task_id"]) == (None, "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "tools", "rows", "duplicates"),
+    [("agentdyn_shopping_github_runs.jsonl.gz", None, 4467, 326), ("bfcl_multi_turn_gold_000-149.jsonl.gz", "bfcl_tools.json", 600, 19)],
+)
+def test_recorded_runs_of_strangers_are_all_accounted_for(store: Store, name: str, tools: str | None, rows: int, duplicates: int) -> None:
+    if not (DATA / name).exists():
+        pytest.skip(f"{name} is not beside this checkout (../shared/data)")
+    known = read_known_tools(json.loads((DATA / tools).read_text())) if tools else None
+    report = take(store, DATA / name, known_tools=known)
+    assert report.read == report.stored + len(report.refused) == rows
+    assert len(report.duplicates) == duplicates
+    assert all(refusal.reason for refusal in report.refused)
+    assert store.runs().total == report.stored
+
+
+def test_a_file_of_pairs_is_refused_row_by_row(store: Store) -> None:
+    path = DATA / "agentdojo_gold_pairs_banking_slack_travel.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not beside this checkout (../shared/data)")
+    report = take(store, path)
+    assert (report.stored, len(report.refused)) == (0, 365)
+    assert "no `messages`" in report.refused[0].reason
