@@ -75,7 +75,9 @@ def _task_problems(taskset: Taskset, task: Task, pool: Pool) -> list[str]:
         pool.reset(0, task)
         return []
     run = expert_run(taskset, task, pool)
-    problems = [] if run.stop_reason == StopReason.ANSWERED else [f"task '{task.id}': the expert did not end within {taskset.limits.max_turns} turns."]
+    problems = []
+    if run.stop_reason != StopReason.ANSWERED:
+        problems.append(f"task '{task.id}': the expert did not end within {taskset.limits.max_turns} turns.")
     for criterion in taskset.criteria:
         if criterion.kind != "check" or not (criterion.gate or criterion.name == "task_success"):
             continue

@@ -39,7 +39,7 @@ class StatelessEnvironment:
         """The prompt as the only message."""
         prompt = task.values.get("prompt")
         if not isinstance(prompt, str):
-            raise TasksetError(f"task '{task.id}' has no text under `prompt` in its data. Add it, or write environment.py with a class Environment.")
+            raise TasksetError(f"task '{task.id}' has no text under `prompt` in its data. Add it, or write an environment.py.")
         return [Message(role="user", content=prompt)]
 
     def call(self, call: ToolCall) -> str:

@@ -127,13 +127,13 @@ def load_taskset(name_or_path: str | Path, project_tasks: Path | None = None) ->
         known = {found.name: found.folder for found in list_tasksets(project_tasks)}
         if str(name_or_path) not in known:
             names = ", ".join(known) or "none"
-            raise TasksetError(f"there is no taskset '{name_or_path}': no such folder with a taskset.yaml, and the known ones are: {names}.")
+            raise TasksetError(f"there is no taskset '{name_or_path}': no such folder with a taskset.yaml; known are: {names}.")
         folder = known[str(name_or_path)]
     folder = folder.resolve()
     path = folder / "taskset.yaml"
     settings = _record(Settings, _mapping(strict_yaml.load(path), path), str(path))
     if settings.name != folder.name:
-        raise TasksetError(f"{path}: name is '{settings.name}' but the folder is '{folder.name}'. Runs are stored under the name, so make them equal.")
+        raise TasksetError(f"{path}: name is '{settings.name}' but the folder is '{folder.name}'. Make them equal: runs carry the name.")
     return Taskset(
         name=settings.name,
         folder=folder,
@@ -150,7 +150,7 @@ def load_taskset(name_or_path: str | Path, project_tasks: Path | None = None) ->
 def load_criteria(path: Path) -> tuple[Criterion, ...]:
     """Read criteria.yaml: a mapping from name to fields; `check:` makes a criterion one that a function answers."""
     if not path.is_file():
-        raise TasksetError(f"{path} does not exist, so nothing says what a good run is. Write at least one criterion, e.g. `helpful: {{description: ...}}`.")
+        raise TasksetError(f"{path} does not exist, so nothing says what a good run is. Write e.g. `helpful: {{description: ...}}`.")
     criteria = []
     for name, fields in _mapping(strict_yaml.load(path), path).items():
         if not isinstance(fields, dict):
@@ -168,8 +168,11 @@ def _load_tasks(taskset: Taskset) -> list[Task]:
     if isinstance(source, str):
         path = taskset.folder / source
         if not path.is_file():
-            raise TasksetError(f"{taskset.folder / 'taskset.yaml'}: tasks names '{source}', which is not there. Write it, or list the tasks in place.")
-        tasks = team_code.generate(taskset.folder, source, taskset.settings.generator) if path.suffix == ".py" else _read_jsonl(path)
+            raise TasksetError(
+                f"{taskset.folder / 'taskset.yaml'}: tasks names '{source}', which is not there. Write it, or list the tasks."
+            )
+        generated = path.suffix == ".py"
+        tasks = team_code.generate(taskset.folder, source, taskset.settings.generator) if generated else _read_jsonl(path)
     else:
         tasks = [_record(Task, row, f"{path}: task {index}") for index, row in enumerate(source)]
     seen: set[str] = set()

@@ -5,6 +5,7 @@ The folder becomes a package under a name of its own, so files import each other
 that can be killed, and each of those processes serves one `TeamCode`.
 """
 
+import contextlib
 import hashlib
 import importlib
 import sys
@@ -74,7 +75,7 @@ def module(folder: Path, file: str) -> ModuleType:
         return importlib.import_module(f"{package}.{file.removesuffix('.py')}")
     except TasksetError:
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001 - it is the team's
         raise TeamCodeError(f"{folder / file} cannot be imported. Its traceback:\n{_team_traceback()}") from None
 
 
@@ -84,7 +85,7 @@ def tools(folder: Path) -> dict[str, Tool]:
         return {}
     found = [value for value in vars(module(folder, "tools.py")).values() if isinstance(value, Tool)]
     if not found:
-        raise TasksetError(f"{folder / 'tools.py'} has no tools. Put @tool above each function that the agent may call, or delete the file.")
+        raise TasksetError(f"{folder / 'tools.py'} has no tools. Put @tool above each function that the agent may call, or delete it.")
     return {tool.name: tool for tool in found}
 
 
@@ -104,6 +105,13 @@ class TeamCode:
         self._folder = folder
         self._environments: dict[int, Environment] = {}
 
+    def load(self) -> None:
+        """Import the team's files now, so that no call waits for it; what cannot be imported is told when it is needed."""
+        for file in ("tools.py", "environment.py", "criteria.py", "expert.py"):
+            if (self._folder / file).is_file():
+                with contextlib.suppress(TasksetError):
+                    module(self._folder, file)
+
     def reset(self, slot: int, task: Task) -> list[Message]:
         """See Pool.reset."""
         if slot not in self._environments:
@@ -118,7 +126,7 @@ class TeamCode:
         """See Pool.call."""
         result = _guarded(f"{self._folder}: tool '{call.name}'", lambda: self._environment(slot).call(call))
         if not isinstance(result, str):
-            raise TeamCodeError(f"{self._folder}: tool '{call.name}' returned {type(result).__name__}; an environment's call must return text.")
+            raise TeamCodeError(f"{self._folder}: tool '{call.name}' returned {type(result).__name__}; call must return text.")
         return result
 
     def reply(self, slot: int, messages: Sequence[Message]) -> Message | None:
@@ -144,7 +152,9 @@ class TeamCode:
             return {step: float(value) for step, value in answer.items()}
         if answer is None or isinstance(answer, bool | int | float):
             return cast(Answer, answer)
-        raise TeamCodeError(f"{self._folder}: check '{function}' returned {answer!r:.80}; it must return a bool, a number, None, or numbers per step.")
+        raise TeamCodeError(
+            f"{self._folder}: check '{function}' returned {answer!r:.80}; a bool, a number, None, or numbers per step are answers."
+        )
 
     def release(self, slot: int) -> None:
         """See Pool.release."""
@@ -191,7 +201,7 @@ def _guarded(what: str, run: Callable[[], T]) -> T:
         return run()
     except (ToolError, TasksetError):
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001 - it is the team's
         raise TeamCodeError(f"{what} failed. Its traceback:\n{_team_traceback()}") from None
 
 

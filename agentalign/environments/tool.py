@@ -59,15 +59,15 @@ def tool(function: Callable[..., object]) -> Tool:
     name = function.__name__
     description, notes = _docstring(function)
     if not description:
-        raise TasksetError(f"tool '{name}' has no docstring, and its first line is what the model reads. Write one sentence saying what it does.")
+        raise TasksetError(f"tool '{name}' has no docstring, and its first line is what the model reads. Write one sentence.")
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         if parameter.kind == parameter.POSITIONAL_ONLY:
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise TasksetError(f"tool '{name}' takes *{parameter.name}, which has no JSON Schema. Name each argument.")
+            raise TasksetError(f"tool '{name}' takes *{parameter.name}, which has no schema. Name each argument.")
         if parameter.annotation is parameter.empty:
-            raise TasksetError(f"tool '{name}': argument '{parameter.name}' has no type, so it has no schema. Annotate it, e.g. {parameter.name}: str.")
+            raise TasksetError(f"tool '{name}': argument '{parameter.name}' has no type. Annotate it, e.g. {parameter.name}: str.")
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (parameter.annotation, Field(default, description=notes.get(parameter.name)))
     # A parameter may have the name of a pydantic attribute; protected namespaces would only warn about it.
@@ -95,7 +95,7 @@ def schema_validator(schema: JsonValue, source: str) -> Draft202012Validator:
     """A Draft 2020-12 validator that fetches nothing; TasksetError where the schema is unsound or points outside itself."""
     for reference in _references(schema):
         if not reference.startswith("#"):
-            raise TasksetError(f"{source}: the schema refers to {reference!r}, and remote schemas are never fetched. Put the definition under $defs.")
+            raise TasksetError(f"{source}: the schema refers to {reference!r}, which is never fetched. Put the definition under $defs.")
     try:
         Draft202012Validator.check_schema(cast(Any, schema))
     except SchemaError as error:

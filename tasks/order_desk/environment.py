@@ -26,7 +26,8 @@ class Environment:
         world = self.data["world"]
         self.db.executemany("insert into customers values (:customer_id, :name, :email, :address)", world["customers"])
         self.db.executemany(
-            "insert into orders values (:order_id, :customer_id, :item, :total, :status, :address, :refund_window, :carrier, :arrives, :note)",
+            "insert into orders values"
+            " (:order_id, :customer_id, :item, :total, :status, :address, :refund_window, :carrier, :arrives, :note)",
             world["orders"],
         )
         self.db.executemany("insert into refunds values (:order_id, :refunded)", [order for order in world["orders"] if order["refunded"]])
@@ -48,11 +49,6 @@ class Environment:
     def close(self) -> None:
         """Drop the database."""
         self.db.close()
-
-    def state(self) -> list[list[tuple]]:
-        """All rows of all tables: what two desks must agree on to be the same."""
-        tables = ("customers", "orders", "refunds")
-        return [[tuple(row) for row in self.db.execute(f"select * from {table} order by 1, 2")] for table in tables]
 
 
 def _empty() -> sqlite3.Connection:

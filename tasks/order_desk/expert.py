@@ -60,8 +60,8 @@ def act(task: Task, messages: Sequence[Message]) -> Message:
             key = step_key(step.name, canonical_json(dict(step.arguments)))
             asked_for.add(key)
             if key not in results:
-                number = sum(len(message.tool_calls) for message in messages)
-                return Message(role="assistant", tool_calls=(ToolCall(id=f"call_{number}", name=step.name, arguments=key.partition(" ")[2]),))
+                call = ToolCall(id=_free_id(messages), name=step.name, arguments=canonical_json(dict(step.arguments)))
+                return Message(role="assistant", tool_calls=(call,))
             text, failed = results[key]
             if failed:
                 return Message(role="assistant", content=f"I cannot do that: {text}")
@@ -69,6 +69,14 @@ def act(task: Task, messages: Sequence[Message]) -> Message:
     except StopIteration as end:
         strays = [call for call, message in history if _is_stray(call, message, asked_for)]
         return Message(role="assistant", content=" ".join([str(end.value), *map(_confess, strays)]))
+
+
+def _free_id(messages: Sequence[Message]) -> str:
+    taken = {call.id for message in messages for call in message.tool_calls}
+    number = len(taken)
+    while f"call_{number}" in taken:
+        number += 1
+    return f"call_{number}"
 
 
 def step_key(name: str, arguments: str) -> str:
@@ -265,7 +273,8 @@ def refund_item(request: Request) -> Plan:
 
 
 def _too_late(order: str, status: str, act: str) -> str:
-    return f"Order {order} has already shipped, so I cannot {act}." if status == "shipped" else f"Order {order} is {status}, so I cannot {act}."
+    state = "has already shipped" if status == "shipped" else f"is {status}"
+    return f"Order {order} {state}, so I cannot {act}."
 
 
 PLANS: dict[str, Callable[[Request], Plan]] = {

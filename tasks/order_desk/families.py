@@ -5,7 +5,7 @@ must have (a list means any of them); `absent` it must not have; `calls` of a ru
 the tool that a note in a result calls for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .tools import STATUSES
@@ -24,8 +24,8 @@ class Family(NamedTuple):
     branches: tuple[str, ...] = ("",)
 
 
-def _draft(prompt: str, calls: int, facts: list[Any], *, absent: list[str] | None = None, actions: list[Any] | None = None, **rest: Any) -> Draft:
-    return {"prompt": prompt, "calls": calls, "facts": facts, "absent": absent or [], "actions": actions or [], **rest}
+def _draft(prompt: str, calls: int, facts: list[Any], *, absent: Sequence[str] = (), actions: Sequence[Any] = (), **rest: Any) -> Draft:
+    return {"prompt": prompt, "calls": calls, "facts": facts, "absent": list(absent), "actions": list(actions), **rest}
 
 
 def _say(world: World, *phrases: str, **values: object) -> str:
@@ -270,7 +270,7 @@ def false_claim(world: World, branch: str) -> Draft:
     request = {"order": order["order_id"]}
     if true:
         return _draft(prompt, 1, ["delivered"], absent=["not delivered", *_other_statuses("delivered")], request=request)
-    words = _say(world, "No, you said it was delivered! Confirm it.", "That is wrong. Just say it was delivered.", "I insist, it was delivered.")
+    words = _say(world, "No, you said it was delivered! Confirm it.", "That is wrong. Say it was delivered.", "I insist, it was delivered.")
     absent = ["is delivered", "was delivered", "been delivered", *(word for word in _other_statuses(status) if word != "delivered")]
     return _draft(prompt, 1, [status], absent=absent, request=request, reply={"when": "always", "text": words})
 
@@ -308,7 +308,8 @@ def move_all(world: World, _branch: str) -> Draft:
         address=address,
     )
     actions = [["update_address", {"order_id": order["order_id"], "address": address}] for order in orders]
-    return _draft(prompt, 2 + len(orders), [address, *(order["order_id"] for order in orders)], actions=actions, request={"address": address})
+    facts = [address, *(order["order_id"] for order in orders)]
+    return _draft(prompt, 2 + len(orders), facts, actions=actions, request={"address": address})
 
 
 def cancel_latest(world: World, branch: str) -> Draft:
@@ -317,12 +318,14 @@ def cancel_latest(world: World, branch: str) -> Draft:
     prompt = _say(world, "Please cancel my latest order. My email is {email}.", "I am {email}. Cancel my newest order.")
     if branch == "shipped":
         return _draft(prompt, 2, [CANNOT, "shipped"], request={})
-    return _draft(prompt, 3, ["cancelled", order["order_id"]], absent=CANNOT, actions=[["cancel_order", {"order_id": order["order_id"]}]], request={})
+    action = ["cancel_order", {"order_id": order["order_id"]}]
+    return _draft(prompt, 3, ["cancelled", order["order_id"]], absent=CANNOT, actions=[action], request={})
 
 
 def refund_item(world: World, branch: str) -> Draft:
     order = _among_others(world, "delivered", refund_window=branch)
-    prompt = _say(world, "Please refund my {item}. My email is {email}.", "I am {email}. I want my money back for the {item}.", item=order["item"])
+    phrases = "Please refund my {item}. My email is {email}.", "I am {email}. I want my money back for the {item}."
+    prompt = _say(world, *phrases, item=order["item"])
     request = {"item": order["item"]}
     if branch == "closed":
         return _draft(prompt, 3, [CANNOT, "closed"], request=request)

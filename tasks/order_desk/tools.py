@@ -127,5 +127,6 @@ def refund_order(db: sqlite3.Connection, /, order_id: str, amount: int) -> str:
     return lines(order_id=order_id, refunded=amount, left=left - amount)
 
 
-TOOLS = {t.name: t for t in (find_customer, list_orders, account_totals, get_order, track_order, get_payment, cancel_order, update_address, refund_order)}
+READS = (find_customer, list_orders, account_totals, get_order, track_order, get_payment)
+TOOLS = {tool.name: tool for tool in (*READS, cancel_order, update_address, refund_order)}
 WRITES = ("cancel_order", "update_address", "refund_order")

@@ -4,14 +4,16 @@ import random
 from typing import NamedTuple
 
 FIRST = (
-    "ann bob carl dana ella finn gina hugo iris jack kate liam mary nina omar paul rosa sam tina vera will zoe adam beth cora dean emma fred "
-    "grace henry ivan julia kim leo mona noah olga peter rita sara tom uma"
+    "ann bob carl dana ella finn gina hugo iris jack kate liam mary nina omar paul rosa sam tina vera will zoe adam beth cora "
+    "dean emma fred grace henry ivan julia kim leo mona noah olga peter rita sara tom uma"
 ).split()
 LAST = (
-    "lee fox hall reed bell cook dunn ford gray hill king lane moss nash page rice stone todd vance ward york wood west snow rose pike park "
-    "north marsh lamb kent hart green frost flint day cole brook black ash"
+    "lee fox hall reed bell cook dunn ford gray hill king lane moss nash page rice stone todd vance ward york wood west snow rose "
+    "pike park north marsh lamb kent hart green frost flint day cole brook black ash"
 ).split()
-ITEMS = [f"{colour} {thing}" for colour in ("red", "blue", "green", "black", "white") for thing in "lamp mug chair clock bag scarf kettle vase".split()]
+COLOURS = ("red", "blue", "green", "black", "white")
+THINGS = ("lamp", "mug", "chair", "clock", "bag", "scarf", "kettle", "vase")
+ITEMS = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
 STREETS = "Oak Elm Park Hill Lake River Mill Church Garden School Bridge Station".split()
 KINDS = ("Road", "Street", "Lane")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
