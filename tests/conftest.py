@@ -105,3 +105,20 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty store, once per database that a store can live in."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/.agentalign/store.db"
+        return
+    from sqlalchemy import create_engine, text
+
+    url, schema = request.getfixturevalue("postgres_url"), f"store_{os.urandom(6).hex()}"
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
+        yield f"{url}?options=-csearch_path%3D{schema}"
+        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+    engine.dispose()
