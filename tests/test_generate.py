@@ -185,6 +185,21 @@ def test_the_prefix_is_stored_once_and_the_turn_before_is_not_computed_again(mon
     assert sum(computed) == 8 * 3
 
 
+def test_runs_one_after_the_other_keep_the_prefix_they_share(monkeypatch):
+    model = build(mistral)
+    generator = Generator(model, STOP)
+    computed: list[int] = []
+    forward = generator.forward
+    monkeypatch.setattr(generator, "forward", lambda ids, *rest: (computed.append(len(ids)), forward(ids, *rest))[1])
+    session = generator.session()
+    for run, new in ((1, 35), (2, 5), (3, 5)):
+        computed.clear()
+        context = text(1, 30) + text(10 + run, 5)
+        assert_plain(model, context, session.generate({0: context}, max_new_tokens=1)[0])
+        assert sum(computed) == new
+        session.drop(0)
+
+
 def test_finished_slots_leave_the_batch_at_once(monkeypatch):
     generator = Generator(build(llama), STOP)
     sizes: list[int] = []

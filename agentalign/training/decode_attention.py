@@ -89,6 +89,11 @@ class KVCache:
         self.suffix = {}
         self.rows = self.capacity = 0
 
+    def cut_prefix(self, length: int) -> None:
+        """Shorten the shared prefix; no row may hold anything."""
+        self.prefix = {layer: (keys[:, :length].clone(), values[:, :length].clone()) for layer, (keys, values) in self.prefix.items()}
+        self.prefix_length = length
+
 
 def _storage(like: Tensor, rows: int, capacity: int) -> Tensor:
     return like.new_zeros((rows, like.shape[1], capacity, like.shape[2]))

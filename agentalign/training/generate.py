@@ -212,13 +212,16 @@ class _BatchSession:
         return {slot: turn.completion() for slot, turn in turns.items()}
 
     def _share_prefix(self, contexts: list[Sequence[int]]) -> None:
-        """Compute what all contexts begin with, once; kept until a session without slots meets other contexts."""
+        """Compute what all contexts begin with, once; a session without slots keeps what new contexts still begin with."""
         if self.held:
             return
         common = min(contexts, key=len)[:-1]
         for context in contexts:
             common = common[: _common(common, context)]
-        if self.prefix and list(common[: len(self.prefix)]) == self.prefix:
+        kept = _common(self.prefix, common)
+        if 2 * kept > len(common):
+            self.prefix = self.prefix[:kept]
+            self.cache.cut_prefix(kept)
             return
         self.cache, self.prefix = KVCache(), list(common)
         if common:

@@ -1,0 +1,224 @@
+"""Who acts: a model in this process, the taskset's expert, or a model behind an OpenAI-compatible server.
+
+A policy answers many runs at once: one `TurnRequest` per run in, one `PolicyTurn` per run out, in the same order. What breaks for one run
+alone comes back as that turn's `error`; what breaks for all is raised.
+Surprise: a sample's random stream depends on seed, task, sample and turn only, so a run does not depend on what was in the batch with it
+(beyond the rounding of batched matrix products).
+"""
+
+import json
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+from openai import OpenAI, OpenAIError
+from openai.types.chat import ChatCompletion
+
+from agentalign.environments.task import Task
+from agentalign.environments.team_code import Pool
+from agentalign.errors import TasksetError, TemplateError
+from agentalign.records.base import digest
+from agentalign.records.trajectory import Message, ToolCall, TurnTokens
+from agentalign.training.dialect import Dialect
+from agentalign.training.generate import Completion, Generator
+
+
+class TurnRequest(NamedTuple):
+    """One run waiting for its agent's next message."""
+
+    slot: int
+    """Names the run from its first turn to `finish`; used again by a later run."""
+    task: Task
+    sample: int
+    """Which of several runs of the task this is."""
+    messages: tuple[Message, ...]
+    """All so far, the system prompt included."""
+    tools: str
+    """JSON text of the offered tools."""
+    max_new_tokens: int
+    """For this turn."""
+    max_tokens: int
+    """For the whole run, prompt included; counted only by policies that see tokens."""
+
+
+class PolicyTurn(NamedTuple):
+    """What the agent did with one request."""
+
+    message: Message | None
+    """None where nothing could be said: the run is already as long as it may be, or `error` says why."""
+    tokens: TurnTokens | None = None
+    stopped: bool = True
+    """False where the turn was cut at a token limit."""
+    error: str = ""
+    """Traceback or sentence, where this run cannot go on."""
+
+
+class Policy(Protocol):
+    """Anything that can take the agent's part."""
+
+    name: str
+    """Who this is, as runs will say: "base", "order_desk@4", "expert", a served model's name."""
+    tokens_digest: str
+    """`Dialect.digest` that recorded tokens belong to; empty where none are recorded."""
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
+        """The next turn of each run, in order."""
+        ...
+
+    def finish(self, slot: int) -> None:
+        """The run in this slot is over."""
+        ...
+
+
+def turn_seed(seed: int, request: TurnRequest) -> int:
+    """Seed of one turn's random stream: 63 bits over seed, task, sample and turn."""
+    turn = sum(message.role == "assistant" for message in request.messages)
+    return int(digest([seed, request.task.id, request.sample, turn])[:16], 16) >> 1
+
+
+class LocalPolicy:
+    """A model in this process. Token in, token out: what was sampled is never encoded again, unless the template rewrites history."""
+
+    def __init__(
+        self, generator: Generator, dialect: Dialect, name: str, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+    ) -> None:
+        self.name, self.tokens_digest = name, dialect.digest
+        self._dialect, self._session = dialect, generator.session()
+        self._temperature, self._top_p, self._seed = temperature, top_p, seed
+        self._last: dict[int, tuple[list[int], tuple[int, ...]]] = {}
+        """Slot -> context and completion of its last turn."""
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
+        """See `Policy.act`."""
+        contexts: dict[int, list[int]] = {}
+        errors: dict[int, str] = {}
+        for request in requests:
+            try:
+                contexts[request.slot] = self._context(request)
+            except TemplateError:
+                errors[request.slot] = traceback.format_exc()
+        budgets = {r.slot: min(r.max_new_tokens, r.max_tokens - len(contexts[r.slot])) for r in requests if r.slot in contexts}
+        seeds = {r.slot: turn_seed(self._seed, r) for r in requests}
+        found = self._session.generate(contexts, max_new_tokens=budgets, temperature=self._temperature, top_p=self._top_p, seeds=seeds)
+        return [
+            PolicyTurn(None, error=errors[r.slot]) if r.slot in errors else self._turn(r, contexts[r.slot], found[r.slot]) for r in requests
+        ]
+
+    def finish(self, slot: int) -> None:
+        """See `Policy.finish`."""
+        self._last.pop(slot, None)
+        self._session.drop(slot)
+
+    def _context(self, request: TurnRequest) -> list[int]:
+        last = self._last.get(request.slot)
+        ids = self._dialect.continue_ids(last[0], last[1], request.messages, request.tools) if last else None
+        return self._dialect.context_ids(request.messages, request.tools) if ids is None else ids
+
+    def _turn(self, request: TurnRequest, context: list[int], completion: Completion) -> PolicyTurn:
+        if not completion.ids:
+            return PolicyTurn(None, stopped=False)
+        self._last[request.slot] = (context, completion.ids)
+        first_call = sum(len(message.tool_calls) for message in request.messages)
+        message = self._dialect.parse_ids(completion.ids, first_call=first_call)
+        tokens = TurnTokens(
+            message_index=len(request.messages), context=tuple(context), completion=completion.ids, logprobs=completion.logprobs
+        )
+        return PolicyTurn(message, tokens, completion.stopped)
+
+
+class ExpertPolicy:
+    """The taskset's own expert.py, run where team code runs."""
+
+    name = "expert"
+    tokens_digest = ""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
+        """See `Policy.act`."""
+        return [self._turn(request) for request in requests]
+
+    def finish(self, slot: int) -> None:
+        """See `Policy.finish`; an expert remembers nothing."""
+
+    def _turn(self, request: TurnRequest) -> PolicyTurn:
+        try:
+            return PolicyTurn(self._pool.expert(request.slot, request.task, request.messages))
+        except TasksetError as error:
+            return PolicyTurn(None, error=str(error))
+
+
+class EndpointPolicy:
+    """A model behind an OpenAI-compatible server. The server applies template and parser; token ids are not seen, so none are recorded."""
+
+    tokens_digest = ""
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str = "none",
+        temperature: float = 0.0,
+        seed: int = 0,
+        seconds: float = 120,
+        retries: int = 3,
+        concurrency: int = 8,
+    ) -> None:
+        self.name = model
+        self._temperature, self._seed, self._concurrency = temperature, seed, concurrency
+        self._client = OpenAI(base_url=base_url, api_key=api_key, timeout=seconds, max_retries=retries)
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
+        """See `Policy.act`; requests are sent side by side."""
+        with ThreadPoolExecutor(self._concurrency) as threads:
+            return list(threads.map(self._turn, requests))
+
+    def finish(self, slot: int) -> None:
+        """See `Policy.finish`; the server is told everything each time."""
+
+    def _turn(self, request: TurnRequest) -> PolicyTurn:
+        tools = json.loads(request.tools)
+        offered: dict[str, Any] = {"tools": tools} if tools else {}
+        try:
+            reply: ChatCompletion = self._client.chat.completions.create(
+                model=self.name,
+                messages=[openai_message(message) for message in request.messages],  # type: ignore[misc]
+                max_tokens=request.max_new_tokens,
+                temperature=self._temperature,
+                seed=turn_seed(self._seed, request) % 2**31,
+                **offered,
+            )
+        except OpenAIError as error:
+            return PolicyTurn(None, error=f"{self._client.base_url}: the server gave no answer ({type(error).__name__}: {error}).")
+        if not reply.choices:
+            return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer has no choices.")
+        choice = reply.choices[0]
+        return PolicyTurn(_read(choice.message.model_dump()), stopped=choice.finish_reason != "length")
+
+
+def openai_message(message: Message) -> dict[str, Any]:
+    """A message as OpenAI-compatible servers read it."""
+    if message.role == "tool" and message.tool_call_id is None:
+        # An answer to a call that could not be read has no id to refer to, and servers refuse tool messages without one.
+        return {"role": "user", "content": message.content}
+    entry: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        entry["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        entry["tool_call_id"] = message.tool_call_id
+    return entry
+
+
+def _read(entry: dict[str, Any]) -> Message:
+    calls = [call for call in entry.get("tool_calls") or () if call.get("function")]
+    return Message(
+        role="assistant",
+        content=entry.get("content") or "",
+        reasoning=entry.get("reasoning_content") or entry.get("reasoning") or "",
+        tool_calls=tuple(ToolCall(id=c["id"], name=c["function"]["name"], arguments=c["function"]["arguments"] or "{}") for c in calls),
+    )
