@@ -6,6 +6,7 @@ Surprise: a longer chat need not begin with the text of a shorter one (some temp
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cached_property
@@ -21,8 +22,8 @@ from agentalign.records.base import digest
 from agentalign.records.trajectory import Message, ToolCall
 from agentalign.training import special_text
 from agentalign.training.base import Base
-from agentalign.training.parsers import PARSERS
-from agentalign.training.template_report import TemplateReport, probe
+from agentalign.training.template_probe import call_id, probe
+from agentalign.training.turn_text import TurnText, turn_text
 
 DEFAULT_TODAY = "2026-01-01"
 """The date that templates with a clock see where the base's config names none: a fixed one, or no prompt would ever repeat."""
@@ -52,7 +53,7 @@ class Dialect:
         self._written = special_text.pattern(special + written)
         newline = tokenizer.encode("\n", add_special_tokens=False)
         self._newline: list[int] = [int(i) for i in newline]
-        self.report: TemplateReport = probe(self._render_plain, special)
+        self.report, self._form = probe(self._render, special)
         self.stop_ids = self._find_stop_ids()
         self._stop = special_text.pattern(str(tokenizer.convert_ids_to_tokens(i)) for i in self.stop_ids)
         pad = tokenizer.pad_token_id
@@ -132,25 +133,36 @@ class Dialect:
         Raises:
             TemplateError: the template refuses these messages.
         """
-        chat = self._chat(messages)
-        # Tokens that are not special (`<think>` in some vocabularies) may be written by the agent itself, but by nobody else.
-        chat = [special_text.seam(m, self._special if m["role"] == "assistant" else self._written) for m in chat]
-        offered = special_text.seam(json.loads(tools), self._written)
-        return self._render(chat, offered, generate=generate)
+        return self._render(self._seamed_chat(messages), self._seamed_tools(tools), generate)
 
-    def _chat(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """Messages as templates expect them. Call ids are numbered anew: templates that write ids want one length, and models must be able to tell them."""
+    def turn_text(self, messages: Sequence[Message], tools: str = "[]") -> TurnText:
+        """What the template writes for the last message, an assistant's, with seams.
+
+        Raises:
+            TemplateError: the template refuses these messages, or writes nothing for the last.
+        """
+        return turn_text(self._render, self._seamed_chat(messages), self._seamed_tools(tools))
+
+    def _seamed_tools(self, tools: str) -> JsonValue:
+        return special_text.seam(json.loads(tools), self._written)
+
+    def _seamed_chat(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Messages as templates expect them. Call ids are made anew, so that a template that writes them gets what it wants."""
         ids: dict[str | None, str] = {}
         for message in messages:
             for call in message.tool_calls:
-                ids.setdefault(call.id, f"call{len(ids):05d}")
-        return [self._entry(message, ids) for message in messages]
+                ids.setdefault(call.id, call_id(len(ids), call.name, self.report.id_form))
+        # Tokens that are not special (`<think>` in some vocabularies) may be written by the agent itself, but by nobody else.
+        return [
+            _seamed_entry(self._entry(message, ids), self._special if message.role == "assistant" else self._written) for message in messages
+        ]
 
     def _entry(self, message: Message, ids: Mapping[str | None, str]) -> dict[str, Any]:
         entry: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.reasoning:
             entry |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
         if message.tool_calls:
+            entry["content"] = message.content or self.report.empty_content
             entry["tool_calls"] = [
                 {"id": ids[call.id], "type": "function", "function": {"name": call.name, "arguments": self._arguments(call)}}
                 for call in message.tool_calls
@@ -168,14 +180,12 @@ class Dialect:
         except ValueError:
             return call.arguments
 
-    def _render_plain(self, chat: list[dict[str, Any]], tools: JsonValue, generate: bool) -> str:
-        return self._render(chat, tools, generate=generate)
-
-    def _render(self, chat: JsonValue | list[dict[str, Any]], tools: JsonValue, *, generate: bool) -> str:
+    def _render(self, chat: Sequence[dict[str, Any]], tools: JsonValue, generate: bool, *, today: date | None = None) -> str:
         variables: dict[str, Any] = {**self.tokenizer.special_tokens_map, **self.template_kwargs}
+        clock = (today or self._today).strftime
         try:
             return self._compiled.render(
-                messages=chat, tools=tools or None, documents=None, add_generation_prompt=generate, strftime_now=self._today.strftime, **variables
+                **variables, messages=list(chat), tools=tools or None, documents=None, add_generation_prompt=generate, strftime_now=clock
             )
         except (JinjaError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise TemplateError(f"the chat template refuses these messages: {error}") from error
@@ -198,12 +208,11 @@ class Dialect:
         ends = list(self._stop.finditer(text))
         if ends and ends[-1].end() == len(text):
             text = text[: ends[-1].start()]
-        reasoning, rest = self.report.split_reasoning(text)
-        parsed = PARSERS[self.report.call_format](rest)
+        parsed = self._form.parse(text)
         if parsed.malformed:
             return Message(role="assistant", content=text, malformed=parsed.malformed)
         calls = tuple(ToolCall(id=f"call_{first_call + i}", name=c.name, arguments=c.arguments) for i, c in enumerate(parsed.calls))
-        return Message(role="assistant", content=parsed.content, reasoning=reasoning, tool_calls=calls)
+        return Message(role="assistant", content=parsed.content, reasoning=parsed.reasoning, tool_calls=calls)
 
     def parse_ids(self, ids: Sequence[int], *, first_call: int = 0) -> Message:
         """The assistant message of a sampled turn; end-of-turn ids at its end are dropped."""
@@ -211,6 +220,11 @@ class Dialect:
         while end and ids[end - 1] in self.stop_ids:
             end -= 1
         return self.parse(self.decode(ids[:end]), first_call=first_call)
+
+    @property
+    def call_format(self) -> str:
+        """How calls are read: "hermes", "llama3_json", "learned" from the template, or "text" where they cannot be."""
+        return self._form.call_format
 
     def completion_ids(self, text: str) -> list[int] | None:
         """Ids of a turn's seamed text up to and including the first end-of-turn id; None where it has none."""
@@ -225,3 +239,7 @@ class Dialect:
         if self.tokenizer.eos_token_id is not None:
             found.add(self.tokenizer.eos_token_id)
         return frozenset(int(i) for i in found if isinstance(i, int))
+
+
+def _seamed_entry(entry: dict[str, Any], tokens: re.Pattern[str]) -> dict[str, Any]:
+    return {key: value if key == "role" else special_text.seam(value, tokens) for key, value in entry.items()}

@@ -86,7 +86,7 @@ def _recorded_turn(turn: TurnTokens) -> RenderedTurn:
 def _turn(trajectory: Trajectory, index: int, dialect: Dialect, before: Sequence[RenderedTurn], where: str) -> RenderedTurn:
     messages, message = trajectory.messages, trajectory.messages[index]
     context = _context(messages[:index], trajectory.tools, dialect, before)
-    text, rerendered = _completion_text(messages[: index + 1], trajectory.tools, dialect, f"{where}, message {index}")
+    text, rerendered = dialect.turn_text(messages[: index + 1], trajectory.tools)
     completion = dialect.completion_ids(text)
     if completion is None:
         raise DataError(f"{where}, message {index}: the template writes no end of turn after it: {special_text.plain(text)[-60:]!r}. Use another template.")
@@ -103,22 +103,6 @@ def _context(messages: Sequence[Message], tools: str, dialect: Dialect, before: 
         if ids is not None:
             return tuple(ids)
     return tuple(dialect.context_ids(messages, tools))
-
-
-def _completion_text(messages: Sequence[Message], tools: str, dialect: Dialect, where: str) -> tuple[str, bool]:
-    """What the template writes for the last message, and whether it had to be found by comparing renders."""
-    context = dialect.seamed_text(messages[:-1], tools, generate=True)
-    full = dialect.seamed_text(messages, tools)
-    if full.startswith(context):
-        return full[len(context) :], False
-    probes = [dialect.seamed_text([*messages[:-1], Message(role="assistant", content=word)], tools) for word in ("probe", "example")]
-    shared = commonprefix([*probes, full])
-    # The template may write again what the prompt already ended with (an opened `<think>`): that part was not the agent's.
-    text = full[len(shared) :]
-    overlap = next((n for n in range(min(len(text), len(context)), 0, -1) if context.endswith(text[:n])), 0)
-    if not text:
-        raise DataError(f"{where}: the template writes nothing for it. Use another template.")
-    return text[overlap:], True
 
 
 def _difference(wanted: Message, got: Message) -> str:
