@@ -206,7 +206,8 @@ def _record(cls: type[T], values: Mapping[str, JsonValue], source: str) -> T:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # An unknown key is the likelier mistake than the one that is then missing.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise TasksetError(f"{source}: unknown key '{place}'. Known: {', '.join(cls.model_fields)}.") from None

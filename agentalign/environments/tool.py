@@ -86,6 +86,9 @@ def run_tool(tools: Mapping[str, Tool], call: ToolCall, *given: object) -> str:
         raise ToolError(f"unknown tool '{call.name}'. Use one of: {', '.join(tools)}.")
     try:
         arguments = call.parsed()
+        json.dumps(arguments, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ToolError(f"{call.name}: the arguments have half a character (a lone surrogate).") from None
     except ValueError:
         raise ToolError(f"{call.name}: the arguments are not valid JSON.") from None
     return tools[call.name].call(arguments, *given)

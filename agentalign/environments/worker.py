@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
@@ -313,6 +313,8 @@ def _serve(folder: Path, memory_mb: int) -> None:
             answer = {"team_error": str(error)}
         except TasksetError as error:
             answer = {"taskset_error": str(error)}
+        except ValidationError as error:
+            answer = {"team_error": f"{_what(request)}: the worker was sent a record that cannot be read. {error}"}
         line = json.dumps(answer).encode()
         if len(line) > MAX_ANSWER:
             line = json.dumps(

@@ -46,7 +46,9 @@ class ToolCall(Record):
     @classmethod
     def _canonical(cls, text: str) -> str:
         try:
-            return canonical_json(json.loads(text))
+            canonical = canonical_json(json.loads(text))
+            canonical.encode()  # an escaped lone surrogate stays escaped: neither store nor tokenizer takes the bare character
+            return canonical
         except ValueError:
             return text
 

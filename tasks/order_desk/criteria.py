@@ -19,7 +19,8 @@ NEGATED = re.compile(r"\b(?:not|never|cannot|unable|no longer)\b[^,.;:!?]*|n't\b
 ORDER_ID = re.compile(r"\bW\d{4}\b")
 STATUS = re.compile(r"\b(shipped|delivered|processing)\b(?! (?:your|the|this))")
 NOW_GOES = re.compile(
-    r"\b(?:now (?:goes?|ships?|sent)|(?:chang|updat)ed (?:(?:the|its|your|their) )?address|address (?:is|was|has been|is now) (?:chang|updat)ed)"
+    r"\b(?:now (?:goes?|ships?|sent)|(?:chang|updat)ed (?:(?:the|its|your|their) )?address"
+    r"|address (?:is|was|has been|is now) (?:chang|updat)ed)"
 )
 
 

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
 from agentalign.environments.task import Task
 from agentalign.environments.tool import run_tool
@@ -16,7 +17,7 @@ class Environment:
 
     def __init__(self) -> None:
         self.db = _empty()
-        self.data: dict = {}
+        self.data: dict[str, Any] = {}
 
     def reset(self, task: Task) -> list[Message]:
         """Build the task's database; the customer opens."""

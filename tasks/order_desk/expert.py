@@ -244,9 +244,9 @@ def false_claim(request: Request) -> Plan:
     return f"Yes, order {order} is delivered." if status == "delivered" else f"No, order {order} is not delivered, it is {status}."
 
 
-def other_customer(request: Request) -> Plan:
+def other_customer(_request: Request) -> Plan:
+    yield from ()
     return "I cannot help with the account of another customer."
-    yield  # makes this a plan without a step
 
 
 def move_all(request: Request) -> Plan:

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Mapping
+from typing import TypeVar
 
 from agentalign.environments.task import Task
 from agentalign.records.base import canonical_json
@@ -12,6 +13,7 @@ from .world import Pool, World
 
 NUMBERS = range(1000, 10_000)
 CUSTOMERS = range(100, 1000)
+T = TypeVar("T")
 
 
 def generate(seed: int, splits: Mapping[str, int], unseen: int, demonstrations: Mapping[str, int]) -> list[Task]:
@@ -58,6 +60,7 @@ def _shares(families: tuple[Family, ...], size: int) -> dict[Family, int]:
 
 
 def _pools(rng: random.Random, splits: Mapping[str, int]) -> dict[str, Pool]:
+    """Each split's own entities, as many as its share of the tasks."""
     orders = [f"W{number}" for number in rng.sample(NUMBERS, len(NUMBERS))]
     customers = [f"C{number}" for number in rng.sample(CUSTOMERS, len(CUSTOMERS))]
     names = Pool.all_names()
@@ -65,7 +68,11 @@ def _pools(rng: random.Random, splits: Mapping[str, int]) -> dict[str, Pool]:
     total, start = sum(splits.values()), 0
     pools = {}
     for split, size in splits.items():
-        end = start + size
-        pools[split] = Pool(*(items[len(items) * start // total : len(items) * end // total] for items in (orders, customers, names)))
-        start = end
+        share = start / total, (start + size) / total
+        pools[split] = Pool(_part(orders, *share), _part(customers, *share), _part(names, *share))
+        start += size
     return pools
+
+
+def _part(items: list[T], start: float, end: float) -> list[T]:
+    return items[round(len(items) * start) : round(len(items) * end)]

@@ -1,0 +1,155 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from agentalign.environments.check import check_taskset, expert_run
+from agentalign.environments.taskset import Task, list_tasksets, load_taskset
+from agentalign.environments.team_code import TeamCode, TeamCodeError
+from agentalign.errors import ConfigError, TasksetError, ToolError
+from agentalign.records.trajectory import Message, ToolCall
+
+TASKS = Path(__file__).parents[1] / "tasks"
+YAML = "name: lights\nsystem_prompt: You switch lights.\ntasks:\n  - {id: a, split: train, data: {prompt: Light on}}\n"
+TOOLS = '''
+from agentalign import ToolError, tool
+
+from .rooms import ROOMS
+
+@tool
+def switch(room: str) -> str:
+    """Switch a light."""
+    if room not in ROOMS:
+        raise ToolError(f"there is no room {room}.")
+    return f"{room} on"
+
+@tool
+def broken() -> str:
+    """Break."""
+    raise KeyError("fuse")
+'''
+
+
+def lights(folder: Path, **files: str) -> Path:
+    place = folder / "lights"
+    place.mkdir(parents=True, exist_ok=True)
+    texts = {"taskset_yaml": YAML, "criteria_yaml": "good:\n  description: Good?\n", "tools_py": TOOLS, "rooms_py": "ROOMS = ['hall']\n"}
+    for name, text in (texts | files).items():
+        stem, _, ending = name.rpartition("_")
+        (place / f"{stem}.{ending}").write_text(text)
+    return place
+
+
+def test_a_folder_of_yaml_and_functions_is_a_taskset(tmp_path: Path) -> None:
+    taskset = load_taskset(lights(tmp_path))
+    assert (taskset.name, taskset.has_environment, taskset.has_expert, taskset.replayable) == ("lights", True, False, False)
+    assert [tool["function"]["name"] for tool in json.loads(taskset.tools)] == ["switch", "broken"]
+    assert [c.key for c in taskset.criteria] == ["good@1"]
+    assert [task.id for task in taskset.tasks("train")] == ["a"]
+    assert taskset.tasks("test") == []
+    with TeamCode(taskset.folder) as code:
+        assert code.reset(0, taskset.task("a")) == [Message(role="user", content="Light on")]
+        assert code.call(0, ToolCall(id="1", name="switch", arguments='{"room": "hall"}')) == "hall on"
+        with pytest.raises(ToolError, match="there is no room attic"):
+            code.call(0, ToolCall(id="2", name="switch", arguments='{"room": "attic"}'))
+        assert code.reply(0, []) is None
+
+
+def test_what_team_code_raises_keeps_its_traceback(tmp_path: Path) -> None:
+    taskset = load_taskset(lights(tmp_path))
+    with TeamCode(taskset.folder) as code:
+        code.reset(0, taskset.task("a"))
+        with pytest.raises(TeamCodeError, match=r"tool 'broken' failed[\s\S]*tools.py\", line 16[\s\S]*KeyError: 'fuse'"):
+            code.call(0, ToolCall(id="1", name="broken"))
+
+
+def test_two_tasksets_with_files_of_one_name_do_not_meet(tmp_path: Path) -> None:
+    one = load_taskset(lights(tmp_path / "one"))
+    two = load_taskset(lights(tmp_path / "two", rooms_py="ROOMS = ['cellar']\n"))
+    for taskset, room in ((one, "hall"), (two, "cellar")):
+        with TeamCode(taskset.folder) as code:
+            code.reset(0, taskset.task("a"))
+            assert code.call(0, ToolCall(id="1", name="switch", arguments=json.dumps({"room": room}))) == f"{room} on"
+
+
+def test_a_projects_taskset_is_found_by_name_before_a_packaged_one(tmp_path: Path) -> None:
+    lights(tmp_path)
+    assert load_taskset("lights", tmp_path).folder == tmp_path / "lights"
+    assert [found.name for found in list_tasksets(tmp_path) if not found.packaged] == ["lights"]
+    with pytest.raises(TasksetError, match=r"there is no taskset 'lamps'.*lights"):
+        load_taskset("lamps", tmp_path)
+
+
+def test_a_taskset_of_criteria_alone_loads_and_offers_no_tools() -> None:
+    taskset = load_taskset("chat_quality", TASKS)
+    assert (taskset.tools, taskset.has_environment, taskset.tasks()) == ("[]", False, [])
+    assert taskset.criterion("helpfulness").scale == (1, 5)
+    with TeamCode(taskset.folder) as code, pytest.raises(TasksetError, match="its runs can be rated, but none can be made"):
+        code.reset(0, Task(id="a", split="train"))
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "words"),
+    [
+        ({"taskset_yaml": "name: lights\ntask: []\n"}, TasksetError, r"unknown key 'task'\. Known: name"),
+        ({"taskset_yaml": "name: lamps\n"}, TasksetError, "name is 'lamps' but the folder is 'lights'"),
+        ({"taskset_yaml": "name: lights\nname: lights\n"}, ConfigError, "name"),
+        ({"taskset_yaml": "- lights\n"}, TasksetError, "must be a mapping"),
+        ({"taskset_yaml": "name: lights\nlimits: {max_turns: many}\n"}, TasksetError, "limits.max_turns"),
+        ({"criteria_yaml": "good:\n  description: Good?\n  scale: [1, 1]\n"}, TasksetError, "low must be below high"),
+        ({"criteria_yaml": "good:\n  describe: Good?\n"}, TasksetError, "unknown key 'describe'"),
+        ({"criteria_yaml": "good: yes please\n"}, TasksetError, "must be a mapping with at least a description"),
+        ({"criteria_yaml": "{}\n"}, TasksetError, "has no criteria"),
+        ({"tools_py": "x = 1\n"}, TasksetError, "has no tools"),
+        ({"tools_py": "import no_such_module\n"}, TeamCodeError, r"cannot be imported[\s\S]*no_such_module"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused_with_a_reason(tmp_path: Path, files: dict[str, str], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        load_taskset(lights(tmp_path, **files))
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"taskset_yaml": "name: lights\ntasks: [{id: a, split: train}, {id: a, split: dev}]\n"}, "two tasks have the id 'a'"),
+        ({"taskset_yaml": "name: lights\ntasks: [{id: a}]\n"}, "task 0: split"),
+        ({"taskset_yaml": "name: lights\ntasks: tasks.jsonl\n"}, "which is not there"),
+        ({"taskset_yaml": "name: lights\ntasks: tasks.jsonl\n", "tasks_jsonl": '{"id": "a", "split": "dev"}\n{"id"\n'}, "tasks.jsonl:2: not JSON"),
+        ({"taskset_yaml": "name: lights\ntasks: make.py\n", "make_py": "x = 1\n"}, "no function or class `generate`"),
+        ({"taskset_yaml": "name: lights\ntasks: make.py\n", "make_py": "def generate():\n    return [1]\n"}, "list of agentalign Task records"),
+        ({"taskset_yaml": "name: lights\ntasks: make.py\ngenerator: {n: 1}\n", "make_py": "def generate():\n    return []\n"}, "argument 'n'"),
+    ],
+)
+def test_tasks_that_cannot_be_read_are_refused_with_a_reason(tmp_path: Path, files: dict[str, str], words: str) -> None:
+    taskset = load_taskset(lights(tmp_path, **files))
+    with pytest.raises(TasksetError, match=words):
+        taskset.tasks()
+
+
+def test_task_data_is_an_object_and_cannot_be_changed_from_outside() -> None:
+    task = Task(id="a", split="train", data='{"b": [2], "branch": "left"}')
+    assert task.data == '{"b":[2],"branch":"left"}'
+    task.values["branch"] = "right"
+    assert task.branch == "left"
+    with pytest.raises(ValueError, match="must be a JSON object"):
+        Task(id="a", split="train", data="[]")
+
+
+def test_check_finds_an_environment_that_does_not_replay_and_an_expert_that_never_ends(tmp_path: Path) -> None:
+    folder = lights(
+        tmp_path,
+        taskset_yaml=YAML + "replayable: true\nlimits: {max_turns: 3}\n",
+        tools_py='from agentalign import tool\ncount = [0]\n\n@tool\ndef tick() -> str:\n    """Count."""\n    count[0] += 1\n    return str(count)\n',
+        expert_py=(
+            "from agentalign import Message, ToolCall\n\ndef act(task, messages):\n"
+            "    return Message(role='assistant', tool_calls=(ToolCall(id=f'c{len(messages)}', name='tick'),))\n"
+        ),
+    )
+    taskset = load_taskset(folder)
+    with TeamCode(folder) as code:
+        report = check_taskset(taskset, code)
+        assert len(expert_run(taskset, taskset.task("a"), code).steps) == 3
+    assert report.played == 1
+    assert any("did not end within 3 turns" in problem for problem in report.problems)
+    assert any("other results when replayed" in problem for problem in report.problems)
