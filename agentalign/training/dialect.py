@@ -53,7 +53,7 @@ class Dialect:
         self._written = special_text.pattern(special + written)
         newline = tokenizer.encode("\n", add_special_tokens=False)
         self._newline: list[int] = [int(i) for i in newline]
-        self.report, self._form = probe(self._render, special)
+        self.report, self._form = probe(self._render, special, str(tokenizer.eos_token or ""))
         self.stop_ids = self._find_stop_ids()
         self._stop = special_text.pattern(str(tokenizer.convert_ids_to_tokens(i)) for i in self.stop_ids)
         pad = tokenizer.pad_token_id

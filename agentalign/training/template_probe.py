@@ -60,8 +60,9 @@ TOOLS: JsonValue = [
 class _Probe:
     """One template under question; what it refuses comes out as empty text."""
 
-    def __init__(self, render: DatedRender, special: Sequence[str]) -> None:
+    def __init__(self, render: DatedRender, special: Sequence[str], eos: str) -> None:
         self.render = render
+        self.eos = eos
         self.special = sorted((t for t in special if t), key=len, reverse=True)
         self.tools: JsonValue = None if self.text([USER, ANSWER]) else TOOLS
         self.shape = _Shape("dict", "plain", "")
@@ -102,31 +103,32 @@ class _Probe:
         self.shape = _Shape("dict", "plain", "")
         return False
 
-    def end(self, written: str, after: str, wanted: Sequence[str] = ()) -> str:
-        """The end-of-turn token in a turn's text: one already known, else the first special token behind the last word of the turn."""
+    def end(self, written: str, after: str, known: Sequence[str]) -> str:
+        """The token that ends a turn: a known one, else the tokenizer's own, else the first special token behind the turn's last word."""
         start = written.rfind(after)
-        if start < 0:
-            return ""
-        places = [(place, -len(token), token) for token in self.special if (place := written.find(token, start + len(after))) >= 0]
-        known = [entry for entry in places if entry[2] in wanted]
-        # A call's own closing words may be special tokens too; the turn ends with the last of them.
-        return min(known)[2] if known else (max(places) if wanted else min(places))[2] if places else ""
+        behind = written[start + len(after) :] if start >= 0 else ""
+        for token in (*known, self.eos):
+            if token and token in behind:
+                return token
+        places = [(place, -len(token), token) for token in self.special if (place := behind.find(token)) >= 0]
+        # The words that close a call may be special tokens too: there the turn ends with the last.
+        return (max(places) if known else min(places))[2] if places else ""
 
 
-def probe(render: DatedRender, special: Sequence[str]) -> tuple[TemplateReport, TurnForm]:
+def probe(render: DatedRender, special: Sequence[str], eos: str) -> tuple[TemplateReport, TurnForm]:
     """What a template can say, and how its turns are read.
 
     Raises:
         TemplateError: it does not even write a user's message and an answer.
     """
-    ask = _Probe(render, special)
+    ask = _Probe(render, special, eos)
     plain = ask.text([USER, ANSWER], ask.tools)
     if "probeuser" not in plain or "probeanswer" not in plain:
         raise TemplateError("the chat template does not write a user's message and an answer. Name a chat template that does.")
     writes_calls = ask.find_shape()
     answer = ask.turn(ANSWER, ask.tools)
     called, both = ask.turn(ask.calling(), TOOLS), ask.turn(ask.calling(2), TOOLS)
-    ends: list[str] = [end] if (end := ask.end(answer, "probeanswer")) else []
+    ends: list[str] = [end] if (end := ask.end(answer, "probeanswer", ())) else []
     if ends and writes_calls and (end := ask.end(called, "probevalue0", ends)) and end not in ends:
         ends.append(end)
     form = _learn(answer, called if writes_calls else "", both, ask.turn({**ANSWER, **THOUGHT}, ask.tools), ends)
@@ -211,4 +213,4 @@ def _split_calls(written: str, count: int) -> list[str] | None:
         literals += [match[1], match[2]]
         written = written[match.end() :]
     # Ids and their numbers are free; see `call_id`.
-    return [re.sub(r"call0000\d|(?<=:)[01]\b", ID_TEXT, literal) for literal in [*literals, written]]
+    return [re.sub(r"call0000\d|(?<=[:\"])[01]\b", ID_TEXT, literal) for literal in [*literals, written]]
