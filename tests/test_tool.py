@@ -83,6 +83,8 @@ def test_a_call_by_name_finds_its_tool_or_says_which_there_are() -> None:
         run_tool(tools, ToolCall(id="a", name="refnd"))
     with pytest.raises(ToolError, match="not valid JSON"):
         run_tool(tools, ToolCall(id="a", name="refund", arguments='{"order_id": '))
+    with pytest.raises(ToolError, match="not valid JSON"):
+        run_tool(tools, ToolCall(id="a", name="refund", arguments="[" * 100_000))
     with pytest.raises(ToolError, match="half a character"):
         run_tool(tools, ToolCall(id="a", name="refund", arguments='{"order_id": "\\ud800", "amount": 1}'))
 

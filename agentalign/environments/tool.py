@@ -89,7 +89,7 @@ def run_tool(tools: Mapping[str, Tool], call: ToolCall, *given: object) -> str:
         json.dumps(arguments, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ToolError(f"{call.name}: the arguments have half a character (a lone surrogate).") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ToolError(f"{call.name}: the arguments are not valid JSON.") from None
     return tools[call.name].call(arguments, *given)
 

@@ -49,7 +49,7 @@ class ToolCall(Record):
             canonical = canonical_json(json.loads(text))
             canonical.encode()  # an escaped lone surrogate stays escaped: neither store nor tokenizer takes the bare character
             return canonical
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
 
     def parsed(self) -> JsonValue:

@@ -125,7 +125,8 @@ def replay(trajectory: Trajectory, task: Task) -> Replay:
 def _violation(desk: Environment, call: ToolCall, owner: str) -> str:
     try:
         arguments = call.parsed()
-    except ValueError:
+        json.dumps(arguments, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return ""
     if not isinstance(arguments, dict):
         return ""
