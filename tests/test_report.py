@@ -9,6 +9,7 @@ import pytest
 from agentalign.environments.task import Task
 from agentalign.errors import DataError
 from agentalign.evaluation import plots
+from agentalign.evaluation.curves import _values
 from agentalign.evaluation.evaluate import Evaluation, summarise
 from agentalign.evaluation.report import LISTED_TASKS, StageResult, write_demo_report, write_report
 from agentalign.evaluation.tables import duration, signed
@@ -46,7 +47,7 @@ def evaluation(adapter: str, solved: float, *, families=("cancel", "lookup", "gi
 
 
 def stages():
-    learning = [{"step": i, "loss": 2.0 / (i + 1), "note": "text", **({"dev/success": i / 40} if i % 10 == 0 else {})} for i in range(30)]
+    learning = [{"step": i, "loss": 2.0 / (i + 1), "note": "text", **({"eval/score": i / 40} if i % 10 == 0 else {})} for i in range(30)]
     reward = [{"step": i, "loss": 0.1, "kl": 0.01 * i, "reward/mean": 0.5 + 0.02 * i} for i in range(6)]
     return [
         StageResult("base", "base", evaluation("base", 0.0), 0.0),
@@ -109,7 +110,7 @@ def test_the_page_shows_stages_differences_families_and_curves(tmp_path):
     page = Checked(html)
     for word in ("91.7 %", "desk@4", "never in training", "dpo → ppo", "policy_kept", "dev gate rolled back to step 8", "agentalign ui"):
         assert word in page.text
-    # Success, time; loss of sft and ppo; dev success of sft; three of KL and reward.
+    # Success, time; loss of sft and ppo; dev score of sft; three of KL and reward.
     assert page.tags["figure"] == 8
 
 
@@ -169,9 +170,10 @@ def test_a_report_without_stages_or_with_an_unknown_reference_is_refused(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_metrics_that_are_no_numbers_are_not_drawn(tmp_path):
+def test_metrics_that_are_no_numbers_or_of_a_skipped_step_are_not_drawn(tmp_path):
     rows = [{"step": i, "loss": value} for i, value in enumerate(("nan", None, float("nan"), 1.0))]
     one = StageResult("base", "base", evaluation("base", 0.0), 0.0, rows)
+    assert _values([*rows, {"step": 3, "loss": 0.5}, {"step": 4, "loss": 0.0, "skipped": 1.0}], "loss") == {3: 0.5}
     page = Checked(write_demo_report(tmp_path, [one], base="b", seconds=1.0).html.read_text())
     assert page.tags["figure"] == 2
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 from pydantic import JsonValue
 
@@ -10,7 +11,7 @@ from agentalign.evaluation.statistics import Rate
 from agentalign.evaluation.tables import Column, Plot, Section, duration
 
 Metrics = Sequence[Mapping[str, JsonValue]]
-"""Rows of a metrics.jsonl; read here are "step", "loss", "dev/success", "kl" and "reward/mean", each where it stands."""
+"""Rows of a metrics.jsonl; read here are "step", "loss", "eval/score", "kl" and "reward/mean", each where it stands."""
 
 
 def success_plot(columns: Sequence[Column]) -> Plot:
@@ -41,16 +42,17 @@ def training_sections(stages: Sequence[tuple[str, Metrics]]) -> list[Section]:
         if (line := _series(name, rows, "loss"))
     ]
     dev = [
-        Plot(name, plots.line_plot([line], x_label="step", y_label="dev success (%)", percent=True))
+        Plot(name, plots.line_plot([line], x_label="step", y_label="dev score (%)" if unit else "dev score", percent=unit))
         for name, rows in stages
-        if (line := _series(name, rows, "dev/success", scale=100))
+        for unit in (all(0 <= value <= 1 for value in _values(rows, "eval/score").values()),)
+        if (line := _series(name, rows, "eval/score", scale=100 if unit else 1))
     ]
     sections = []
     if losses:
         sections.append(Section("Learning curves", "Loss per optimizer step; the strong line is a running mean.", plots=tuple(losses)))
     if dev:
         sections.append(
-            Section("Success on dev while training", "What the dev gate saw; every choice was made on these tasks.", plots=tuple(dev))
+            Section("Dev score while training", "What the dev gate saw; every choice was made on these tasks.", plots=tuple(dev))
         )
     for name, rows in stages:
         drawn = _reward_plots(rows)
@@ -74,17 +76,21 @@ def _reward_plots(metrics: Metrics) -> tuple[Plot, ...]:
     )
 
 
-def _is_number(value: JsonValue) -> bool:
+def _is_number(value: JsonValue) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _series(name: str, rows: Metrics, key: str, *, scale: float = 1.0) -> plots.Series | None:
-    """The finite values of one metric over its steps; None for fewer than two."""
-    found = [
-        (float(step), scale * float(value))
-        for number, row in enumerate(rows)
-        if isinstance(value := row.get(key), int | float)
-        and math.isfinite(value)
-        and isinstance(step := row.get("step", number), int | float)
-    ]
-    return plots.Series(name, [x for x, _ in found], [y for _, y in found]) if len(found) > 1 else None
+    """One metric over its steps; None for fewer than two."""
+    found = _values(rows, key)
+    return plots.Series(name, list(found), [scale * value for value in found.values()]) if len(found) > 1 else None
+
+
+def _values(rows: Metrics, key: str) -> dict[float, float]:
+    """Finite values by step. A step done again after a restart counts as done last; a skipped one has no numbers."""
+    found: dict[float, float] = {}
+    for number, row in enumerate(rows):
+        value, step = row.get(key), row.get("step", number)
+        if _is_number(value) and _is_number(step) and not row.get("skipped"):
+            found[float(step)] = float(value)
+    return dict(sorted(found.items()))
