@@ -371,7 +371,7 @@ def test_a_check_reads_everything_and_names_what_does_not_fit(store: Store) -> N
     problems = store.check().problems
     assert len(problems) == 3
     assert f"trajectory {first.id} is damaged" in problems[0] and "tokens" in problems[1] and "column criterion is 'tone@9'" in problems[2]
-    with pytest.raises(StoreError, match=r"is damaged in the store .* Restore a backup"):
+    with pytest.raises(StoreError, match=r"is damaged in the store.* Restore a backup"):
         store.trajectory(first.id)
 
 

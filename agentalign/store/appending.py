@@ -31,16 +31,19 @@ def insert_all(connection: Connection, table: Table, new: Sequence[Row]) -> None
         connection.execute(table.insert(), list(new))
 
 
-def insert_tokens(connection: Connection, packed: Sequence[tuple[str, str, bytes]]) -> None:
-    """Insert (trajectory id, base, data); a run that has tokens keeps those."""
+def insert_tokens(connection: Connection, new: Sequence[Row]) -> None:
+    """Insert rows of `rows.token_row`; a run that has tokens keeps those."""
     columns = tables.trajectories.c
-    known = select(columns.id, columns.seq).where(is_one_of(connection, columns.id, [id for id, _, _ in packed]))
+    known = select(columns.id, columns.seq).where(is_one_of(connection, columns.id, [row["trajectory"] for row in new]))
     seqs = {row.id: row.seq for row in connection.execute(known)}
-    for id, _, _ in packed:
-        if id not in seqs:
-            raise DataError(f"trajectory {id} has tokens but is not in the store. Store the run before its tokens, or with them.")
-    new = [{"trajectory": seqs[id], "base": base, "data": data} for id, base, data in packed]
-    insert_new(connection, tables.tokens, new, key="trajectory", returned="trajectory")
+    for row in new:
+        if row["trajectory"] not in seqs:
+            raise DataError(
+                f"trajectory {row['trajectory']} has tokens but is not in the store. Store the run before its tokens, or with them."
+            )
+    insert_new(
+        connection, tables.tokens, [{**row, "trajectory": seqs[row["trajectory"]]} for row in new], key="trajectory", returned="trajectory"
+    )
 
 
 def require_items(connection: Connection, items: Iterable[Item]) -> None:
@@ -65,16 +68,17 @@ def refuse_conflicts(connection: Connection, table: Table, new: Sequence[Row], r
 
     The time may differ: whoever lost the answer to a save makes the record anew and saves it again.
     """
-    query = select(table.c.id, table.c.record).where(is_one_of(connection, table.c.id, [row["id"] for row in new]))
-    stored = {row.id: row.record for row in connection.execute(query)}
+    query = select(table.c.id, table.c.record, table.c.digest).where(is_one_of(connection, table.c.id, [row["id"] for row in new]))
+    stored = {row.id: row for row in connection.execute(query)}
     for row, record in zip(new, records, strict=True):
-        if stored[row["id"]] == row["record"]:
+        held = stored[row["id"]]
+        if held.record == row["record"]:
             continue
-        there = rows.from_json(type(record), stored[row["id"]], f"{table.name} {row['id']}")
+        there = rows.read(type(record), held.record, held.digest, f"{table.name} {row['id']}")
         if there.model_dump(exclude={"time"}) != record.model_dump(exclude={"time"}):
             raise DataError(f"{table.name}: id {row['id']!r} is stored with other content, which stays. Send the new one under a new id.")
 
 
-def read_records(connection: Connection, query: Select[str, str], cls: type[R]) -> list[R]:
-    """Records of a query for (id, record)."""
-    return [rows.from_json(cls, record, f"{cls.__name__.lower()} {id}") for id, record in connection.execute(query)]
+def read_records(connection: Connection, query: Select[str, str, str], cls: type[R]) -> list[R]:
+    """Records of a query for (id, record, digest)."""
+    return [rows.read(cls, record, digest, f"{cls.__name__.lower()} {id}") for id, record, digest in connection.execute(query)]

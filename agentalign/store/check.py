@@ -63,18 +63,22 @@ def _problem(what: str, stored: rows.Row, expected: rows.Row) -> Iterator[str]:
 
 
 def _runs(connection: Connection) -> Iterator[str]:
-    query = select(tables.trajectories, tables.bodies.c.record).outerjoin(tables.bodies).order_by(tables.trajectories.c.seq)
+    query = (
+        select(tables.trajectories, tables.bodies.c.record, tables.bodies.c.digest, tables.bodies.c.search)
+        .outerjoin(tables.bodies)
+        .order_by(tables.trajectories.c.seq)
+    )
     for row in stream(connection, query):
         what = f"trajectory {row.id}"
         if row.record is None:
             yield f"{what} has lost its record"
             continue
         try:
-            trajectory = rows.from_json(Trajectory, row.record, what)
+            trajectory = rows.read(Trajectory, row.record, row.digest, what)
         except AgentAlignError as error:
             yield str(error)
             continue
-        expected = rows.trajectory_row(trajectory)
+        expected = {**rows.trajectory_row(trajectory), **rows.body_row(trajectory)}
         if not trajectory.created:
             del expected["created"]
         yield from _problem(what, dict(row._mapping), expected)
@@ -82,9 +86,9 @@ def _runs(connection: Connection) -> Iterator[str]:
 
 def _tokens(connection: Connection) -> Iterator[str]:
     table = tables.tokens.c
-    for row in stream(connection, select(tables.trajectories.c.id, table.base, table.data).join(tables.tokens)):
+    for row in stream(connection, select(tables.trajectories.c.id, table.base, table.data, table.digest).join(tables.tokens)):
         try:
-            rows.unpack_tokens(row.id, row.base, row.data)
+            rows.read_tokens(row.id, row.base, row.data, row.digest)
         except AgentAlignError as error:
             yield str(error)
 
@@ -92,7 +96,7 @@ def _tokens(connection: Connection) -> Iterator[str]:
 def _scores(connection: Connection) -> Iterator[str]:
     for row in stream(connection, select(tables.scores)):
         try:
-            score = rows.from_json(Score, row.record, f"score {row.id}")
+            score = rows.read(Score, row.record, row.digest, f"score {row.id}")
         except AgentAlignError as error:
             yield str(error)
         else:
@@ -103,7 +107,7 @@ def _preferences(connection: Connection) -> Iterator[str]:
     ids = set(connection.execute(select(tables.trajectories.c.id)).scalars())
     for row in stream(connection, select(tables.preferences)):
         try:
-            preference = rows.from_json(Preference, row.record, f"preference {row.id}")
+            preference = rows.read(Preference, row.record, row.digest, f"preference {row.id}")
         except AgentAlignError as error:
             yield str(error)
         else:
@@ -115,7 +119,7 @@ def _preferences(connection: Connection) -> Iterator[str]:
 def _trainings(connection: Connection) -> Iterator[str]:
     for row in stream(connection, select(tables.trainings)):
         try:
-            training = rows.from_json(Training, row.record, f"training {row.id}")
+            training = rows.read(Training, row.record, row.digest, f"training {row.id}")
         except AgentAlignError as error:
             yield str(error)
         else:

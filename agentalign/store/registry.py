@@ -224,8 +224,8 @@ class Registry:
     def _read_card(self, name: str, version: int) -> AdapterCard:
         file = self.folder / name / str(version) / "card.json"
         try:
-            if sha256(file) != file.with_name("card.sha256").read_text("utf-8").strip():
-                raise RegistryError(f"{name}@{version} is damaged: {file} is not what was saved (its sha256 differs). {_RESTORE}")
+            if f"{sha256(file)}\n".encode() != file.with_name("card.sha256").read_bytes():
+                raise RegistryError(f"{name}@{version} is damaged: {file} is not what card.sha256 beside it says. {_RESTORE}")
             card = AdapterCard.model_validate_json(file.read_bytes())
         except (OSError, ValueError) as error:
             raise RegistryError(f"{name}@{version} is damaged: {file} or card.sha256 beside it cannot be read. {_RESTORE}") from error

@@ -4,6 +4,7 @@ Records go in as JSON text, so that NUL characters and lone surrogates, which Po
 back unaltered. Names that columns hold for filtering may not contain them: those are refused before anything is written.
 """
 
+import hashlib
 import json
 import math
 import struct
@@ -33,26 +34,33 @@ MAX_RECORD_BYTES = 256 * 2**20
 _TURN = struct.Struct("<iiii")
 
 
-def to_json(record: Record, what: str) -> str:
-    """The record as JSON text that any database takes and `from_json` reads back unaltered."""
+def record_columns(record: Record, what: str) -> Row:
+    """The record as JSON text that any database takes and `read` reads back unaltered, and the digest of that text."""
     try:
         text = record.model_dump_json()
     except ValueError:  # lone surrogates: pydantic writes UTF-8 only
         text = json.dumps(record.model_dump(mode="python"), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     if len(text) > MAX_RECORD_BYTES:
         raise DataError(f"{what} is {len(text) / 2**20:.0f} MiB of JSON; {MAX_RECORD_BYTES // 2**20} MiB are the most. Shorten it.")
-    return text
+    return {"record": text, "digest": _digest(text.encode())}
 
 
-def from_json(cls: type[R], text: str, what: str) -> R:
-    """The record as it was stored; StoreError where the text was damaged."""
+def read(cls: type[R], text: object, digest: object, what: str) -> R:
+    """The record as it was stored; StoreError where it was damaged."""
+    # SQLite's columns take any type, and damage makes use of it.
+    if not isinstance(text, str) or digest != _digest(text.encode()):
+        raise StoreError(f"{what} is damaged in the store: its digest does not match. {RESTORE}")
     try:
         try:
             return cls.model_validate_json(text)
         except ValidationError:
             return cls.model_validate(json.loads(text))
     except ValueError as error:
-        raise StoreError(f"{what} is damaged in the store ({_first_line(error)}). {RESTORE}") from error
+        raise StoreError(f"{what} cannot be read from the store ({_first_line(error)}). {RESTORE}") from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _first_line(error: ValueError) -> str:
@@ -112,7 +120,8 @@ def body_row(trajectory: Trajectory) -> Row:
         parts += [message.content, message.reasoning]
         for call in message.tool_calls:
             parts += [call.name, call.arguments]
-    return {"record": to_json(trajectory, f"trajectory {trajectory.id}"), "search": folded("\n".join(part for part in parts if part))}
+    search = folded("\n".join(part for part in parts if part))
+    return {**record_columns(trajectory, f"trajectory {trajectory.id}"), "search": search}
 
 
 def called_tools(trajectory: Trajectory) -> set[str]:
@@ -128,7 +137,7 @@ def score_row(score: Score) -> Row:
         "trajectory": name(score.trajectory, f"trajectory of {what}"),
         "criterion": name(score.criterion, f"criterion of {what}"),
         "person": name(score.rater, f"rater of {what}") if score.rater_kind == "human" else None,
-        "record": to_json(score, what),
+        **record_columns(score, what),
     }
 
 
@@ -140,7 +149,7 @@ def preference_row(preference: Preference) -> Row:
         "taskset": name(preference.taskset, f"taskset of {what}"),
         "criterion": name(preference.criterion, f"criterion of {what}"),
         "source": preference.source,
-        "record": to_json(preference, what),
+        **record_columns(preference, what),
     }
 
 
@@ -151,16 +160,22 @@ def training_row(training: Training) -> Row:
         "id": name(training.id, f"id of {what}"),
         "taskset": name(training.taskset, f"taskset of {what}"),
         "adapter": name(training.adapter, f"adapter of {what}"),
-        "record": to_json(training, what),
+        **record_columns(training, what),
     }
 
 
-def token_row(record: TokenRecord) -> tuple[str, str, bytes]:
-    """Trajectory id, base and packed tokens, for `tokens`."""
-    return name(record.trajectory, "trajectory of a token record"), name(record.base, "base of a token record"), pack_tokens(record)
+def token_row(record: TokenRecord) -> Row:
+    """The row of `tokens`, still with the trajectory's id in place of its number."""
+    data = _pack(record)
+    base = name(record.base, "base of a token record")
+    return {"trajectory": name(record.trajectory, "trajectory of a token record"), "base": base, "data": data, "digest": _seal(base, data)}
 
 
-def pack_tokens(record: TokenRecord) -> bytes:
+def _seal(base: str, data: bytes) -> str:
+    return _digest(base.encode() + b"\0" + data)
+
+
+def _pack(record: TokenRecord) -> bytes:
     """Token ids as int32 and log-probabilities as float32, little-endian, zlib-packed. Log-probabilities lose what float32 cannot hold."""
     parts = []
     for turn in record.turns:
@@ -176,26 +191,19 @@ def pack_tokens(record: TokenRecord) -> bytes:
     return zlib.compress(b"".join(parts))
 
 
-def unpack_tokens(trajectory: str, base: str, data: bytes) -> TokenRecord:
-    """What `pack_tokens` packed."""
-    try:
-        raw, turns, at = zlib.decompress(data), [], 0
-        while at < len(raw):
-            message_index, n_context, n_completion, n_logprobs = _TURN.unpack_from(raw, at)
-            at += _TURN.size
-            middle, end = at + 4 * (n_context + n_completion), at + 4 * (n_context + n_completion + n_logprobs)
-            ids, logprobs = array("i", raw[at:middle]), array("f", raw[middle:end])
-            ids, at = _little(ids), end
-            turns.append(
-                TurnTokens(
-                    message_index=message_index,
-                    context=tuple(ids[:n_context]),
-                    completion=tuple(ids[n_context:]),
-                    logprobs=tuple(_little(logprobs)),
-                )
-            )
-    except (zlib.error, struct.error, ValueError) as error:
-        raise StoreError(f"tokens of trajectory {trajectory} are damaged in the store. {RESTORE}") from error
+def read_tokens(trajectory: str, base: object, data: object, digest: object) -> TokenRecord:
+    """The tokens as they were stored; StoreError where they were damaged."""
+    if not isinstance(base, str) or not isinstance(data, bytes) or digest != _seal(base, data):
+        raise StoreError(f"tokens of trajectory {trajectory} are damaged in the store: their digest does not match. {RESTORE}")
+    raw, turns, at = zlib.decompress(data), [], 0
+    while at < len(raw):
+        message_index, n_context, n_completion, n_logprobs = _TURN.unpack_from(raw, at)
+        at += _TURN.size
+        middle, end = at + 4 * (n_context + n_completion), at + 4 * (n_context + n_completion + n_logprobs)
+        ids, logprobs = _little(array("i", raw[at:middle])), _little(array("f", raw[middle:end]))
+        at = end
+        context, completion = tuple(ids[:n_context]), tuple(ids[n_context:])
+        turns.append(TurnTokens(message_index=message_index, context=context, completion=completion, logprobs=tuple(logprobs)))
     return TokenRecord(trajectory=trajectory, base=base, turns=tuple(turns))
 
 

@@ -251,12 +251,14 @@ def translated(path: Path, kind: str = "store") -> Iterator[None]:
     """SQLite's errors as one sentence each. Errors that are ours, such as a wrong statement, keep their traceback."""
     try:
         yield
+    except UnicodeDecodeError as error:  # SQLite quoted damaged bytes in its own message
+        raise StoreError(f"{kind} {path} {_SENTENCES['SQLITE_CORRUPT']}") from error
     except (DBAPIError, sqlite3.DatabaseError) as error:
         original = error.orig if isinstance(error, DBAPIError) else error
         code = getattr(original, "sqlite_errorname", "") or ""
         for prefix, sentence in _SENTENCES.items():
             if code.startswith(prefix):
                 raise StoreError(f"{kind} {path} {sentence}") from error
-        if "no such table" in str(original):
-            raise StoreError(f"{kind} {path} has lost a table ({original}), so it is damaged. {RESTORE}") from error
+        if str(original).startswith(("no such table", "no such column", "Could not decode to UTF-8")):
+            raise StoreError(f"{kind} {path} is damaged ({original}). {RESTORE}") from error
         raise

@@ -112,20 +112,21 @@ class Store:
 
     def trajectory(self, id: str) -> Trajectory:
         """The run, whole; DataError where there is none."""
-        query = select(tables.bodies.c.record).join(tables.trajectories).where(runs_table.id == bindable(id, "trajectory id"))
-        with self._database.read() as connection:
-            record = connection.execute(query).scalar()
-        if record is None:
-            raise DataError(f"there is no run {id!r} in the store. `agentalign runs` lists the runs.")
-        return rows.from_json(Trajectory, record, f"trajectory {id}")
-
-    def tokens(self, id: str) -> TokenRecord | None:
-        """The run's recorded tokens; None where none were recorded."""
-        query = select(tables.tokens.c.base, tables.tokens.c.data).join(tables.trajectories)
+        query = select(tables.bodies.c.record, tables.bodies.c.digest).join(tables.trajectories)
         query = query.where(runs_table.id == bindable(id, "trajectory id"))
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
-        return None if row is None else rows.unpack_tokens(id, row.base, row.data)
+        if row is None:
+            raise DataError(f"there is no run {id!r} in the store. `agentalign runs` lists the runs.")
+        return rows.read(Trajectory, row.record, row.digest, f"trajectory {id}")
+
+    def tokens(self, id: str) -> TokenRecord | None:
+        """The run's recorded tokens; None where none were recorded."""
+        query = select(tables.tokens).join(tables.trajectories)
+        query = query.where(runs_table.id == bindable(id, "trajectory id"))
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else rows.read_tokens(id, row.base, row.data, row.digest)
 
     def resolve_id(self, prefix: str) -> str:
         """The one run id that begins with `prefix`; DataError where there is none or more than one."""
@@ -173,11 +174,11 @@ class Store:
             with self._database.read() as connection:
                 if end is None:
                     end = connection.execute(select(func.max(runs_table.seq))).scalar() or 0
-                query = select(runs_table.seq, runs_table.id, tables.bodies.c.record).join(tables.bodies)
+                query = select(runs_table.seq, runs_table.id, tables.bodies.c.record, tables.bodies.c.digest).join(tables.bodies)
                 query = query.where(*conditions(connection, filter), runs_table.seq > last, runs_table.seq <= end)
                 found = connection.execute(query.order_by(runs_table.seq).limit(CHUNK)).all()
             for row in found:
-                yield rows.from_json(Trajectory, row.record, f"trajectory {row.id}")
+                yield rows.read(Trajectory, row.record, row.digest, f"trajectory {row.id}")
             if len(found) < CHUNK:
                 return
             last = found[-1].seq
@@ -201,7 +202,7 @@ class Store:
         """Scores in the order they were stored. `criterion` is "name@version", or "name" for all versions."""
         table = tables.scores.c
         with self._database.read() as connection:
-            query = select(table.id, table.record)
+            query = select(table.id, table.record, table.digest)
             if trajectory_ids is not None:
                 query = query.where(is_one_of(connection, table.trajectory, [bindable(id, "trajectory id") for id in trajectory_ids]))
             if taskset is not None:
@@ -218,7 +219,7 @@ class Store:
     def preferences(self, taskset: str, criterion: str | None = None, source: str | None = None) -> list[Preference]:
         """Preferences of a taskset in the order they were stored. `criterion` is "overall", "name@version", or "name" for all versions."""
         table = tables.preferences.c
-        query = select(table.id, table.record).where(table.taskset == bindable(taskset, "taskset"))
+        query = select(table.id, table.record, table.digest).where(table.taskset == bindable(taskset, "taskset"))
         if criterion is not None:
             query = query.where(_criterion(table.criterion, criterion))
         if source is not None:
@@ -235,7 +236,9 @@ class Store:
 
     def training(self, id: str) -> Training:
         """The training; DataError where there is none."""
-        query = select(tables.trainings.c.id, tables.trainings.c.record).where(tables.trainings.c.id == bindable(id, "training id"))
+        query = select(tables.trainings.c.id, tables.trainings.c.record, tables.trainings.c.digest).where(
+            tables.trainings.c.id == bindable(id, "training id")
+        )
         with self._database.read() as connection:
             found = read_records(connection, query, Training)
         if not found:
@@ -245,7 +248,7 @@ class Store:
     def trainings(self, taskset: str | None = None) -> list[Training]:
         """Trainings in the order they were started."""
         table = tables.trainings.c
-        query = select(table.id, table.record).order_by(table.seq)
+        query = select(table.id, table.record, table.digest).order_by(table.seq)
         if taskset is not None:
             query = query.where(table.taskset == bindable(taskset, "taskset"))
         with self._database.read() as connection:

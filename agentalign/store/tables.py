@@ -1,7 +1,7 @@
 """The tables of the store, for both databases.
 
-A record is kept whole as JSON text; columns beside it exist only to filter and to order. Runs are split in two: `trajectories`
-holds one short row per run, so that lists and counts over a million of them stay quick, and `bodies` holds the long texts.
+A record is kept whole as JSON text, with a digest by which damage is seen; the other columns only filter and order. Runs are split in
+two: `trajectories` holds one short row per run, so that lists and counts over a million of them stay quick, `bodies` the long texts.
 Surprise: `seq`, not time, is the order of insertion, because clocks jump.
 """
 
@@ -53,6 +53,7 @@ bodies = Table(
     metadata,
     Column("trajectory", _sequence(), ForeignKey("trajectories.seq"), primary_key=True, autoincrement=False),
     Column("record", Text, nullable=False),
+    Column("digest", _key(), nullable=False),
     Column("search", Text, nullable=False),
 )
 
@@ -69,6 +70,7 @@ tokens = Table(
     Column("trajectory", _sequence(), ForeignKey("trajectories.seq"), primary_key=True, autoincrement=False),
     Column("base", _key(), nullable=False),
     Column("data", LargeBinary, nullable=False),
+    Column("digest", _key(), nullable=False),
 )
 
 scores = Table(
@@ -80,6 +82,7 @@ scores = Table(
     Column("criterion", _key(), nullable=False),
     Column("person", _key()),
     Column("record", Text, nullable=False),
+    Column("digest", _key(), nullable=False),
     Index("ix_scores_person", "person", "trajectory"),
 )
 
@@ -92,6 +95,7 @@ preferences = Table(
     Column("criterion", _key(), nullable=False),
     Column("source", _key(), nullable=False),
     Column("record", Text, nullable=False),
+    Column("digest", _key(), nullable=False),
 )
 
 trainings = Table(
@@ -102,4 +106,5 @@ trainings = Table(
     Column("taskset", _key(), nullable=False),
     Column("adapter", _key(), nullable=False),
     Column("record", Text, nullable=False),
+    Column("digest", _key(), nullable=False),
 )

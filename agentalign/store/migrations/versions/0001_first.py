@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("criterion", _key, nullable=False),
         sa.Column("person", _key),
         sa.Column("record", sa.Text, nullable=False),
+        sa.Column("digest", _key, nullable=False),
     )
     op.create_index("ix_scores_person", "scores", ["person", "trajectory"])
     op.create_table(
@@ -31,6 +32,7 @@ def upgrade() -> None:
         sa.Column("criterion", _key, nullable=False),
         sa.Column("source", _key, nullable=False),
         sa.Column("record", sa.Text, nullable=False),
+        sa.Column("digest", _key, nullable=False),
     )
     op.create_table(
         "trainings",
@@ -39,6 +41,7 @@ def upgrade() -> None:
         sa.Column("taskset", _key, nullable=False),
         sa.Column("adapter", _key, nullable=False),
         sa.Column("record", sa.Text, nullable=False),
+        sa.Column("digest", _key, nullable=False),
     )
 
 
@@ -67,6 +70,7 @@ def _runs() -> None:
         "bodies",
         sa.Column("trajectory", _seq, sa.ForeignKey("trajectories.seq"), primary_key=True, autoincrement=False),
         sa.Column("record", sa.Text, nullable=False),
+        sa.Column("digest", _key, nullable=False),
         sa.Column("search", sa.Text, nullable=False),
     )
     op.create_table(
@@ -79,4 +83,5 @@ def _runs() -> None:
         sa.Column("trajectory", _seq, sa.ForeignKey("trajectories.seq"), primary_key=True, autoincrement=False),
         sa.Column("base", _key, nullable=False),
         sa.Column("data", sa.LargeBinary, nullable=False),
+        sa.Column("digest", _key, nullable=False),
     )
