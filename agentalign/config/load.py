@@ -76,7 +76,7 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
 def _check_known(cls: type[Config], key: str, source: str, written: str) -> None:
     if key not in cls.model_fields:
         raise ConfigError(
-            f"{source}: there is no setting '{written}'{nearest(key, cls.model_fields)} Settings: {', '.join(cls.model_fields)}."
+            f"{source}: there is no setting '{_shown(written)}'{nearest(key, cls.model_fields)} Settings: {', '.join(cls.model_fields)}."
         )
 
 
@@ -120,8 +120,13 @@ def _sentence(cls: type[Config], detail: ErrorDetails, flags: Mapping[str, objec
     if not path:
         return f"{where}: {message}"
     wanted = _type_text(cls.model_fields[path[0]].annotation) if path[0] in cls.model_fields else "another value"
-    got = json.dumps(detail["input"], ensure_ascii=False, default=str)
-    return f"{where}: '{name}' is {got[:80]}, which cannot be used: {message[:1].lower()}{message[1:]}. It takes {wanted}."
+    got = _shown(json.dumps(detail["input"], ensure_ascii=False, default=str))
+    return f"{where}: '{name}' is {got}, which cannot be used: {message[:1].lower()}{message[1:]}. It takes {wanted}."
+
+
+def _shown(text: str) -> str:
+    """Short, and on one line whatever it holds."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:80])
 
 
 def _setting(name: str, field: FieldInfo) -> Setting:
