@@ -1,0 +1,110 @@
+"""The gate: may this adapter be promoted? Each check is one question that is answered by measuring, never by trust.
+
+PEFT loads truncated, misnamed or NaN adapters without a word, so completeness and shapes are computed from the base's own architecture,
+on the meta device: no weights of the base are loaded.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from agentalign.config.project import Project
+from agentalign.errors import AgentAlignError, RegistryError
+from agentalign.evaluation.compare import compare
+from agentalign.evaluation.evaluate import Evaluation
+from agentalign.records.adapter import GateCheck, GateReport
+from agentalign.rollouts.bundle import Bundle, open_bundle, other_base, other_template
+from agentalign.store.registry import Registry
+from agentalign.training.adapter_files import AdapterConfig, read_adapter
+
+
+def gate(
+    project: Project, ref: str, *, evaluation: Evaluation | None, production: Evaluation | None = None, forced: str = ""
+) -> GateReport:
+    """Ask every question about an adapter.
+
+    Args:
+        evaluation: how good it is; None fails the gate.
+        production: the version in production on the same split; None where there is none to beat.
+        forced: a reason to promote it although a check fails.
+    """
+    bundle = open_bundle(project, ref)
+    questions: list[tuple[str, Callable[[], str]]] = [
+        ("files", lambda: _files(project, bundle)),
+        ("base", lambda: _fine(other_base(bundle), f"digest {bundle.base.digest[:12]}")),
+        ("template", lambda: _fine(other_template(bundle), f"digest {bundle.card.template_digest[:12]}")),
+        ("weights", lambda: _weights(bundle)),
+        ("evaluated", lambda: _evaluated(bundle, evaluation)),
+    ]
+    if evaluation is not None and production is not None:
+        before, after = production, evaluation
+        questions.append(("not worse than production", lambda: _not_worse(before, after)))
+    return GateReport(adapter=bundle.card.ref, checks=tuple(_ask(name, question) for name, question in questions), forced=forced)
+
+
+def expected_tensors(base_folder: Path, config: AdapterConfig) -> dict[str, tuple[int, int]]:
+    """Name -> shape of every tensor that a LoRA on this base has, by PEFT's names."""
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(base_folder), local_files_only=True))
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in config.targets:
+            shapes[f"base_model.model.{name}.lora_A.weight"] = (config.r, module.in_features)
+            shapes[f"base_model.model.{name}.lora_B.weight"] = (module.out_features, config.r)
+    return shapes
+
+
+def _ask(name: str, question: Callable[[], str]) -> GateCheck:
+    try:
+        return GateCheck(name=name, passed=True, detail=question())
+    except AgentAlignError as error:
+        return GateCheck(name=name, passed=False, detail=str(error))
+
+
+def _fine(problem: str, detail: str) -> str:
+    if problem:
+        raise RegistryError(problem)
+    return detail
+
+
+def _files(project: Project, bundle: Bundle) -> str:
+    Registry(project.adapters).verify(bundle.card.ref)
+    return f"{len(bundle.card.files)} files are as they were saved"
+
+
+def _weights(bundle: Bundle) -> str:
+    config, tensors = read_adapter(bundle.folder)  # refuses anything but plain LoRA, and NaN
+    expected = expected_tensors(bundle.base.folder, config)
+    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    wrong = sorted(name for name in expected.keys() & tensors.keys() if tuple(tensors[name].shape) != expected[name])
+    for what, names in (("missing", missing), ("without a place in the base", surplus), ("of another shape", wrong)):
+        if names:
+            raise RegistryError(f"{len(names)} tensors are {what}, the first {names[0]}; of {len(expected)} expected. Train it anew.")
+    if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
+        raise RegistryError("every B matrix is zero, so the adapter changes nothing. Train it, or promote its parent.")
+    return f"{len(tensors)} tensors of rank {config.r} are finite and fit the base"
+
+
+def _evaluated(bundle: Bundle, evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        raise RegistryError(f"{bundle.card.ref} was never evaluated. Run `agentalign eval {bundle.card.ref}`.")
+    if evaluation.adapter != bundle.card.ref:
+        raise RegistryError(f"the evaluation is about {evaluation.adapter}, not {bundle.card.ref}. Evaluate this one.")
+    head = evaluation.headline
+    return f"success {head.success.mean:.1%} on {head.n} tasks of {evaluation.taskset}, {evaluation.split}"
+
+
+def _not_worse(before: Evaluation, after: Evaluation) -> str:
+    if (before.taskset, before.split) != (after.taskset, after.split):
+        raise RegistryError(
+            f"production ({before.adapter}) was evaluated on {before.taskset}, {before.split}, this one on {after.taskset}, {after.split}; "
+            f"evaluate both on one split: `agentalign eval {after.adapter} --against {before.adapter}`."
+        )
+    difference = compare(before, after).headline.success
+    figures = f"{difference.delta:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}] against {before.adapter}"
+    if difference.high < 0:
+        raise RegistryError(f"success is {figures}: worse beyond chance. Keep production, or find out why it fell.")
+    return f"success is {figures}"

@@ -1,0 +1,138 @@
+"""From an adapter's name to an evaluation: rollouts on a split, their scores, the figures, and a report on disk.
+
+The report's folder is the evaluation's place: a gate, a later comparison or a person finds it there.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from agentalign.config.project import Project
+from agentalign.environments.taskset import Taskset, load_taskset
+from agentalign.environments.worker import WorkerPool
+from agentalign.errors import ConfigError, DataError
+from agentalign.evaluation.compare import Comparison, compare
+from agentalign.evaluation.evaluate import Evaluation, summarise
+from agentalign.evaluation.report import ReportPaths, write_report
+from agentalign.rollouts.bundle import adapter_policy, base_policy
+from agentalign.rollouts.collect import choose_jobs, collect
+from agentalign.scoring.score import score_trajectories
+from agentalign.store.registry import Registry
+from agentalign.store.store import Store
+
+BASE = "base"
+"""Instead of an adapter's name: the bare base model."""
+
+
+class EvalPlan(NamedTuple):
+    """How runs are made; equal plans can be compared."""
+
+    split: str = "test"
+    samples: int = 1
+    """Runs per task; more than one gives pass^k."""
+    limit: int | None = None
+    """Tasks, spread evenly over the split; None for all."""
+    temperature: float = 0.0
+    seed: int = 0
+    base: str = "smollm2-135m"
+    """Which base model "base" is."""
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """How that base is rounded."""
+
+    def settings(self, adapter: str) -> dict[str, str | int | float]:
+        """As the evaluation records them."""
+        base = {"base": self.base, "quantization": self.quantization} if adapter == BASE else {}
+        return {"samples": self.samples, "tasks": self.limit or "all", "temperature": self.temperature, "seed": self.seed, **base}
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation found and wrote."""
+
+    evaluation: Evaluation
+    against: Evaluation | None
+    comparison: Comparison | None
+    report: ReportPaths
+
+
+def evaluate(
+    project: Project,
+    store: Store,
+    ref: str,
+    *,
+    against: str | None = None,
+    taskset: str | None = None,
+    plan: EvalPlan = EvalPlan(),
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluated:
+    """Evaluate an adapter, and the one to compare it with unless that was evaluated in the same way before.
+
+    Args:
+        ref: an adapter, or "base".
+        against: another adapter, or "base".
+        taskset: default: the adapter's own.
+    """
+    if plan.samples > 1 and plan.temperature == 0:
+        raise ConfigError(f"{plan.samples} samples at temperature 0 would all be the same run. Give a temperature, such as 0.8.")
+    names = [_named(project, name) for name in (ref, against) if name is not None]
+    tasks = load_taskset(taskset or _taskset_of(project, names), project.tasks)
+    before = None
+    if len(names) == 2:
+        before = stored_evaluation(project, names[1], tasks.name, plan.split)
+        if before is None or not _same_way(before, tasks, plan):
+            before = _evaluate_one(project, store, names[1], tasks, plan, progress)
+            write_report(_folder(project, names[1], tasks.name, plan.split), before)
+    evaluation = _evaluate_one(project, store, names[0], tasks, plan, progress)
+    report = write_report(_folder(project, names[0], tasks.name, plan.split), evaluation, before)
+    return Evaluated(evaluation, before, compare(before, evaluation) if before else None, report)
+
+
+def stored_evaluation(project: Project, adapter: str, taskset: str, split: str) -> Evaluation | None:
+    """The newest evaluation of "name@version" (or "base") on a split; None where there is none."""
+    path = _folder(project, adapter, taskset, split) / "report.json"
+    if not path.is_file():
+        return None
+    try:
+        return Evaluation.model_validate(json.loads(path.read_text(encoding="utf-8"))["evaluation"])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        raise DataError(f"{path}: not a report that can be read. Delete it and evaluate again: `agentalign eval {adapter}`.") from None
+
+
+def _evaluate_one(
+    project: Project, store: Store, adapter: str, taskset: Taskset, plan: EvalPlan, progress: Callable[[int, int], None] | None
+) -> Evaluation:
+    jobs = choose_jobs(taskset, plan.split, limit=plan.limit, samples=plan.samples)
+    if adapter == BASE:
+        policy = base_policy(project, plan.base, plan.quantization, temperature=plan.temperature, seed=plan.seed)
+    else:
+        policy = adapter_policy(project, adapter, temperature=plan.temperature, seed=plan.seed)
+    with WorkerPool(taskset) as pool:
+        made = collect(store, taskset, policy, jobs, pool=pool, seed=plan.seed, progress=progress)
+        tasks = {task.id: task for task in taskset.tasks()}
+        scores = score_trajectories(taskset, made.runs, tasks, pool=pool)
+    store.add_scores(scores)
+    return summarise(
+        adapter, plan.split, taskset.criteria, made.runs, scores, tasks, sampled_tokens=made.sampled_tokens, settings=plan.settings(adapter)
+    )
+
+
+def _named(project: Project, ref: str) -> str:
+    return BASE if ref == BASE else Registry(project.adapters).resolve(ref)[0].ref
+
+
+def _taskset_of(project: Project, names: list[str]) -> str:
+    for name in names:
+        if name != BASE:
+            return Registry(project.adapters).resolve(name)[0].taskset
+    raise ConfigError("the bare base belongs to no taskset. Name one with --taskset.")
+
+
+def _same_way(evaluation: Evaluation, taskset: Taskset, plan: EvalPlan) -> bool:
+    criteria = tuple(criterion.key for criterion in taskset.criteria)
+    return evaluation.settings == plan.settings(evaluation.adapter) and evaluation.criteria == criteria
+
+
+def _folder(project: Project, adapter: str, taskset: str, split: str) -> Path:
+    return project.state / "evaluations" / taskset / f"{adapter}-{split}"

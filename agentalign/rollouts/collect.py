@@ -1,0 +1,82 @@
+"""Runs made and kept: which tasks, who acts, and into the store as they come.
+
+A run is stored before many more are made, so that a kill loses seconds of work.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from agentalign.environments.task import Task
+from agentalign.environments.taskset import Taskset
+from agentalign.environments.team_code import Pool
+from agentalign.errors import TasksetError
+from agentalign.records.trajectory import Trajectory
+from agentalign.rollouts.policy import ExpertPolicy, Policy
+from agentalign.rollouts.rollout import Job, RolloutResult, rollout
+from agentalign.store.store import Store
+
+STORED_AT_ONCE = 16
+
+
+class Collected(NamedTuple):
+    """What was made."""
+
+    runs: tuple[Trajectory, ...]
+    stored: int
+    known: int
+    """Equal to a run that the same policy made of the same task with the same seed: nothing new to store."""
+    sampled_tokens: dict[str, int]
+    """Trajectory id -> tokens the policy wrote; only where it counts them."""
+
+
+def choose_jobs(
+    taskset: Taskset, split: str | None = None, tag: str | None = None, *, limit: int | None = None, samples: int = 1
+) -> list[Job]:
+    """Jobs for the tasks of a split that carry a tag, each sampled so often; `limit` takes that many tasks, evenly spread."""
+    tasks = [task for task in taskset.tasks(split) if tag is None or tag in task.tags]
+    if not tasks:
+        wanted = " ".join(word for word in (f"in split '{split}'" if split else "", f"with tag '{tag}'" if tag else "") if word)
+        splits = ", ".join(dict.fromkeys(task.split for task in taskset.tasks())) or "none"
+        raise TasksetError(f"taskset '{taskset.name}' has no tasks {wanted}. Its splits: {splits}.")
+    return [Job(task, sample) for task in _spread(tasks, limit) for sample in range(samples)]
+
+
+def _spread(tasks: Sequence[Task], limit: int | None) -> list[Task]:
+    # Generators write family after family: the first hundred tasks would be of one kind.
+    if limit is None or limit >= len(tasks):
+        return list(tasks)
+    return [tasks[index * len(tasks) // limit] for index in range(limit)]
+
+
+def collect(
+    store: Store,
+    taskset: Taskset,
+    policy: Policy,
+    jobs: Sequence[Job],
+    *,
+    pool: Pool,
+    seed: int = 0,
+    batch: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Collected:
+    """Make the runs and store them with their tokens."""
+    kind: Literal["expert", "rollout"] = "expert" if isinstance(policy, ExpertPolicy) else "rollout"
+    waiting: list[RolloutResult] = []
+    runs: list[Trajectory] = []
+    sampled: dict[str, int] = {}
+    stored = 0
+    for result in rollout(taskset, policy, jobs, seed=seed, origin_kind=kind, pool=pool, batch=batch, progress=progress):
+        runs.append(result.trajectory)
+        waiting.append(result)
+        if result.tokens:
+            sampled[result.trajectory.id] = sum(len(turn.completion) for turn in result.tokens.turns)
+        if len(waiting) >= STORED_AT_ONCE:
+            stored += _store(store, waiting)
+    stored += _store(store, waiting)
+    return Collected(tuple(runs), stored, len(runs) - stored, sampled)
+
+
+def _store(store: Store, waiting: list[RolloutResult]) -> int:
+    report = store.add([result.trajectory for result in waiting], [result.tokens for result in waiting if result.tokens])
+    waiting.clear()
+    return report.stored

@@ -1,0 +1,143 @@
+"""Scores and pairs of the runs that a store holds."""
+
+from collections.abc import Callable, Collection
+from typing import Literal, NamedTuple
+
+from agentalign.environments.taskset import Taskset
+from agentalign.environments.team_code import Pool
+from agentalign.errors import DataError
+from agentalign.records.criterion import Score, ScoreStatus, overall
+from agentalign.records.preference import Preference
+from agentalign.records.trajectory import Trajectory
+from agentalign.scoring.pairs import Group, balance, corrections, describe, step_pairs, task_pairs
+from agentalign.scoring.score import score_trajectories
+from agentalign.store.filters import RunFilter
+from agentalign.store.store import Store
+
+BATCH = 32
+"""Runs scored between two commits."""
+TEACHERS = ("expert", "correction")
+Level = Literal["run", "step", "both"]
+
+
+class ScoringReport(NamedTuple):
+    """What scoring did."""
+
+    runs: int
+    scores: int
+    errors: int
+    """Scores that say that a check broke."""
+    first_error: str
+    means: dict[str, float]
+    """Criterion -> mean value on its own scale, over the runs just scored that it applied to."""
+
+
+class MadePairs(NamedTuple):
+    """Preferences that scores allow."""
+
+    preferences: list[Preference]
+    counts: dict[str, dict[str, int]]
+    """See `pairs.describe`."""
+    runs: int
+    without_overall: int
+    """Runs that could not be compared: not scored, or a gate's check broke."""
+    stored: int
+    known: int
+
+
+def score_stored(
+    store: Store,
+    taskset: Taskset,
+    *,
+    pool: Pool,
+    criteria: Collection[str] | None = None,
+    only_new: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScoringReport:
+    """Run the taskset's checks on its stored runs and store the scores; with `only_new` on runs that lack a current score."""
+    for name in criteria or ():
+        taskset.criterion(name)
+    wanted = {c.key for c in taskset.criteria if c.kind == "check" and (criteria is None or c.name in criteria)}
+    done: dict[str, set[str]] = {}
+    if only_new:
+        for score in store.scores(taskset=taskset.name):
+            if score.rater_kind == "check":
+                done.setdefault(score.trajectory, set()).add(score.criterion)
+    runs = RunFilter(taskset=taskset.name)
+    total = store.runs(runs, limit=1).total
+    made: list[Score] = []
+    scored = 0
+    waiting: list[Trajectory] = []
+    tasks = {task.id: task for task in taskset.tasks()}
+
+    def flush() -> None:
+        scores = score_trajectories(taskset, waiting, tasks, criteria=criteria, pool=pool)
+        store.add_scores(scores)
+        made.extend(scores)
+        waiting.clear()
+
+    for number, run in enumerate(store.trajectories(runs), 1):
+        if wanted - done.get(run.id, set()):
+            waiting.append(run)
+            scored += 1
+        if len(waiting) >= BATCH:
+            flush()
+        if progress and (number % BATCH == 0 or number == total):
+            progress(number, total)
+    flush()
+    return _scoring_report(made, scored)
+
+
+def _scoring_report(made: list[Score], runs: int) -> ScoringReport:
+    errors = [score for score in made if score.status == ScoreStatus.ERROR]
+    values: dict[str, list[float]] = {}
+    for score in made:
+        if score.value is not None:
+            values.setdefault(score.criterion, []).append(score.value)
+    means = {name: sum(found) / len(found) for name, found in sorted(values.items())}
+    return ScoringReport(runs, len(made), len(errors), errors[0].note.strip().splitlines()[-1] if errors else "", means)
+
+
+def make_pairs(
+    store: Store,
+    taskset: Taskset,
+    *,
+    split: str | None = "train",
+    margin: float = 0.25,
+    per_task: int = 4,
+    level: Level = "both",
+    cap: int = 200,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> MadePairs:
+    """Preferences from the scores of a taskset's runs, balanced over families and branches; stored unless `dry_run`.
+
+    Args:
+        split: runs of this split only, and imported runs without one; None for all.
+        margin: least difference of the overall values.
+        per_task: most pairs of one task and kind.
+        level: whole runs, single steps (where two runs part, and where an expert acts otherwise), or both.
+        cap: most pairs of one branch of a family.
+    """
+    runs = [run for run in store.trajectories(RunFilter(taskset=taskset.name)) if split is None or run.split in (split, "")]
+    if not runs:
+        where = f" in split '{split}'" if split else ""
+        raise DataError(f"there are no runs of {taskset.name}{where} to compare. Make some: `agentalign rollout {taskset.name} --n 4`.")
+    by_run: dict[str, list[Score]] = {}
+    for score in store.scores(taskset=taskset.name):
+        by_run.setdefault(score.trajectory, []).append(score)
+    scored = [(run, overall(taskset.criteria, by_run.get(run.id, []))) for run in runs]
+    experts = [pair for pair in scored if pair[0].origin.kind in TEACHERS]
+    others = [pair for pair in scored if pair[0].origin.kind not in TEACHERS]
+    found: list[Preference] = []
+    if level != "step":
+        found += task_pairs(others, margin=margin, per_task=per_task, seed=seed)
+    if level != "run":
+        found += step_pairs(others, margin=margin, per_task=per_task, seed=seed)
+        found += corrections(experts, others, margin=margin, per_task=per_task, seed=seed)
+    branches = {task.id: task.branch for task in taskset.tasks()}
+    groups: dict[str, Group] = {run.id: (run.family, branches.get(run.task_id or "", "")) for run in runs}
+    kept = balance(found, lambda preference: groups[preference.items[0].trajectory], cap, seed=seed)
+    counts = describe(kept, lambda preference: groups[preference.items[0].trajectory])
+    report = (0, 0) if dry_run else store.add_preferences(kept)
+    return MadePairs(kept, counts, len(runs), sum(value is None for _, value in scored), report[0], report[1])
