@@ -152,8 +152,8 @@ def _wander(task: Task, code: TeamCode, rng: random.Random, steps: int) -> list[
 
 def test_the_expert_goes_on_from_any_history_and_tells_the_truth_about_it(desk: Taskset, code: TeamCode) -> None:
     rng, clean = random.Random(5), 0
-    for task in desk.tasks("dev") + [task for task in desk.tasks("test") if task.unseen]:
-        for steps in (1, 3, 6):
+    for task in [*desk.tasks("train")[::4], *(task for task in desk.tasks("test") if task.unseen)]:
+        for steps in (1, 3, 8):
             messages = _wander(task, code, rng, steps)
             before = len(messages)
             for _ in range(10):

@@ -104,7 +104,9 @@ def test_a_taskset_of_criteria_alone_loads_and_offers_no_tools() -> None:
         ({"tools_py": "import no_such_module\n"}, TeamCodeError, r"cannot be imported[\s\S]*no_such_module"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused_with_a_reason(tmp_path: Path, files: dict[str, str], error: type[Exception], words: str) -> None:
+def test_a_folder_that_cannot_be_used_is_refused_with_a_reason(
+    tmp_path: Path, files: dict[str, str], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         load_taskset(lights(tmp_path, **files))
 
@@ -115,10 +117,19 @@ def test_a_folder_that_cannot_be_used_is_refused_with_a_reason(tmp_path: Path, f
         ({"taskset_yaml": "name: lights\ntasks: [{id: a, split: train}, {id: a, split: dev}]\n"}, "two tasks have the id 'a'"),
         ({"taskset_yaml": "name: lights\ntasks: [{id: a}]\n"}, "task 0: split"),
         ({"taskset_yaml": "name: lights\ntasks: tasks.jsonl\n"}, "which is not there"),
-        ({"taskset_yaml": "name: lights\ntasks: tasks.jsonl\n", "tasks_jsonl": '{"id": "a", "split": "dev"}\n{"id"\n'}, "tasks.jsonl:2: not JSON"),
+        (
+            {"taskset_yaml": "name: lights\ntasks: tasks.jsonl\n", "tasks_jsonl": '{"id": "a", "split": "dev"}\n{"id"\n'},
+            "tasks.jsonl:2: not JSON",
+        ),
         ({"taskset_yaml": "name: lights\ntasks: make.py\n", "make_py": "x = 1\n"}, "no function or class `generate`"),
-        ({"taskset_yaml": "name: lights\ntasks: make.py\n", "make_py": "def generate():\n    return [1]\n"}, "list of agentalign Task records"),
-        ({"taskset_yaml": "name: lights\ntasks: make.py\ngenerator: {n: 1}\n", "make_py": "def generate():\n    return []\n"}, "argument 'n'"),
+        (
+            {"taskset_yaml": "name: lights\ntasks: make.py\n", "make_py": "def generate():\n    return [1]\n"},
+            "list of agentalign Task records",
+        ),
+        (
+            {"taskset_yaml": "name: lights\ntasks: make.py\ngenerator: {n: 1}\n", "make_py": "def generate():\n    return []\n"},
+            "argument 'n'",
+        ),
     ],
 )
 def test_tasks_that_cannot_be_read_are_refused_with_a_reason(tmp_path: Path, files: dict[str, str], words: str) -> None:
@@ -140,7 +151,10 @@ def test_check_finds_an_environment_that_does_not_replay_and_an_expert_that_neve
     folder = lights(
         tmp_path,
         taskset_yaml=YAML + "replayable: true\nlimits: {max_turns: 3}\n",
-        tools_py='from agentalign import tool\ncount = [0]\n\n@tool\ndef tick() -> str:\n    """Count."""\n    count[0] += 1\n    return str(count)\n',
+        tools_py=(
+            'from agentalign import tool\n\ncount = [0]\n\n@tool\ndef tick() -> str:\n    """Count."""\n'
+            "    count[0] += 1\n    return str(count)\n"
+        ),
         expert_py=(
             "from agentalign import Message, ToolCall\n\ndef act(task, messages):\n"
             "    return Message(role='assistant', tool_calls=(ToolCall(id=f'c{len(messages)}', name='tick'),))\n"

@@ -79,7 +79,7 @@ def test_wrong_arguments_are_told_to_the_agent(arguments: object, words: str) ->
 def test_a_call_by_name_finds_its_tool_or_says_which_there_are() -> None:
     tools = {"refund": refund}
     assert "W1" in run_tool(tools, ToolCall(id="a", name="refund", arguments='{"order_id": "W1", "amount": 3}'))
-    with pytest.raises(ToolError, match="unknown tool 'refnd'. Use one of: refund"):
+    with pytest.raises(ToolError, match=r"unknown tool 'refnd'\. Use one of: refund"):
         run_tool(tools, ToolCall(id="a", name="refnd"))
     with pytest.raises(ToolError, match="not valid JSON"):
         run_tool(tools, ToolCall(id="a", name="refund", arguments='{"order_id": '))

@@ -13,7 +13,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.errors import TasksetError, ToolError
 from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
 
-ENVIRONMENT = '''
+ENVIRONMENT = """
 import os
 import sys
 import time
@@ -52,8 +52,8 @@ class Environment:
 
     def close(self):
         pass
-'''
-CRITERIA = '''
+"""
+CRITERIA = """
 import time
 
 def total(trajectory, task):
@@ -70,13 +70,13 @@ def wrong(trajectory, task):
 
 def hang(trajectory, task):
     time.sleep(3600)
-'''
-EXPERT = '''
+"""
+EXPERT = """
 from agentalign import Message
 
 def act(task, messages):
     return Message(role="assistant", content=f"{task.id} after {len(messages)}")
-'''
+"""
 
 
 def counter(folder: Path, *, replayable: bool = True) -> Taskset:
@@ -91,12 +91,12 @@ def counter(folder: Path, *, replayable: bool = True) -> Taskset:
     return load_taskset(place)
 
 
-@pytest.fixture()
+@pytest.fixture
 def taskset(tmp_path: Path) -> Taskset:
     return counter(tmp_path)
 
 
-@pytest.fixture()
+@pytest.fixture
 def pool(taskset: Taskset) -> Iterator[WorkerPool]:
     with WorkerPool(taskset, 1, seconds=60) as pool:
         yield pool
@@ -119,12 +119,16 @@ def test_both_kinds_of_pool_answer_alike(taskset: Taskset, where: str) -> None:
         assert pool.reset(0, task) == [Message(role="user", content="start 3")]
         assert pool.reset(7, taskset.task("t4")) == [Message(role="user", content="start 4")]
         assert [pool.call(0, call("add", 2)), pool.call(7, call("add", 1)), pool.call(0, call("add", 2))] == ["5", "5", "7"]
-        with pytest.raises(ToolError, match="^n must not be negative\\.$"):
+        with pytest.raises(ToolError, match=r"^n must not be negative\.$"):
             pool.call(0, call("add", -1))
         assert pool.reply(0, [Message(role="user", content="x")]) == Message(role="user", content="now 7")
         assert pool.reply(0, [Message(role="user", content="x")] * 3) is None
         assert pool.expert(0, task, []).content == "t3 after 0"
-        assert (pool.check("total", run(), task), pool.check("steps", run(), task), pool.check("none", run(), task)) == (0.3, {0: 1.0}, None)
+        assert (pool.check("total", run(), task), pool.check("steps", run(), task), pool.check("none", run(), task)) == (
+            0.3,
+            {0: 1.0},
+            None,
+        )
         with pytest.raises(TeamCodeError, match=r"check 'wrong' returned 'good'"):
             pool.check("wrong", run(), task)
         with pytest.raises(TeamCodeError, match=r"RuntimeError: the desk is on fire"):

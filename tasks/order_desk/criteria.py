@@ -201,8 +201,9 @@ def _true(sentence: str, run: Replay) -> bool:
     if re.search(r"\bcancell?ed\b", claim):
         holds &= "cancelled" in status.values()
     if NOW_GOES.search(claim):
-        moved = [_arguments(call) for call in done if call.name == "update_address"]
-        holds &= any(str(m["address"]).lower() in claim or not re.search(r"\bto \d", claim) for m in moved if m["order_id"] in orders)
+        moved = {str(_arguments(call)["order_id"]) for call in done if call.name == "update_address"}
+        goes_to = [str(row["address"]).lower() for row in db.execute("select * from orders") if row["order_id"] in moved & set(orders)]
+        holds &= any(address in claim or not re.search(r"\bto \d", claim) for address in goes_to)
     if re.search(r"\brefunded\b", claim):
         holds &= _refund_claim(claim, orders, [_arguments(call) for call in done if call.name == "refund_order"], run)
     if "window" in claim and (window := re.search(r"\b(open|closed)\b", claim)):

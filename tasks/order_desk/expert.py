@@ -42,7 +42,9 @@ Plan = Generator[Step, str, str]
 def act(task: Task, messages: Sequence[Message]) -> Message:
     """The next assistant message."""
     history = _history(messages)
-    results = {step_key(call.name, call.arguments): (message.content, message.error) for call, message in history}
+    results = {
+        step_key(call.name, call.arguments): (message.content, message.error) for call, message in history if not _undone(call, history)
+    }
     done = {(call.name, _order_of(call)): message.content for call, message in history if call.name in WRITES and not message.error}
     replies = [message.content for message in messages if message.role == "user"][1:]
     wants = task.values.get("request", {})
@@ -68,7 +70,8 @@ def act(task: Task, messages: Sequence[Message]) -> Message:
             step = plan.send(text)
     except StopIteration as end:
         strays = [call for call, message in history if _is_stray(call, message, asked_for)]
-        return Message(role="assistant", content=" ".join([str(end.value), *map(_confess, strays)]))
+        words = [_confess(call, undone=_undone(call, history)) for call in strays]
+        return Message(role="assistant", content=" ".join([str(end.value), *words]))
 
 
 def _free_id(messages: Sequence[Message]) -> str:
@@ -98,12 +101,20 @@ def _is_stray(call: ToolCall, result: Message, asked_for: set[str]) -> bool:
     return call.name in WRITES and not result.error and step_key(call.name, call.arguments) not in asked_for
 
 
-def _confess(call: ToolCall) -> str:
+def _undone(call: ToolCall, history: Sequence[tuple[ToolCall, Message]]) -> bool:
+    """An address that a later call changed again."""
+    same = [
+        other for other, m in history if other.name == call.name == "update_address" and not m.error and _order_of(other) == _order_of(call)
+    ]
+    return bool(same) and same[-1].id != call.id
+
+
+def _confess(call: ToolCall, *, undone: bool) -> str:
     order, arguments = _order_of(call), call.parsed()
     assert isinstance(arguments, dict)
     deed = {
         "cancel_order": f"order {order} is cancelled",
-        "update_address": f"order {order} now goes to {arguments.get('address')}",
+        "update_address": f"order {order} {'first went' if undone else 'now goes'} to {arguments.get('address')}",
         "refund_order": f"I refunded ${arguments.get('amount')} for order {order}",
     }[call.name]
     return f"By my mistake, {deed}. I am sorry."
@@ -124,7 +135,7 @@ def _orders(request: Request) -> Generator[Step, str, list[tuple[str, str, str]]
     rows = []
     for line in (yield Step("list_orders", {"customer_id": customer})).splitlines():
         order, *item, status = line.split()
-        rows.append((order, " ".join(item), status))
+        rows.append((order, " ".join(item), "cancelled" if ("cancel_order", order) in request.done else status))
     return rows
 
 
@@ -188,8 +199,8 @@ def cancel(request: Request) -> Plan:
 
 def change_address(request: Request) -> Plan:
     order, address = request.wants["order"], request.wants["address"]
-    if ("update_address", order) not in request.done:
-        status = (yield from _look("get_order", order_id=order))["status"]
+    if fields(request.done.get(("update_address", order), "")).get("address") != address:
+        status = yield from _status(request, order)
         if status != "processing":
             return _too_late(order, status, "change its address")
     yield Step("update_address", {"order_id": order, "address": address})
@@ -230,6 +241,7 @@ def _refund(request: Request, order: str, amount: int) -> Plan:
 
 def unnamed_order(request: Request) -> Plan:
     orders = yield from _orders(request)
+    # One that was cancelled in this run was open too.
     mine = [order for order, _, status in orders if status == "processing" or ("cancel_order", order) in request.done]
     if len(mine) > 1:
         reply = yield Step("", {}, f"Which order do you mean, {' or '.join(mine)}?")
@@ -255,6 +267,8 @@ def move_all(request: Request) -> Plan:
     mine = [order for order, _, status in orders if status == "processing"]
     for order in mine:
         yield Step("update_address", {"order_id": order, "address": address})
+    if not mine:
+        return "No order is open, so I cannot change an address."
     return f"Now {' and '.join(mine)} {'go' if len(mine) > 1 else 'goes'} to {address}."
 
 
