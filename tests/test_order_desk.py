@@ -125,7 +125,7 @@ def test_one_customer_cannot_be_told_from_the_request_which_branch_is_right(desk
 def _wander(task: Task, code: TeamCode, rng: random.Random, steps: int) -> list[Message]:
     """A careless agent: random calls with the task's own entities, sometimes broken ones."""
     messages = [Message(role="system", content="s"), *code.reset(0, task)]
-    orders = re.findall(r'"order_id":"(W\d{4})"', task.data) + ["W0000"]
+    orders = [*re.findall(r'"order_id":"(W\d{4})"', task.data), "W0000"]
     customers = re.findall(r'"customer_id":"(C\d{3})"', task.data)
     emails = re.findall(r"[\w.]+@mail\.com", task.data)
     for number in range(steps):
