@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -205,7 +205,7 @@ class _Loop:
                 for name, count in micro.counts.items():
                     totals[name] = totals.get(name, 0.0) + count
             with self.model.using(one.adapter):
-                for micro in one.micro_batches:
+                for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in one.micro_batches):
                     result = one.loss(self.model, micro)
                     loss = sum(term.coefficient * term.values.sum() / totals[name] for name, term in result.terms.items())
                     assert isinstance(loss, Tensor)

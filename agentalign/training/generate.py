@@ -181,6 +181,7 @@ class _BatchSession:
         self.held: dict[int, list[int]] = {}
         """Slot -> the ids whose keys and values are stored, shared ones included."""
 
+    @torch.inference_mode()
     def drop(self, slot: int) -> None:
         """See `Session.drop`."""
         if slot in self.held:

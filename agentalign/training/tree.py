@@ -8,7 +8,7 @@ Two surprises. Nothing is shifted: the log-probability of token t is read from t
 the same row. And a run is not a leaf: with a template that rewrites history it is several paths, so sums go by run, never by leaf.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -38,7 +38,7 @@ class RunLike(Protocol):
     def turns(self) -> Sequence[TurnLike]: ...
 
 
-R = TypeVar("R", bound=RunLike)
+G = TypeVar("G")
 
 
 class Segment(NamedTuple):
@@ -279,15 +279,15 @@ def _chain_tokens(paths: Sequence[Ids]) -> int:
     return total
 
 
-def pack(groups: Iterable[Sequence[R]], *, max_tokens: int) -> list[list[Sequence[R]]]:
+def pack(groups: Iterable[G], *, max_tokens: int, runs_of: Callable[[G], Sequence[RunLike]]) -> list[list[G]]:
     """Micro-batches of whole groups, in order, each at most `max_tokens` distinct tokens (a larger group stands alone).
 
     A group (a pair, a ranking, the rollouts of one task) is never torn: its loss needs all of it in one forward.
     """
-    batches: list[list[Sequence[R]]] = []
+    batches: list[list[G]] = []
     tree = TokenTree()
     for group in groups:
-        paths = [path for run in group for path in paths_of(run)]
+        paths = [path for run in runs_of(group) for path in paths_of(run)]
         extra = sum(tree.missing(path) for path in paths)
         if not batches or tree.n_tokens + extra > max_tokens:
             batches.append([])

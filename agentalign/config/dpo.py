@@ -1,0 +1,32 @@
+"""Settings of direct preference optimization."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from agentalign.config.training import TrainingConfig
+
+
+class DPOConfig(TrainingConfig):
+    """Learn which of two runs, or steps, is better, held in place by an anchor."""
+
+    batch_size: int = Field(default=8, ge=1)
+    """Pairs per optimizer step."""
+    num_train_epochs: float = Field(default=2.0, gt=0)
+    """Times every pair is seen."""
+    max_steps: int = Field(default=0, ge=0)
+    """Optimizer steps; 0: as many as num_train_epochs needs."""
+    beta: float = Field(default=0.5, gt=0)
+    """KL strength; higher stays nearer the reference."""
+    credit: Literal["token", "turn", "run"] = "token"
+    """What of a pair is compared: the first differing token of the differing turn, that whole turn, or everything the agent wrote."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probability that a label is wrong."""
+    nll_coefficient: float = Field(default=0.2, ge=0)
+    """Weight of the anchor: summed negative log-likelihood of the better runs and of replayed expert runs. 0 lets the policy drift."""
+    replay: int = Field(default=3, ge=0)
+    """Expert runs replayed per step under the anchor."""
+    min_reference_prob: float = Field(default=0.05, ge=0, lt=1)
+    """Pairs whose rejected token the reference would hardly write (below this) are noise and are dropped; credit: token only."""
+    criterion: str = "overall"
+    """Whose preferences: "overall" or a criterion's "name@version"."""

@@ -1,0 +1,50 @@
+"""The dials that every recipe has. Names follow transformers and TRL where the concept is theirs."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from agentalign.config.base import Config
+
+
+class TrainingConfig(Config):
+    """What to train on what, how long, and how it is watched."""
+
+    taskset: str
+    """Name of the taskset: a folder in tasks/."""
+    base: str = "smollm2-135m"
+    """Base model: a hub name, a folder, or a built-in name."""
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """How the frozen base is held."""
+    start: str | None = None
+    """Adapter to continue, such as "order_desk@2"; null starts from the bare base (SFT) or the newest policy (others)."""
+    lora_r: int = Field(default=16, ge=1, le=1024)
+    """Rank of a new adapter; a continued one keeps its own."""
+    lora_alpha: float = Field(default=32.0, gt=0)
+    """Scale of a new adapter is lora_alpha / lora_r."""
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
+    """Peak learning rate of the adapter."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after warm-up; falls to a tenth."""
+    warmup_steps: int = Field(default=5, ge=0)
+    """Optimizer steps of linear warm-up."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Distinct tokens that go through the network at once; changes memory and speed, never the gradient."""
+    max_tokens: int = Field(default=4096, ge=16)
+    """Longest run, in tokens; longer ones are refused and listed, never cut."""
+    max_refused: float = Field(default=0.1, ge=0, le=1)
+    """The training does not start when a larger share of the runs is refused."""
+    gradient_checkpointing: bool = False
+    """Recompute activations: half the memory, about 30 % slower."""
+    seed: int = Field(default=0, ge=0)
+    """Draws the adapter's first weights and the order of the data."""
+    eval_every_steps: int = Field(default=0, ge=0)
+    """Steps between dev evaluations; 0: none. The best evaluated weights are what is saved."""
+    eval_tasks: int = Field(default=100, ge=1)
+    """Dev tasks per evaluation, the same each time."""
+    max_drop: float = Field(default=0.1, gt=0, le=1)
+    """Training stops and rolls back when the dev score falls this far below its start."""
+    save_every_steps: int = Field(default=25, ge=0)
+    """Steps between checkpoints; 0: none. Running the same command again goes on from the last one."""

@@ -1,0 +1,130 @@
+"""From stored runs to micro-batches: rendered once, refused by name, packed to a token budget."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from agentalign.config.training import TrainingConfig
+from agentalign.errors import AgentAlignError, DataError
+from agentalign.records.trajectory import Trajectory
+from agentalign.store.store import Store
+from agentalign.training.dialect import Dialect
+from agentalign.training.engine import MicroBatch
+from agentalign.training.model import Model
+from agentalign.training.render import Rendered, render
+from agentalign.training.tree import build_tree, pack
+
+logger = logging.getLogger("agentalign")
+
+
+class Refusal(NamedTuple):
+    """A run that is not trained on, and why."""
+
+    trajectory: str
+    reason: str
+
+
+class RunData(NamedTuple):
+    """Runs as tokens."""
+
+    rendered: dict[str, Rendered]
+    """By trajectory id, in the order given."""
+    refused: list[Refusal]
+
+
+def render_runs(runs: Sequence[Trajectory], store: Store, dialect: Dialect, config: TrainingConfig) -> RunData:
+    """Render every run; those that cannot be are listed and said, never cut or dropped in silence.
+
+    Raises:
+        DataError: nothing is left, or more than `max_refused` of the runs were refused.
+    """
+    rendered: dict[str, Rendered] = {}
+    refused: list[Refusal] = []
+    for run in runs:
+        try:
+            rendered[run.id] = render(run, dialect, tokens=store.tokens(run.id), max_tokens=config.max_tokens)
+        except AgentAlignError as error:
+            refused.append(Refusal(run.id, str(error)))
+    for refusal in refused[:5]:
+        logger.warning("refused: %s", refusal.reason)
+    if not rendered or len(refused) > config.max_refused * len(runs):
+        first = f" The first: {refused[0].reason}" if refused else ""
+        raise DataError(
+            f"{len(refused)} of {len(runs)} runs of taskset '{config.taskset}' cannot be trained on, and at most {config.max_refused:.0%} may be "
+            f"refused (max_refused); at least one must be left.{first}"
+        )
+    return RunData(rendered, refused)
+
+
+class TokenStats(NamedTuple):
+    """What a dry run prints of the data."""
+
+    runs: int
+    tokens: int
+    """Sum over runs, unshared."""
+    trainable: int
+    longest: int
+    histogram: list[tuple[int, int]]
+    """(at most this many tokens, runs), in powers of two."""
+    sharing: float
+    """How many times fewer tokens a step computes because prefixes are shared."""
+
+
+def token_stats(rendered: Sequence[Rendered], *, batch_size: int) -> TokenStats:
+    """Counts over runs; sharing is measured on the first step's worth of them."""
+    lengths = [run.n_tokens for run in rendered]
+    edges = [2**k for k in range(6, 20) if 2 ** (k - 1) < max(lengths)]
+    histogram = [(edge, sum(1 for n in lengths if edge // 2 < n <= edge)) for edge in edges]
+    return TokenStats(
+        runs=len(rendered), tokens=sum(lengths), trainable=sum(run.n_trainable for run in rendered), longest=max(lengths),
+        histogram=[(edge, count) for edge, count in histogram if count], sharing=build_tree(rendered[:batch_size]).sharing,
+    )  # fmt: skip
+
+
+def sft_batches(runs: Sequence[Rendered], *, max_tokens: int) -> list[MicroBatch]:
+    """Micro-batches whose items are trainable tokens."""
+    found = []
+    for members in pack(runs, max_tokens=max_tokens, runs_of=lambda run: [run]):
+        tree = build_tree(members)
+        found.append(MicroBatch(tree, {"sft": float(len(tree.occurrences))}, trajectories=tuple(run.trajectory for run in members)))
+    return found
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn cut out of a rendered run."""
+
+    context: tuple[int, ...]
+    completion: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some turns of a run, or a piece of one: what a pair compares or a reward is read from."""
+
+    turns: tuple[Turn, ...]
+
+
+def whole(run: Rendered) -> Part:
+    """All turns."""
+    return Part(tuple(Turn(turn.context, turn.completion) for turn in run.turns))
+
+
+def up_to_step(run: Rendered, step: int | None) -> Part:
+    """The run up to and including a step; all of it for None."""
+    return whole(run) if step is None else Part(whole(run).turns[: step + 1])
+
+
+def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tokens: int) -> list[Tensor]:
+    """(M_i,) log-probabilities of each part's tokens under an adapter as it is now, without gradients: reference or old policy."""
+    found: dict[int, Tensor] = {}
+    with model.using(adapter), torch.no_grad():
+        for members in pack(range(len(parts)), max_tokens=max_tokens, runs_of=lambda i: [parts[i]]):
+            tree = build_tree([parts[i] for i in members]).to(model.device)
+            logprobs = model.token_logprobs(tree)
+            found |= {index: logprobs[tree.occurrence_run == place].cpu() for place, index in enumerate(members)}
+    return [found[i] for i in range(len(parts))]

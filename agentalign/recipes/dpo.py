@@ -1,0 +1,264 @@
+"""Direct preference optimization on runs and steps, held by an anchor.
+
+For each pair the policy is moved, against a frozen copy of where it started, towards what the better side wrote; tool results take no
+part. By default only the first differing token of the differing turn is compared, and the better runs and replayed expert runs stand
+under a summed negative log-likelihood: without both, twenty steps destroyed a policy while its pair accuracy rose to 0.9. Left out on
+purpose: a second copy of the model for the reference (its log-probabilities are computed once, before the first step).
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agentalign.config.dpo import DPOConfig
+from agentalign.config.project import Project
+from agentalign.environments.worker import WorkerPool
+from agentalign.errors import DataError
+from agentalign.recipes.data import Part, RunData, Turn, fixed_logprobs, render_runs, token_stats, whole
+from agentalign.recipes.dev_gate import DevGate
+from agentalign.recipes.dry_run import DryRun, estimate
+from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
+from agentalign.records.adapter import Training
+from agentalign.records.preference import Preference
+from agentalign.records.trajectory import Trajectory
+from agentalign.scoring.pairs import parting_step
+from agentalign.store.filters import RunFilter
+from agentalign.training.batches import step_items, steps_for
+from agentalign.training.dialect import Dialect
+from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Plan, Term, train
+from agentalign.training.losses import dpo_loss, nll_loss
+from agentalign.training.model import Model
+from agentalign.training.render import Rendered
+from agentalign.training.tree import build_tree, pack
+
+logger = logging.getLogger("agentalign")
+ADAPTER = "policy"
+GOOD = 0.5
+"""Overall value from which a better run may also be learned from as it is."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one preference compares, and the reference's log-probability of each side."""
+
+    chosen: Part
+    rejected: Part
+    strength: float
+    trajectories: tuple[str, str]
+    anchor: str | None
+    """Run to hold on to: the better one, where it is good."""
+    source: str
+    reference: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Which runs of a tree are what: pairs first (chosen, rejected), then anchors."""
+
+    chosen: Tensor
+    rejected: Tensor
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+    strength: Tensor
+    anchors: Tensor
+
+
+def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Training | DryRun:
+    """Train an adapter on preferences, or say what would be done."""
+    # load
+    with open_workspace(config, project) as work:
+        config, parent = resolve_start(work, config)
+        # data
+        preferences, runs = choose_preferences(work, config)
+        replay_runs = [r for r in work.train_runs(["expert"]) if r.steps] if config.replay else []
+        data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
+        replay = [data.rendered[r.id] for r in replay_runs if r.id in data.rendered]
+        values = work.overalls(list(runs.values()))
+        good = {r for r, t in runs.items() if t.origin.kind in ("expert", "correction") or (values.get(r) or 0.0) >= GOOD}
+        pairs = make_pairs(preferences, runs, data, config, good)
+        if dry_run:
+            return _dry_run(work, config, data, pairs)
+        training, folder = work.begin("dpo", config, [*(p.id for p in preferences), *(run.trajectory for run in replay)])
+        if training.status == "done":
+            return training
+        with work.recording(training), WorkerPool(work.taskset) as pool:
+            # model
+            model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
+            model.load_adapter(ADAPTER, parent, trainable=True)
+            pairs = with_reference(model, pairs, config)
+            counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": len(replay)})
+            total = _total_steps(pairs, config)
+
+            # loss
+            def steps(start: int) -> Iterator[Sequence[Pass]]:
+                for step in range(start, total):
+                    chosen = [pairs[i] for i in step_items(len(pairs), batch_size=config.batch_size, seed=config.seed, step=step)]
+                    again = [replay[i] for i in step_items(len(replay), batch_size=config.replay, seed=config.seed + 1, step=step)] if replay else []
+                    batches = pair_batches(chosen, again, data.rendered, max_tokens=config.micro_batch_tokens)
+                    yield [Pass(ADAPTER, batches, lambda model, micro: pair_loss(model, micro, config))]
+
+            # train
+            gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
+            plan = Plan(
+                total_steps=total, schedule=config.lr_scheduler_type, warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm,
+                eval_every_steps=config.eval_every_steps, save_every_steps=config.save_every_steps, max_drop=config.max_drop,
+            )  # fmt: skip
+            outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
+            # save
+            return work.publish(
+                training, folder, model, ADAPTER, kind="policy", parents=[config.start or ""], counts=dict(counts), outcome=outcome
+            )
+
+
+def choose_preferences(work: Workspace, config: DPOConfig) -> tuple[list[Preference], dict[str, Trajectory]]:
+    """Decided pairs of the criterion among runs of the train split (or imported), and the runs they speak of.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [p for p in work.store.preferences(work.taskset.name, criterion=config.criterion) if p.decided and len(p.items) >= 2]
+    wanted = tuple(sorted({item.trajectory for p in found for item in p.items}))
+    runs = {r.id: r for r in work.store.trajectories(RunFilter(ids=wanted))} if wanted else {}
+    # Dev and test are for judging: a preference on such a run stays out of training, whoever made it.
+    usable = [p for p in found if all(runs[item.trajectory].split in ("train", "") for item in p.items)]
+    if not usable:
+        raise DataError(
+            f"there are no decided preferences on '{config.criterion}' among train runs of taskset '{work.taskset.name}'. Compare runs in "
+            f"`agentalign ui`, or make pairs from scores with `agentalign pairs {work.taskset.name}`."
+        )
+    kept = {item.trajectory for p in usable for item in p.items}
+    return usable, {r: t for r, t in runs.items() if r in kept}
+
+
+def make_pairs(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: RunData, config: DPOConfig, good: set[str]) -> list[Pair]:
+    """Best against worst of every preference as token parts; equal comparisons once.
+
+    Raises:
+        DataError: nothing can be compared.
+    """
+    found: dict[tuple[Part, Part], Pair] = {}
+    for preference in preferences:
+        best, worst = preference.items[0], preference.items[-1]
+        if best.trajectory not in data.rendered or worst.trajectory not in data.rendered:
+            continue
+        sides = _sides(data.rendered[best.trajectory], data.rendered[worst.trajectory], best.step, runs, config.credit)
+        if sides is not None and sides not in found:
+            anchor = best.trajectory if best.trajectory in good else None
+            ids = (best.trajectory, worst.trajectory)
+            found[sides] = Pair(*sides, preference.strength, ids, anchor, preference.source)
+    if not found:
+        raise DataError(
+            f"none of the {len(preferences)} preferences can be compared with credit '{config.credit}': their runs were refused or never part at a "
+            "step of the agent. Try credit: run."
+        )
+    return list(found.values())
+
+
+def _sides(best: Rendered, worst: Rendered, step: int | None, runs: dict[str, Trajectory], credit: str) -> tuple[Part, Part] | None:
+    if credit == "run" and step is None:
+        return whole(best), whole(worst)
+    at = step if step is not None else parting_step(runs[best.trajectory], runs[worst.trajectory])
+    if at is None or at >= min(len(best.turns), len(worst.turns)):
+        return None
+    # The worse side's context: it is what the policy really saw, and both sides answer the same messages.
+    context, chosen, rejected = worst.turns[at].context, best.turns[at].completion, worst.turns[at].completion
+    if chosen == rejected:
+        return None
+    if credit == "token":
+        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+        if shared is None:
+            return None
+        context, chosen, rejected = (*context, *chosen[:shared]), (chosen[shared],), (rejected[shared],)
+    return Part((Turn(context, chosen),)), Part((Turn(context, rejected),))
+
+
+def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig) -> list[Pair]:
+    """The pairs with the start policy's log-probabilities; noise pairs (see `min_reference_prob`) are dropped and counted.
+
+    Raises:
+        DataError: every pair was noise.
+    """
+    parts = [part for pair in pairs for part in (pair.chosen, pair.rejected)]
+    sums = [float(values.sum()) for values in fixed_logprobs(model, ADAPTER, parts, max_tokens=config.micro_batch_tokens)]
+    kept = []
+    for index, pair in enumerate(pairs):
+        chosen, rejected = sums[2 * index], sums[2 * index + 1]
+        if config.credit != "token" or rejected >= _log(config.min_reference_prob):
+            kept.append(Pair(pair.chosen, pair.rejected, pair.strength, pair.trajectories, pair.anchor, pair.source, (chosen, rejected)))
+    logger.info("pairs: %d kept, %d dropped because the policy hardly writes what they reject", len(kept), len(pairs) - len(kept))
+    if not kept:
+        raise DataError(f"all {len(pairs)} pairs reject a token that the policy writes with less than {config.min_reference_prob:g}; lower min_reference_prob.")
+    return kept
+
+
+def _log(probability: float) -> float:
+    return float(torch.tensor(probability).log()) if probability > 0 else float("-inf")
+
+
+def pair_batches(pairs: Sequence[Pair], replay: Sequence[Rendered], rendered: dict[str, Rendered], *, max_tokens: int) -> list[MicroBatch]:
+    """Pairs with their anchors, and replayed runs, packed whole."""
+    groups: list[Pair | Rendered] = [*pairs, *replay]
+
+    def parts_of(group: Pair | Rendered) -> list[Part]:
+        if isinstance(group, Rendered):
+            return [whole(group)]
+        return [group.chosen, group.rejected, *([whole(rendered[group.anchor])] if group.anchor else [])]
+
+    return [_micro(members, [parts_of(member) for member in members]) for members in pack(groups, max_tokens=max_tokens, runs_of=parts_of)]
+
+
+def _micro(members: Sequence[Pair | Rendered], parts: Sequence[list[Part]]) -> MicroBatch:
+    starts = [sum(len(p) for p in parts[:i]) for i in range(len(parts))]
+    inside = [(member, start) for member, start in zip(members, starts, strict=True) if isinstance(member, Pair)]
+    anchors = [start + 2 for member, start in inside if member.anchor]
+    anchors += [start for member, start in zip(members, starts, strict=True) if not isinstance(member, Pair)]
+    rows = PairRows(
+        chosen=torch.tensor([start for _, start in inside], dtype=torch.long),
+        rejected=torch.tensor([start + 1 for _, start in inside], dtype=torch.long),
+        reference_chosen=torch.tensor([pair.reference[0] for pair, _ in inside]),
+        reference_rejected=torch.tensor([pair.reference[1] for pair, _ in inside]),
+        strength=torch.tensor([pair.strength for pair, _ in inside]),
+        anchors=torch.tensor(anchors, dtype=torch.long),
+    )
+    counts = {name: float(count) for name, count in (("dpo", len(inside)), ("nll", len(anchors))) if count}
+    ids = tuple(i for member in members for i in (member.trajectories if isinstance(member, Pair) else (member.trajectory,)))
+    return MicroBatch(build_tree([part for group in parts for part in group]), counts, rows, ids)
+
+
+def pair_loss(model: Model, micro: MicroBatch, config: DPOConfig) -> LossTerms:
+    """DPO per pair, and the summed negative log-likelihood of the anchors."""
+    rows: PairRows = micro.data
+    sums = micro.tree.sum_by_run(model.token_logprobs(micro.tree))
+    terms: dict[str, Term] = {}
+    metrics: dict[str, Tensor] = {}
+    if "dpo" in micro.counts:
+        chosen, rejected = sums[rows.chosen], sums[rows.rejected]
+        losses, metrics = dpo_loss(
+            chosen - rows.reference_chosen.to(sums), rejected - rows.reference_rejected.to(sums), beta=config.beta,
+            strength=rows.strength.to(sums), label_smoothing=config.label_smoothing,
+        )  # fmt: skip
+        terms["dpo"] = Term(losses)
+        metrics |= {"logps/chosen": chosen.detach(), "logps/rejected": rejected.detach()}
+    if "nll" in micro.counts:
+        terms["nll"] = Term(nll_loss(sums[rows.anchors]), config.nll_coefficient)
+    return LossTerms(terms, metrics)
+
+
+def _total_steps(pairs: Sequence[Pair], config: DPOConfig) -> int:
+    return config.max_steps or steps_for(len(pairs), batch_size=config.batch_size, epochs=config.num_train_epochs)
+
+
+def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[Pair]) -> DryRun:
+    stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
+    rows = config.batch_size * 2 + config.replay
+    total = _total_steps(pairs, config)
+    seconds, memory = estimate(
+        work.base, stats, steps=total, batch_size=rows, quantization=config.quantization, micro_batch_tokens=config.micro_batch_tokens
+    )
+    counts = {"pairs": len(pairs), **Counter(f"pairs from {pair.source}" for pair in pairs)}
+    return DryRun("dpo", counts, stats, data.refused, total, seconds, memory)
+
