@@ -192,7 +192,8 @@ def decode_attention(
         by_head = rows.transpose(0, 1).reshape(heads, n * group * width, -1)
         shared = (by_head @ prefix_keys.transpose(1, 2)).view(heads, n, group * width, -1).transpose(0, 1)
         scores = torch.cat([shared, scores], dim=-1)
-    biased = scores.view(n, heads, group, width, -1) + this.bias(sliding_window)
+    # To fp32 first, then in place: adding mixed types would copy twice.
+    biased = scores.float().view(n, heads, group, width, -1).add_(this.bias(sliding_window))
     weights = torch.softmax(biased, dim=-1).to(values.dtype).view(n, heads, group * width, -1)
     mixed = weights[..., cache.prefix_length :] @ values
     if cache.prefix_length:

@@ -22,11 +22,15 @@ class Sampler(NamedTuple):
     def __call__(self, logits: Tensor, random: Sequence[torch.Generator]) -> tuple[list[int], list[float]]:
         """One id per row of logits (n, V), each from its own random stream, and the model's log-prob (nats) of it."""
         scores = logits.float()
-        if self.temperature == 0:
-            chosen = scores.argmax(dim=-1)
-        else:
-            chosen = _draw(torch.softmax(scores / self.temperature, dim=-1), self.top_p, random)
-        logprobs = scores.gather(1, chosen[:, None])[:, 0] - scores.logsumexp(dim=-1)
+        highest, likeliest = scores.max(dim=-1)
+        probs = torch.softmax(scores, dim=-1)
+        # log sum exp of the scores from what the softmax has computed already: exp over a vocabulary is a visible part of a step.
+        total = highest - probs.gather(1, likeliest[:, None])[:, 0].log()
+        chosen = likeliest
+        if self.temperature:
+            tempered = probs if self.temperature == 1 else torch.softmax(scores / self.temperature, dim=-1)
+            chosen = _draw(tempered, self.top_p, random)
+        logprobs = scores.gather(1, chosen[:, None])[:, 0] - total
         return chosen.tolist(), logprobs.tolist()
 
 
