@@ -1,0 +1,222 @@
+"""Loading an adapter by name, and what it does with messages and tools."""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from small_base import add_adapter, make_base
+
+import agentalign
+from agentalign.config.project import Project
+from agentalign.deployment.agent import Agent, load_agent
+from agentalign.environments.taskset import load_taskset
+from agentalign.environments.tool import tool
+from agentalign.errors import ConfigError, DataError, ModelError, RegistryError
+from agentalign.records.adapter import GateReport
+from agentalign.records.trajectory import Message, StopReason, ToolCall
+from agentalign.rollouts.policy import PolicyTurn, TurnRequest
+from agentalign.store.registry import Registry
+from agentalign.store.store import Store
+
+HELLO = {"role": "user", "content": "Badge 7 is at the door."}
+
+
+class Script:
+    """A policy that says its lines in order and keeps what it was asked."""
+
+    name, tokens_digest = "script", ""
+
+    def __init__(self, *lines: Message | PolicyTurn) -> None:
+        self.lines, self.asked, self.finished = list(lines), list[TurnRequest](), 0
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
+        self.asked += requests
+        line = self.lines.pop(0)
+        return [line if isinstance(line, PolicyTurn) else PolicyTurn(line)]
+
+    def finish(self, slot: int) -> None:
+        self.finished += 1
+
+
+def say(content: str) -> Message:
+    return Message(role="assistant", content=content)
+
+
+def ask(name: str, arguments: str, id: str = "call_0") -> Message:
+    return Message(role="assistant", tool_calls=(ToolCall(id=id, name=name, arguments=arguments),))
+
+
+def agent(*lines: Message | PolicyTurn) -> tuple[Agent, Script]:
+    script = Script(*lines)
+    return Agent(script, load_taskset("hello"), "hello@1"), script
+
+
+@tool
+def add(first: int, second: int) -> int:
+    """Add two numbers."""
+    return first + second
+
+
+def test_chat_answers_with_a_message_of_the_openai_form() -> None:
+    helper, script = agent(ask("find_name", '{"badge":7}'))
+    reply = helper.chat([HELLO])
+    assert reply["tool_calls"] == [{"id": "call_0", "type": "function", "function": {"name": "find_name", "arguments": '{"badge":7}'}}]
+    assert reply["content"] is None
+    assert [message.role for message in script.asked[0].messages] == ["system", "user"]
+    assert json.loads(script.asked[0].tools)[0]["function"]["name"] == "find_name"
+
+
+def test_chat_takes_the_callers_prompt_and_tools_where_given() -> None:
+    helper, script = agent(say("Hi."))
+    assert helper.chat([{"role": "system", "content": "Be brief."}, HELLO], tools=[]) == {"role": "assistant", "content": "Hi."}
+    assert script.asked[0].messages[0].content == "Be brief."
+    assert script.asked[0].tools == "[]"
+
+
+def test_a_conversation_that_goes_on_keeps_its_cache_and_another_does_not() -> None:
+    helper, script = agent(ask("find_name", '{"badge":7}'), say("Hello Ada!"), say("Welcome."), say("Bye."))
+    first = helper.chat([HELLO])
+    begun = script.finished
+    second = helper.chat([HELLO, first, {"role": "tool", "tool_call_id": "call_0", "content": "Ada"}])
+    assert script.finished == begun
+    helper.chat([HELLO, {"role": "assistant", "content": "I said something else."}, HELLO])
+    assert script.finished == begun + 1
+    helper.chat([HELLO, first, {"role": "tool", "tool_call_id": "call_0", "content": "Ada"}, second, HELLO])
+    assert script.finished == begun + 2
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [([], "at least one message"), ([{"role": "user"}], "has no content"), ([{"role": "robot", "content": "x"}], "the role")],
+)
+def test_messages_that_cannot_be_read_are_refused(messages: list[dict[str, object]], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        agent(say("x"))[0].chat(messages)  # type: ignore[arg-type]
+
+
+def test_a_conversation_without_room_for_an_answer_is_an_error() -> None:
+    with pytest.raises(ModelError, match="no room"):
+        agent(PolicyTurn(None, stopped=False))[0].chat([HELLO])
+
+
+def test_run_calls_tools_until_there_is_an_answer(tmp_path: Path) -> None:
+    lines = ask("add", '{"first":1,"second":2}'), ask("add", '{"first":1}', "call_1"), ask("fly", "{}", "call_2"), say("It is 3.")
+    helper, script = agent(*lines)
+    run = helper.run("What is 1 + 2?", [add])
+    assert run.messages[3].content == "3"
+    assert [m.error for m in run.messages if m.role == "tool"] == [False, True, True]
+    assert "missing argument 'second'" in run.messages[5].content
+    assert (run.answer, run.stop_reason, run.origin.reference) == ("It is 3.", StopReason.ANSWERED, "hello@1")
+    assert json.loads(script.asked[0].tools) == [add.schema]
+    with Store(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        assert store.add([run]).stored == 1
+
+
+def test_equal_requests_are_different_events() -> None:
+    helper, _ = agent(say("Hi."), say("Hi."))
+    assert helper.run("Hello").id != helper.run("Hello").id
+
+
+def test_a_call_that_cannot_be_read_goes_back_to_the_agent() -> None:
+    helper, script = agent(Message(role="assistant", content="<tool_call>{", malformed="the JSON ends early"), say("Sorry."))
+    run = helper.run("Hello", [add])
+    assert run.stop_reason == StopReason.ANSWERED
+    assert script.asked[1].messages[-1].error
+    assert "the JSON ends early" in script.asked[1].messages[-1].content
+
+
+def test_run_ends_at_the_tasksets_limits() -> None:
+    turns = load_taskset("hello").limits.max_turns
+    helper, _ = agent(*[ask("add", '{"first":1,"second":2}', f"call_{i}") for i in range(turns + 1)])
+    run = helper.run("Hello", [add])
+    assert (len(run.steps), run.stop_reason) == (turns, StopReason.MAX_TURNS)
+    helper, _ = agent(PolicyTurn(say("I"), stopped=False))
+    assert helper.run("Hello").stop_reason == StopReason.MAX_TOKENS
+
+
+def test_a_call_without_any_tools_to_call_says_so() -> None:
+    with pytest.raises(DataError, match="there are no tools"):
+        agent(ask("add", "{}"))[0].run("Hello")
+
+
+def test_a_task_is_acted_out_in_its_environment() -> None:
+    helper, _ = agent(ask("find_name", '{"badge":7}'), say("Hello Ada!"))
+    task = helper.taskset.task("train-1")
+    run = helper.run(task)
+    assert (run.task_id, run.answer, run.stop_reason) == ("train-1", "Hello Ada!", StopReason.ANSWERED)
+    assert run.messages[3].content == "Ada"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project.create(tmp_path_factory.mktemp("project"))
+    base = make_base(project.root / "base")
+    add_adapter(project, base, seed=1)
+    add_adapter(project, base, seed=2)
+    add_adapter(project, base, name="hello-reward", kind="reward")
+    Registry(project.adapters).promote("hello@1", "production", GateReport(adapter="hello@1", checks=()))
+    return project
+
+
+def test_an_adapter_is_loaded_by_stage_and_answers(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    with agentalign.load_agent("hello@production", device="cpu") as helper:
+        assert helper.name == "hello@1"
+        reply = helper.chat([HELLO], max_new_tokens=12)
+        assert reply["role"] == "assistant"
+        assert reply == helper.chat([HELLO], max_new_tokens=12)
+
+
+def test_versions_answer_differently(project: Project) -> None:
+    words = [load_agent(ref, project, device="cpu").chat([HELLO], max_new_tokens=20)["content"] for ref in ("hello@1", "hello@2")]
+    assert words[0] != words[1]
+
+
+@pytest.mark.parametrize(
+    ("load", "kind", "words"),
+    [
+        (lambda p: load_agent("nobody", p), RegistryError, "no adapter"),
+        (lambda p: load_agent("hello-reward", p), RegistryError, "gives numbers"),
+        (lambda p: load_agent("hello", p, backend="openai"), ConfigError, "base_url"),
+        (lambda p: load_agent("hello", p, backend="gguf"), ConfigError, "no backend"),
+        (lambda p: load_agent("hello", p.root.parent), ConfigError, "not inside"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(project: Project, load: Callable[[Project], object], kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        load(project)
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers one chat request as an OpenAI-compatible server does, and remembers the model that was asked for."""
+
+    asked: list[str] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(body["model"])
+        message = {"role": "assistant", "content": "From the server."}
+        answer = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
+        data = json.dumps(answer | {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_served_adapter_answers_under_its_name(project: Project) -> None:
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        helper = load_agent("hello@production", project, backend="openai", base_url=url)
+        assert helper.chat([HELLO]) == {"role": "assistant", "content": "From the server."}
+        thread.join()
+    assert Server.asked == ["hello"]

@@ -1,0 +1,213 @@
+"""Exports that PEFT and servers accept, and the gate that an adapter must pass."""
+
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from small_base import TEMPLATE, add_adapter, make_base
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agentalign.config.project import Project
+from agentalign.deployment.check import expected_tensors, gate
+from agentalign.deployment.export import export, fixed_template
+from agentalign.errors import RegistryError
+from agentalign.evaluation.evaluate import Evaluation, summarise
+from agentalign.records.criterion import Criterion, Score
+from agentalign.records.trajectory import Message, Origin, Trajectory
+from agentalign.rollouts.bundle import open_bundle
+from agentalign.store.registry import Registry
+from agentalign.training.adapter_files import AdapterConfig
+from agentalign.training.model import Model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with hello@1, hello@2 and hello-reward@1."""
+    project = Project.create(tmp_path_factory.mktemp("project"))
+    base = make_base(project.root / "base")
+    add_adapter(project, base, seed=1)
+    add_adapter(project, base, seed=2)
+    add_adapter(project, base, name="hello-reward", kind="reward")
+    return project
+
+
+@pytest.fixture
+def project(made: Project, tmp_path: Path) -> Project:
+    """A copy that a test may damage; its base stays where the cards say."""
+    shutil.copytree(made.root, tmp_path / "copy")
+    return Project(tmp_path / "copy")
+
+
+def evaluation(adapter: str, successes: list[bool], split: str = "test") -> Evaluation:
+    criterion = Criterion(name="task_success", description="Done?", kind="check", check="done")
+    runs = [
+        Trajectory(
+            taskset="hello", task_id=f"t{i}", split=split, origin=Origin(kind="rollout", reference=adapter, task=f"t{i}"),
+            messages=(Message(role="user", content="hi"), Message(role="assistant", content="hello")),
+        )
+        for i in range(len(successes))
+    ]  # fmt: skip
+    scores = [
+        Score(trajectory=run.id, criterion=criterion.key, value=float(success), rater="check", rater_kind="check")
+        for run, success in zip(runs, successes, strict=True)
+    ]
+    return summarise(adapter, split, [criterion], runs, scores, {})
+
+
+def test_peft_loads_an_export_and_computes_what_training_computed(made: Project, tmp_path: Path) -> None:
+    done = export(made, "hello@1", tmp_path / "out")
+    bundle = open_bundle(made, "hello@1")
+    model = Model.load(bundle.base, quantization="none", device="cpu", dtype=torch.float32)
+    model.load_adapter("policy", bundle.folder)
+    ids = torch.tensor([[5, 9, 30, 2, 77]])
+    with torch.no_grad():
+        expected = model.merged_copy("policy")(ids).logits
+        base = AutoModelForCausalLM.from_pretrained(done.base, dtype=torch.float32)
+        plain = base(ids).logits
+        loaded = PeftModel.from_pretrained(base, str(done.folder))
+        found = loaded(ids).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
+def test_an_export_has_template_and_tokenizer_of_the_base(made: Project, tmp_path: Path) -> None:
+    done = export(made, "hello@1", tmp_path / "out")
+    words = AutoTokenizer.from_pretrained(done.folder)
+    assert words.chat_template == TEMPLATE
+    chat = [{"role": "user", "content": "Hi <|im_end|>"}]
+    original = AutoTokenizer.from_pretrained(open_bundle(made, "hello@1").base.folder)
+    assert words.apply_chat_template(chat, tokenize=False) == original.apply_chat_template(chat, tokenize=False)
+
+
+def test_an_export_is_plain_readable_and_complete(made: Project, tmp_path: Path) -> None:
+    done = export(made, "hello@2", tmp_path / "out")
+    settings = json.loads((done.folder / "adapter_config.json").read_text())
+    assert settings["target_modules"] == sorted(settings["target_modules"])
+    assert Path(settings["base_model_name_or_path"]).is_dir()
+    names = {path.name for path in done.folder.iterdir()}
+    assert {"adapter_model.safetensors", "chat_template.jinja", "tokenizer.json", "card.json"} <= names
+    assert {"README.md", "requirements.txt", "serve_vllm.sh"} <= names
+    assert not {name for name in names if "head" in name}
+    for path in done.folder.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.suffix == ".sh" else 0o644), path.name
+    assert stat.S_IMODE(done.folder.stat().st_mode) == 0o755
+    assert f"--lora-modules hello={done.folder}" in done.command
+    assert "--max-lora-rank 8 " in done.command
+    assert "--tool-call-parser hermes" in done.command
+    assert done.command in (done.folder / "README.md").read_text()
+
+
+def test_fixed_template_arguments_stand_in_the_exported_template() -> None:
+    template = "{{ enable_thinking }} {{ words[1] }} {{ nothing is none }}"
+    fixed = fixed_template(template, {"enable_thinking": False, "words": ["a", "b"], "nothing": None, "today": "2026-01-01"})
+    assert ImmutableSandboxedEnvironment().from_string(fixed).render() == "False b True"
+
+
+@pytest.mark.parametrize(
+    ("ref", "words"), [("hello-reward", "gives numbers"), ("hello@7", "there is no hello@7"), ("nobody", "no adapter")]
+)
+def test_what_is_no_policy_is_not_exported(made: Project, tmp_path: Path, ref: str, words: str) -> None:
+    with pytest.raises(RegistryError, match=words):
+        export(made, ref, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_folder_is_left_alone(made: Project, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(RegistryError, match="not an empty folder"):
+        export(made, "hello@1", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_changed_file_is_not_exported(project: Project, tmp_path: Path) -> None:
+    file = project.adapters / "hello" / "1" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(RegistryError, match="is damaged"):
+        export(project, "hello@1", tmp_path / "out")
+
+
+def test_another_base_under_the_same_path_is_refused(project: Project, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    add_adapter(project, base, name="other")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"rope_theta": 5000.0}))
+    with pytest.raises(RegistryError, match="was trained on"):
+        export(project, "other", tmp_path / "out")
+    checks = {check.name: check.passed for check in gate(project, "other", evaluation=None).checks}
+    assert checks == {"files": True, "base": False, "template": True, "weights": True, "evaluated": False}
+
+
+def test_the_gate_passes_a_sound_and_evaluated_adapter(made: Project) -> None:
+    report = gate(
+        made, "hello@2", evaluation=evaluation("hello@2", [True] * 10), production=evaluation("hello@1", [False] * 5 + [True] * 5)
+    )
+    assert report.passed, report
+    assert report.adapter == "hello@2"
+
+
+def test_the_gate_stops_what_is_worse_beyond_chance(made: Project) -> None:
+    better, worse = [True] * 30, [False] * 25 + [True] * 5
+    report = gate(made, "hello@2", evaluation=evaluation("hello@2", worse), production=evaluation("hello@1", better))
+    assert [check.name for check in report.checks if not check.passed] == ["not worse than production"]
+    within = gate(made, "hello@2", evaluation=evaluation("hello@2", [False, *better[1:]]), production=evaluation("hello@1", better))
+    assert within.passed
+
+
+def test_the_gate_needs_an_evaluation_of_this_very_adapter_on_the_same_split(made: Project) -> None:
+    assert not gate(made, "hello@2", evaluation=None).passed
+    assert not gate(made, "hello@2", evaluation=evaluation("hello@1", [True])).passed
+    assert not gate(made, "hello@2", evaluation=evaluation("hello@2", [True]), production=evaluation("hello@1", [True], "dev")).passed
+    assert gate(made, "hello@2", evaluation=None, forced="first version").passed
+
+
+def republish(project: Project, change: str) -> str:
+    """A version whose weights were spoilt before it was saved: its files verify, its weights do not."""
+    card, folder = Registry(project.adapters).resolve("hello@1")
+    files = project.state / "spoilt"
+    shutil.copytree(folder, files)
+    tensors = load_file(files / "adapter_model.safetensors")
+    first = next(key for key in sorted(tensors) if "lora_B" in key)
+    if change == "missing":
+        del tensors[first]
+    elif change == "surplus":
+        tensors[first.replace("lora_B", "lora_C")] = tensors[first].clone()
+    elif change == "shape":
+        tensors[first] = tensors[first][:, :2].contiguous()
+    elif change == "nan":
+        tensors[first][0, 0] = float("nan")
+    elif change == "zero":
+        tensors = {key: value * 0 if "lora_B" in key else value for key, value in tensors.items()}
+    save_file(tensors, files / "adapter_model.safetensors")
+    return Registry(project.adapters).save(card.model_copy(update={"version": 3}), files).ref
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("missing", "are missing"),
+        ("surplus", "without a place"),
+        ("shape", "of another shape"),
+        ("nan", "not made of finite"),
+        ("zero", "changes nothing"),
+    ],
+)
+def test_the_gate_sees_weights_that_peft_would_load_in_silence(project: Project, change: str, words: str) -> None:
+    ref = republish(project, change)
+    report = gate(project, ref, evaluation=evaluation(ref, [True]))
+    (failed,) = [check for check in report.checks if not check.passed]
+    assert failed.name == "weights"
+    assert words in failed.detail
+
+
+def test_expected_tensors_are_those_that_peft_makes(made: Project) -> None:
+    bundle = open_bundle(made, "hello@1")
+    tensors = load_file(bundle.folder / "adapter_model.safetensors")
+    targets = tuple(json.loads((bundle.folder / "adapter_config.json").read_text())["target_modules"])
+    expected = expected_tensors(bundle.base.folder, AdapterConfig(r=4, alpha=8, targets=targets))
+    assert expected == {key: tuple(value.shape) for key, value in tensors.items()}
