@@ -1,5 +1,6 @@
 """Backup and restore, damage, migrations and the places where a store may lie."""
 
+import os
 import random
 import shutil
 import sqlite3
@@ -245,6 +246,31 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
         assert store.add([run(2), long]).stored == 2
 
 
+def test_a_write_that_waits_too_long_for_another_process_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store.db"
+    with Store(f"sqlite:///{path}") as store:
+        monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.01)
+        with sqlite.file_lock(path), pytest.raises(StoreError, match=r"locked by another process .* Nothing was written"):
+            store.add([run(1)])
+        assert store.runs().total == 0  # reading needs no lock
+        assert store.add([run(1)]).stored == 1
+
+
+def test_a_store_is_not_carried_into_a_forked_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(f"sqlite:///{tmp_path}/store.db") as store:
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(StoreError, match="was opened before this process was forked"):
+            store.runs()
+
+
+def test_a_folder_with_odd_signs_holds_a_store(tmp_path: Path) -> None:
+    folder = tmp_path / "a b%20?c=d#é"
+    with Store(f"sqlite:///{folder}/store.db") as store:
+        store.add([run(1)])
+    assert (folder / "store.db").is_file()
+    assert backup(f"sqlite:///{folder}/store.db", folder / "b?.db").trajectories == 1
+
+
 def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(
@@ -264,7 +290,9 @@ def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         Store(f"sqlite:///{tmp_path}/store.db")
 
 
-@pytest.mark.parametrize("url", ["", "store.db", "sqlite://", "sqlite:///:memory:", "mysql://a:secret@b/c", "postgresql+x"])
+@pytest.mark.parametrize(
+    "url", ["", "store.db", "sqlite://", "sqlite:///:memory:", "mysql://a:secret@b/c", "postgresql+x", "postgresql://h:port/b"]
+)
 def test_a_url_that_is_no_store_is_refused(url: str) -> None:
     with pytest.raises(StoreError, match="Write") as caught:
         Store(url)

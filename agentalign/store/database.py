@@ -41,11 +41,11 @@ def open_database(url: str) -> Database:
 
 def database_path(url: str) -> Path | None:
     """The file of a SQLite URL; None for PostgreSQL; StoreError for anything else."""
+    file = url.removeprefix("sqlite:///")
+    if file not in (url, "", ":memory:"):
+        return Path(file)  # taken as it is: a folder's name may hold '?' and '%'
     parsed = _parse(url)
-    backend = parsed.get_backend_name()
-    if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
-        return Path(parsed.database)
-    if backend == "postgresql":
+    if parsed.get_backend_name() == "postgresql":
         return None
     where = parsed.render_as_string(hide_password=True)
     raise StoreError(f"a store cannot live in {where}. Write sqlite:///folder/store.db or postgresql://user@host/name.")
@@ -54,7 +54,7 @@ def database_path(url: str) -> Path | None:
 def _parse(url: str) -> URL:
     try:
         return make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise StoreError("the store's URL cannot be read. Write e.g. sqlite:///folder/store.db or postgresql://user@host/name.") from error
 
 

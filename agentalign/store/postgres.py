@@ -80,7 +80,7 @@ def _translated(where: str) -> Iterator[None]:
             raise StoreError(f"{where} may not be written by this user ({_first_line(error)}). Grant it the right.") from error
         if state.startswith(("53", "54", "58", "XX")):  # out of disk or memory, over a limit, I/O error, corruption
             raise StoreError(f"{where} failed ({_first_line(error)}). Nothing was stored; see the server's log.") from error
-        if isinstance(error, OperationalError) or error.connection_invalidated:
+        if isinstance(error, OperationalError) or error.connection_invalidated or "connection option" in str(error.orig):
             raise StoreError(
                 f"{where} cannot be reached ({_first_line(error)}). Check AGENTALIGN_DATABASE_URL and the server, then save again: "
                 "what was stored already is only counted as known."

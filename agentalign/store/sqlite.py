@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect
@@ -103,6 +104,8 @@ class SqliteDatabase:
 
 def _dispose(path: Path, readers: Engine, writer: Engine) -> None:
     readers.dispose()
+    if cast(QueuePool, writer.pool).checkedin() == 0:  # never written, or closed already
+        return
     # The last connection to close checkpoints, and checkpoints belong under the lock.
     try:
         with file_lock(path):

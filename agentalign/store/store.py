@@ -168,20 +168,16 @@ class Store:
             return RunChoices(values(runs_table.taskset), family, split, policy, stop_reason, tools)
 
     def trajectories(self, filter: RunFilter = RunFilter()) -> Iterator[Trajectory]:
-        """Every run that matches, whole, oldest first. Runs stored after the first was read are left out."""
-        last, end = 0, None
-        while True:
+        """Every run that matches when the first is asked for, whole, oldest first."""
+        with self._database.read() as connection:
+            matching = select(runs_table.seq).where(*conditions(connection, filter)).order_by(runs_table.seq)
+            seqs = list(connection.execute(matching).scalars())
+        query = select(runs_table.id, tables.bodies.c.record, tables.bodies.c.digest).join(tables.bodies).order_by(runs_table.seq)
+        for start in range(0, len(seqs), CHUNK):
             with self._database.read() as connection:
-                if end is None:
-                    end = connection.execute(select(func.max(runs_table.seq))).scalar() or 0
-                query = select(runs_table.seq, runs_table.id, tables.bodies.c.record, tables.bodies.c.digest).join(tables.bodies)
-                query = query.where(*conditions(connection, filter), runs_table.seq > last, runs_table.seq <= end)
-                found = connection.execute(query.order_by(runs_table.seq).limit(CHUNK)).all()
+                found = connection.execute(query.where(runs_table.seq.in_(seqs[start : start + CHUNK]))).all()
             for row in found:
                 yield rows.read(Trajectory, row.record, row.digest, f"trajectory {row.id}")
-            if len(found) < CHUNK:
-                return
-            last = found[-1].seq
 
     def duplicates(self, digests: Iterable[str]) -> dict[str, list[str]]:
         """Stored runs with the given contents: digest -> run ids, oldest first; digests without a run are left out."""
@@ -236,9 +232,8 @@ class Store:
 
     def training(self, id: str) -> Training:
         """The training; DataError where there is none."""
-        query = select(tables.trainings.c.id, tables.trainings.c.record, tables.trainings.c.digest).where(
-            tables.trainings.c.id == bindable(id, "training id")
-        )
+        table = tables.trainings.c
+        query = select(table.id, table.record, table.digest).where(table.id == bindable(id, "training id"))
         with self._database.read() as connection:
             found = read_records(connection, query, Training)
         if not found:
