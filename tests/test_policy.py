@@ -1,0 +1,272 @@
+"""Policies: a small model that has learnt one run by heart, and a real server on loopback."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import torch
+from small_base import make_base
+from small_taskset import make_taskset
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from agentalign.environments.taskset import Taskset
+from agentalign.environments.team_code import TeamCode
+from agentalign.records.trajectory import Message, StopReason, ToolCall
+from agentalign.rollouts.policy import EndpointPolicy, LocalPolicy, TurnRequest, openai_message, turn_seed
+from agentalign.rollouts.rollout import Job, RolloutResult, rollout
+from agentalign.training.base import prepare_base
+from agentalign.training.dialect import Dialect
+from agentalign.training.generate import Generator
+
+CALL = '<tool_call>{"name": "add", "arguments": {"amount": 3}}</tool_call>'
+LEARNT = {
+    "one": [("assistant", CALL), ("tool", "total: 4"), ("assistant", "total: 4")],
+    "two": [("assistant", "<tool_call>{no"), ("tool", ""), ("assistant", "I cannot")],
+}
+
+
+@pytest.fixture(scope="module")
+def dialect(tmp_path_factory: pytest.TempPathFactory) -> Dialect:
+    folder = tmp_path_factory.mktemp("base")
+    return Dialect.load(prepare_base(str(make_base(folder / "small")), folder / "cache"))
+
+
+@pytest.fixture(scope="module")
+def taskset(tmp_path_factory: pytest.TempPathFactory) -> Taskset:
+    return make_taskset(tmp_path_factory.mktemp("tasks"))
+
+
+def network(dialect: Dialect, hidden: int = 32) -> PreTrainedModel:
+    torch.manual_seed(3)
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 2, "num_attention_heads": 4}
+    limits = {"max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(dialect.tokenizer), **sizes, **limits)).float()
+
+
+@pytest.fixture(scope="module")
+def learnt(dialect: Dialect, taskset: Taskset) -> PreTrainedModel:
+    """A model trained on the two runs of LEARNT until it writes them by itself."""
+    rows: list[tuple[list[int], list[bool]]] = []
+    for task, turns in LEARNT.items():
+        messages = [Message(role="system", content="You count."), Message(role="user", content=f"Add 3 to {1 if task == 'one' else 2}.")]
+        for role, content in turns:
+            if role == "tool":
+                malformed = "error: the tool call could not be read: " + messages[-1].malformed
+                messages.append(Message(role="tool", content=content or malformed, error=not content))
+                continue
+            context = dialect.context_ids(messages, taskset.tools)
+            completion = dialect.encode(content + "<|im_end|>")
+            rows.append((context + completion, [False] * len(context) + [True] * len(completion)))
+            messages.append(dialect.parse(content))
+    model = network(dialect, hidden=64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in rows])
+    trainable = torch.tensor([row + [False] * (width - len(row)) for _, row in rows])
+    for _ in range(400):
+        logits = model(input_ids=ids).logits[:, :-1][trainable[:, 1:]]
+        wanted = ids[:, 1:][trainable[:, 1:]]
+        chance = torch.softmax(logits, dim=-1).gather(1, wanted[:, None])
+        if chance.min() > 0.9:
+            return model.eval()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, wanted).backward()
+        optimizer.step()
+    pytest.fail("the small model did not learn two runs by heart")
+
+
+def roll(taskset: Taskset, policy: LocalPolicy, jobs: list[Job], batch: int = 64) -> list[RolloutResult]:
+    with TeamCode(taskset.folder) as pool:
+        return list(rollout(taskset, policy, jobs, pool=pool, batch=batch))
+
+
+def test_a_model_acts_reads_the_result_and_answers(learnt, dialect, taskset):
+    one, two = roll(
+        taskset, LocalPolicy(Generator(learnt, dialect.stop_ids), dialect, "base"), [Job(taskset.task("one")), Job(taskset.task("two"))]
+    )
+    assert [m.role for m in one.trajectory.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert one.trajectory.steps[0].message.tool_calls == (ToolCall(id="call_0", name="add", arguments='{"amount":3}'),)
+    assert (one.trajectory.answer, one.trajectory.stop_reason) == ("total: 4", StopReason.ANSWERED)
+    # A call that cannot be read stays in the run as the model wrote it, and the model reads why.
+    assert two.trajectory.messages[2].content == "<tool_call>{no"
+    assert two.trajectory.messages[2].malformed
+    assert two.trajectory.messages[3].error
+    assert two.trajectory.answer == "I cannot"
+
+
+def test_what_was_sampled_is_never_encoded_again(learnt, dialect, taskset):
+    (result,) = roll(taskset, LocalPolicy(Generator(learnt, dialect.stop_ids), dialect, "base"), [Job(taskset.task("one"))])
+    tokens = result.tokens
+    assert tokens is not None
+    assert tokens.base == dialect.digest
+    first, second = tokens.turns
+    assert second.context[: len(first.context) + len(first.completion)] == first.context + first.completion
+    assert list(second.context) == dialect.context_ids(result.trajectory.messages[:4], taskset.tools)
+    for turn in tokens.turns:
+        with torch.no_grad():
+            logits = learnt(input_ids=torch.tensor([[*turn.context, *turn.completion]])).logits[0, len(turn.context) - 1 : -1]
+        expected = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(turn.completion)[:, None])[:, 0]
+        assert turn.logprobs == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_samples_differ_from_each_other_but_not_with_the_batch(dialect, taskset):
+    model = network(dialect)
+    jobs = [Job(taskset.task(name), sample) for name in ("one", "again") for sample in range(3)]
+
+    def sampled(batch: int, seed: int) -> list[tuple[Message, ...]]:
+        policy = LocalPolicy(Generator(model, dialect.stop_ids), dialect, "base", temperature=1.0, seed=seed)
+        return [result.trajectory.messages for result in roll(taskset, policy, jobs, batch)]
+
+    together = sampled(64, seed=1)
+    assert len(set(together)) == 6
+    assert sampled(1, seed=1) == sampled(4, seed=1) == together
+    assert sampled(64, seed=2) != together
+
+
+def request_for(taskset: Taskset, *messages: Message, sample: int = 0, max_tokens: int = 4000) -> TurnRequest:
+    return TurnRequest(0, taskset.task("one"), sample, messages, taskset.tools, 20, max_tokens)
+
+
+USER = Message(role="user", content="Add 3 to 1.")
+
+
+def test_seeds_come_from_seed_task_sample_and_turn(taskset):
+    said = Message(role="assistant", content="yes")
+    requests = [request_for(taskset, USER), request_for(taskset, USER, sample=1), request_for(taskset, USER, said, USER)]
+    seeds = [turn_seed(seed, request) for seed in (0, 1) for request in requests]
+    assert len(set(seeds)) == 6
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert turn_seed(0, requests[0]._replace(slot=7)) == seeds[0]
+
+
+def test_the_run_s_length_is_a_limit_for_each_turn(dialect, taskset):
+    policy = LocalPolicy(Generator(network(dialect), frozenset({9999})), dialect, "base")
+    length = len(dialect.context_ids([USER], taskset.tools))
+    (turn,) = policy.act([request_for(taskset, USER, max_tokens=length + 5)])
+    assert turn.tokens is not None
+    assert (len(turn.tokens.completion), turn.stopped) == (5, False)
+    policy.finish(0)
+    (turn,) = policy.act([request_for(taskset, USER, max_tokens=length)])
+    assert (turn.message, turn.stopped, turn.error) == (None, False, "")
+
+
+def test_messages_that_the_template_refuses_end_their_run_alone(dialect, taskset):
+    policy = LocalPolicy(Generator(network(dialect), dialect.stop_ids), dialect, "base")
+    refused = request_for(taskset, USER, Message(role="system", content="late"))
+    wrong, right = policy.act([refused, request_for(taskset, USER)._replace(slot=1)])
+    assert wrong.message is None
+    assert "must come first" in wrong.error
+    assert right.message is not None
+
+
+# ---- a server
+
+
+class Server:
+    """A real HTTP server on loopback that answers from a list and keeps what it was sent."""
+
+    def __init__(self, answer: Callable[[int, dict[str, Any]], tuple[int, Any]]) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        lock = threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    server.bodies.append(body)
+                    status, reply = answer(len(server.bodies), body)
+                data = json.dumps(reply).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.send_header("retry-after-ms", "1")
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+
+def completion(message: dict[str, Any], finish: str = "stop") -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant"} | message, "finish_reason": finish}
+    return {"id": "1", "object": "chat.completion", "created": 1, "model": "served", "choices": [choice]}
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(answer: Callable[[int, dict[str, Any]], tuple[int, Any]]) -> Server:
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def test_a_served_model_plays_a_whole_run(serve, taskset):
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        if number == 1:
+            return 500, {"error": {"message": "not yet"}}
+        last = body["messages"][-1]
+        if last["role"] == "tool":
+            return 200, completion({"content": last["content"], "reasoning_content": "it is four"})
+        function = {"name": "add", "arguments": '{"amount": 3}'}
+        return 200, completion({"content": None, "tool_calls": [{"id": "abc", "type": "function", "function": function}]}, "tool_calls")
+
+    server = serve(answer)
+    policy = EndpointPolicy(server.url, "served", temperature=0.5, seed=4)
+    with TeamCode(taskset.folder) as pool:
+        (result,) = rollout(taskset, policy, [Job(taskset.task("one"))], pool=pool)
+    assert (result.trajectory.answer, result.trajectory.stop_reason) == ("total: 4", StopReason.ANSWERED)
+    assert result.trajectory.steps[1].message.reasoning == "it is four"
+    assert result.trajectory.origin.reference == "served"
+    assert result.tokens is None
+    _, first, second = server.bodies
+    assert first["tools"] == json.loads(taskset.tools)
+    assert (first["model"], first["temperature"], first["max_tokens"]) == ("served", 0.5, 80)
+    assert first["seed"] != second["seed"]
+    call, reply = second["messages"][-2:]
+    assert call["tool_calls"][0]["id"] == reply["tool_call_id"] == "call_0"
+
+
+def test_a_server_that_refuses_or_says_nothing_ends_the_run_with_a_sentence(serve, taskset):
+    refused = EndpointPolicy(serve(lambda *_: (400, {"error": {"message": "no such model"}})).url, "served")
+    (turn,) = refused.act([request_for(taskset, USER)])
+    assert turn.message is None
+    assert "no such model" in turn.error
+    silent = EndpointPolicy(serve(lambda *_: (200, completion({"content": "x"}) | {"choices": []})).url, "served")
+    assert "no choices" in silent.act([request_for(taskset, USER)])[0].error
+    gone = EndpointPolicy("http://127.0.0.1:9/v1", "served", retries=0)
+    assert "gave no answer" in gone.act([request_for(taskset, USER)])[0].error
+
+
+def test_requests_are_sent_side_by_side_and_answered_in_order(serve, taskset):
+    def answer(_: int, body: dict[str, Any]) -> tuple[int, Any]:
+        return 200, completion({"content": body["messages"][-1]["content"]}, "length")
+
+    server = serve(answer)
+    requests = [request_for(taskset, Message(role="user", content=str(number)))._replace(slot=number) for number in range(20)]
+    turns = EndpointPolicy(server.url, "served").act(requests)
+    assert [turn.message.content for turn in turns if turn.message] == [str(number) for number in range(20)]
+    assert not any(turn.stopped for turn in turns)
+
+
+def test_an_answer_to_an_unreadable_call_is_sent_as_a_users_words():
+    told = openai_message(Message(role="tool", content="error: not JSON", error=True))
+    assert told == {"role": "user", "content": "error: not JSON"}
