@@ -42,12 +42,12 @@ def read_rating_line(line: str, source: str) -> Score | Preference:
     try:
         fields = json.loads(line)
         kind = fields.pop("kind")
-        record = {"score": Score, "preference": Preference}[kind]
-        rating: Score | Preference = record.model_validate(fields)
+        if kind not in ("score", "preference"):
+            raise ValueError(f"kind is {kind!r}")
+        return Score.model_validate(fields) if kind == "score" else Preference.model_validate(fields)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise DataError(f"{source}: not a rating ({what}). Each line is an object of kind 'score' or 'preference', as exported.") from None
-    return rating
 
 
 def score_table(scores: Iterable[Score]) -> Iterator[str]:

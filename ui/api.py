@@ -1,0 +1,336 @@
+"""The routes under /api: read inputs, call one function, return outputs.
+
+A save answers only after the store's COMMIT, and the same save sent twice is one save. Plain `def` handlers run in threads, which is
+what the store is made for. Answers are ASCII JSON: models write lone surrogates, and those have no UTF-8.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.staticfiles import StaticFiles
+
+from agentalign.config.project import Project
+from agentalign.environments.taskset import list_tasksets, load_criteria
+from agentalign.errors import AgentAlignError, DataError, StoreError, TasksetError
+from agentalign.exchange.ratings import preference_table, rating_lines, score_table
+from agentalign.records.base import digest
+from agentalign.records.criterion import Criterion, Score, ScoreStatus
+from agentalign.records.preference import Preference
+from agentalign.records.trajectory import Trajectory
+from agentalign.store.filters import RunFilter
+from agentalign.store.store import Store
+from agentalign.ui import compare, tokens, views
+from agentalign.ui.auth import Guard, Signer, project_signer, require_rater
+from agentalign.ui.files import project_secret
+
+PAGE = 50
+STATIC = Path(__file__).parent / "static"
+
+Rater = Annotated[str, Depends(require_rater)]
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
+RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Note = Annotated[str, Field(max_length=4000)]
+Name = Annotated[str | None, Query(max_length=500)]
+
+
+class House(NamedTuple):
+    """What the routes work on."""
+
+    project: Project
+    store: Store
+    secret: bytes
+
+    @property
+    def draws(self) -> Path:
+        """Where drawn pairs are kept."""
+        return self.project.state / "ui" / "draws"
+
+    def criteria(self, taskset: str) -> tuple[tuple[Criterion, ...], str]:
+        """The taskset's criteria, or why there are none."""
+        try:
+            return _criteria(self.project.tasks, taskset), ""
+        except AgentAlignError as error:
+            return (), str(error)
+
+
+def _criteria(tasks: Path, taskset: str) -> tuple[Criterion, ...]:
+    # criteria.yaml alone is read: looking at runs must not run a team's code.
+    folder = next((found.folder for found in list_tasksets(tasks) if found.name == taskset), None)
+    if folder is None:
+        raise TasksetError(f"the taskset '{taskset}' is not in this project, so its criteria are unknown. Add its folder to {tasks.name}/.")
+    path = folder / "criteria.yaml"
+    return _criteria_of(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=64)
+def _criteria_of(path: Path, _changed: int) -> tuple[Criterion, ...]:
+    return load_criteria(path)
+
+
+class ScoreIn(BaseModel):
+    """A mark. Who gave it is read from the cookie."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    key: Key
+    """Idempotency key, made by the page once per mark."""
+    trajectory: RunId
+    criterion: Annotated[str, Field(max_length=100)]
+    step: Annotated[int | None, Field(ge=0)] = None
+    value: float | None = None
+    """None: the criterion does not apply."""
+    note: Note = ""
+
+
+class PreferenceIn(BaseModel):
+    """A choice between the two sides of a draw."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Key
+    draw: RunId
+    choice: compare.Choice
+    note: Note = ""
+
+
+class DrawIn(BaseModel):
+    """Which pair to draw: two runs that the rater chose, or any open pair of a taskset."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    taskset: Annotated[str | None, Field(max_length=500)] = None
+    runs: tuple[RunId, RunId] | None = None
+
+
+class Saved(BaseModel):
+    """The acknowledgement: sent only after COMMIT."""
+
+    saved: Literal[True] = True
+    id: str
+    known: bool
+    """The same save had arrived before."""
+
+
+class DrawView(BaseModel):
+    """A pair to compare, or none left."""
+
+    draw: str | None
+    open: int
+    """Pairs of the taskset that this rater has not compared, this one included."""
+    shared: int = 0
+    """How many entries both runs begin with."""
+    left: views.BlindRun | None = None
+    right: views.BlindRun | None = None
+
+
+class RunsView(BaseModel):
+    """A page of the list."""
+
+    rows: list[views.ListRow]
+    next: str | None
+    total: int
+
+
+def create_api(project: Project, *, rater: str) -> FastAPI:
+    """The parent app with everything but the page itself.
+
+    Args:
+        project: Whose runs are shown.
+        rater: Name under which this machine's person rates.
+    """
+    house = House(project, Store(project.store_url), project_secret(project.state / "ui"))
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        house.store.close()
+
+    # The interactive documentation would load its scripts from elsewhere.
+    app = FastAPI(title="agentalign", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.add_exception_handler(AgentAlignError, _refusal)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    signer = project_signer(house.secret)
+    _reading(app, house, signer)
+    _rating(app, house)
+    _exporting(app, house)
+    app.mount("/assets", StaticFiles(directory=STATIC))
+    app.add_middleware(Guard, signer=signer, owner=rater)
+    return app
+
+
+def ascii_json(content: BaseModel | dict[str, Any]) -> Response:
+    """The content as JSON in ASCII, whatever characters it holds."""
+    plain = content.model_dump() if isinstance(content, BaseModel) else content
+    return Response(json.dumps(plain, allow_nan=False, separators=(",", ":")), media_type="application/json")
+
+
+def _refusal(_request: Request, error: Exception) -> JSONResponse:
+    # A store that is locked or full may take the same save a moment later: 503 tells the page to try again.
+    return JSONResponse({"detail": str(error).encode("utf-8", "backslashreplace").decode()}, 503 if isinstance(error, StoreError) else 422)
+
+
+def _invalid(_request: Request, error: Exception) -> JSONResponse:
+    # The input is not repeated: it may hold what has no UTF-8.
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": "not valid"}
+    place = ".".join(str(part) for part in first["loc"][1:])
+    return JSONResponse({"detail": f"{place or 'the request'}: {first['msg']}."}, 422)
+
+
+def _reading(app: FastAPI, house: House, signer: Signer) -> None:
+    @app.get("/api/session")
+    def session(rater: Rater) -> Response:
+        """Who I am, and what there is to look at."""
+        return ascii_json({"rater": rater, "id": signer.project, "tasksets": house.store.choices().taskset})
+
+    @app.get("/api/choices")
+    def choices(_rater: Rater, taskset: Name = None) -> Response:
+        """What the list can be narrowed to."""
+        return ascii_json(house.store.choices(taskset or None)._asdict())
+
+    @app.get("/api/runs", response_model=RunsView)
+    def runs(rater: Rater, filter: Annotated["ListQuery", Query()]) -> Response:
+        """One page of the list of runs, newest first."""
+        return ascii_json(list_page(house, filter, rater))
+
+    @app.get("/api/runs/{run}", response_model=views.RunView)
+    def run(rater: Rater, run: RunId) -> Response:
+        """One run with the criteria to rate it by and all verdicts on it."""
+        found = stored_run(house.store, run)
+        criteria, missing = house.criteria(found.taskset)
+        scores = house.store.scores([run])
+        bases = len(tokens.cached_bases(house.project.cache))
+        return ascii_json(views.run_view(found, scores, criteria, criteria_missing=missing, rater=rater, bases=bases))
+
+    @app.get("/api/runs/{run}/tokens", response_model=tokens.TokensView)
+    def run_tokens(_rater: Rater, run: RunId) -> Response:
+        """The run as the trainer sees it."""
+        found = stored_run(house.store, run)
+        return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project.cache))
+
+
+class ListQuery(BaseModel):
+    """The list's filters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    taskset: str | None = None
+    family: str | None = None
+    split: str | None = None
+    policy: str | None = None
+    stop_reason: str | None = None
+    tool: str | None = None
+    text: str | None = None
+    task_id: str | None = None
+    unrated: bool = False
+    after: str | None = None
+
+
+def list_page(house: House, query: ListQuery, rater: str) -> RunsView:
+    """A page of runs that match, with what each is about and how it was judged."""
+    fields = {name: value or None for name, value in query.model_dump(exclude={"unrated", "after"}).items()}
+    page = house.store.runs(RunFilter(**fields, unrated_by=rater if query.unrated else None), PAGE, query.after)
+    ids = tuple(row.id for row in page.rows)
+    whole = {run.id: run for run in house.store.trajectories(RunFilter(ids=ids))}
+    scores: dict[str, list[Score]] = {}
+    for score in house.store.scores(ids):
+        scores.setdefault(score.trajectory, []).append(score)
+    criteria = {taskset: house.criteria(taskset)[0] for taskset in {row.taskset for row in page.rows}}
+    rows = [views.list_row(row, whole[row.id], scores.get(row.id, []), criteria[row.taskset], rater) for row in page.rows]
+    return RunsView(rows=rows, next=page.next, total=page.total)
+
+
+def stored_run(store: Store, id: str) -> Trajectory:
+    """The run, or 404."""
+    try:
+        return store.trajectory(id)
+    except DataError as error:
+        raise HTTPException(404, str(error)) from None
+
+
+def _rating(app: FastAPI, house: House) -> None:
+    @app.post("/api/scores", response_model=Saved)
+    def add_score(rater: Rater, mark: ScoreIn) -> Response:
+        """Save one mark."""
+        criteria, missing = house.criteria(stored_run(house.store, mark.trajectory).taskset)
+        score = score_of(mark, criteria, missing, rater)
+        report = house.store.add_scores([score])
+        return ascii_json(Saved(id=score.id, known=report.stored == 0))
+
+    @app.post("/api/compare", response_model=DrawView)
+    def draw(rater: Rater, wanted: DrawIn) -> Response:
+        """Draw a pair to compare."""
+        if wanted.runs is not None:
+            found, left_open = (stored_run(house.store, wanted.runs[0]), stored_run(house.store, wanted.runs[1])), 1
+        else:
+            any_pair = compare.open_pair(house.store, wanted.taskset or "", rater)
+            if any_pair is None:
+                return ascii_json(DrawView(draw=None, open=0))
+            found, left_open = any_pair
+        return ascii_json(draw_view(house, compare.draw_pair(house.draws, house.secret, rater, found), left_open))
+
+    @app.post("/api/preferences", response_model=Saved)
+    def add_preference(rater: Rater, vote: PreferenceIn) -> Response:
+        """Save one comparison."""
+        drawn = compare.read_draw(house.draws, vote.draw, rater)
+        preference = compare.preference_of(drawn, vote.choice, id=digest(["preference", rater, vote.key]), note=vote.note)
+        report = house.store.add_preferences([preference])
+        return ascii_json(Saved(id=preference.id, known=report.stored == 0))
+
+
+def score_of(mark: ScoreIn, criteria: Sequence[Criterion], missing: str, rater: str) -> Score:
+    """The mark as a record; DataError where the team's criteria do not allow it."""
+    criterion = next((criterion for criterion in criteria if criterion.key == mark.criterion), None)
+    if criterion is None:
+        known = ", ".join(criterion.key for criterion in criteria) or missing
+        raise DataError(f"there is no criterion '{mark.criterion}' in force here. Reload the page; in force: {known}.")
+    if (criterion.level == "step") != (mark.step is not None):
+        where = "single steps" if criterion.level == "step" else "the whole run"
+        raise DataError(f"criterion '{criterion.name}' is about {where}. Mark {where} by it.")
+    low, high = criterion.scale
+    if mark.value is not None and not low <= mark.value <= high:
+        raise DataError(f"criterion '{criterion.name}' runs from {low:g} to {high:g}; {mark.value:g} lies outside. Choose a value between.")
+    return Score(
+        trajectory=mark.trajectory,
+        criterion=criterion.key,
+        step=mark.step,
+        status=ScoreStatus.NOT_APPLICABLE if mark.value is None else ScoreStatus.VALUE,
+        value=mark.value,
+        rater=rater,
+        rater_kind="human",
+        note=mark.note,
+        id=digest(["score", rater, mark.key]),
+    )
+
+
+def draw_view(house: House, kept: compare.Kept, left_open: int) -> DrawView:
+    """The two sides without anything that tells where they came from."""
+    left, right = (views.blind_view(house.store.trajectory(id)) for id in (kept.draw.left, kept.draw.right))
+    # Message numbers may differ where the text does not: entries are compared by what they show.
+    shared = compare.shared_entries(left.timeline, right.timeline)
+    return DrawView(draw=kept.token, open=left_open, shared=shared, left=left, right=right)
+
+
+def _exporting(app: FastAPI, house: House) -> None:
+    @app.get("/api/export/{what}.{form}")
+    def export(_rater: Rater, what: Literal["scores", "preferences"], form: Literal["jsonl", "csv"], taskset: Name = None) -> Response:
+        """All ratings, or a taskset's, as a file."""
+        lines = export_lines(house.store, what, form, taskset or None)
+        kind = "text/csv; charset=utf-8" if form == "csv" else "application/x-ndjson"
+        return StreamingResponse(lines, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{what}.{form}"'})
+
+
+def export_lines(store: Store, what: Literal["scores", "preferences"], form: Literal["jsonl", "csv"], taskset: str | None) -> Iterator[str]:
+    """The lines of an exported file."""
+    if what == "scores":
+        scores = store.scores(taskset=taskset)
+        return score_table(scores) if form == "csv" else rating_lines(scores)
+    preferences: Iterable[Preference] = (p for name in ([taskset] if taskset else store.choices().taskset) for p in store.preferences(name))
+    return preference_table(preferences) if form == "csv" else rating_lines(preferences)

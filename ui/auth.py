@@ -1,0 +1,200 @@
+"""Who is asking, and may this request come in at all?
+
+One ASGI layer stands in front of everything, Gradio's routes included: it checks Host and Origin, caps bodies, reads the rater from
+a signed cookie and sets the security headers. Nobody's word in a payload says who they are. The surprise: on one's own machine
+there is no login; opening the page signs the cookie for the person whose account runs the server, and other web pages are kept
+out by the Host and Origin checks and by SameSite=Strict.
+"""
+
+import hashlib
+from collections.abc import MutableMapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, NamedTuple
+
+from fastapi import HTTPException, Request
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+COOKIE_SECONDS = 30 * 24 * 3600
+MAX_BODY_BYTES = 256 * 1024
+READS = frozenset({"GET", "HEAD", "OPTIONS"})
+RATER = "agentalign.rater"
+
+# gr.HTML compiles its script, so 'unsafe-eval' has to stay: the defence against run text is textContent, this is the second wall.
+CONTENT_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self' data:; connect-src 'self'; form-action 'self'; frame-src 'none'; frame-ancestors 'none'; base-uri 'self'; "
+    "object-src 'none'"
+)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class Signer(NamedTuple):
+    """Signs and reads the cookie that names the rater."""
+
+    project: str
+    """What tells this project from others that one browser has seen on the same port."""
+    serializer: URLSafeTimedSerializer
+
+    @property
+    def cookie(self) -> str:
+        """Cookie name; one per project, because cookies are shared by all ports of a machine."""
+        return "agentalign_" + self.project
+
+    def sign(self, rater: str) -> str:
+        """The cookie's value for a rater."""
+        value = self.serializer.dumps(rater)
+        return value if isinstance(value, str) else value.decode()
+
+    def rater(self, headers: Headers) -> str | None:
+        """The rater a request's cookie names; None without a cookie, or with a forged or expired one."""
+        try:
+            morsel = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
+            value = self.serializer.loads(morsel.value, max_age=COOKIE_SECONDS) if morsel else None
+        except (BadSignature, CookieError):
+            return None
+        return value if isinstance(value, str) else None
+
+
+def project_signer(secret: bytes) -> Signer:
+    """The signer that a project's secret makes."""
+    return Signer(hashlib.sha256(secret).hexdigest()[:8], URLSafeTimedSerializer(secret, salt="agentalign.rater"))
+
+
+def rater_of(request: Request) -> str | None:
+    """The rater of this request, as the guard read it; None for nobody. Also what Gradio asks (`auth_dependency`)."""
+    rater = request.scope.get(RATER)
+    return rater if isinstance(rater, str) else None
+
+
+def require_rater(request: Request) -> str:
+    """The rater of this request; 401 for nobody."""
+    rater = rater_of(request)
+    if rater is None:
+        raise HTTPException(401, "Your session has ended. Reload the page; unsaved marks are kept in this browser and sent again.")
+    return rater
+
+
+class Guard:
+    """The ASGI layer in front of every route."""
+
+    def __init__(self, app: ASGIApp, *, signer: Signer, owner: str) -> None:
+        self.app = app
+        self.signer = signer
+        self.owner = owner
+        """Whom the page's cookie is signed for on a machine without login."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through with its rater in the scope, or answer for the app."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        cookie: str | None = None
+        refusal: Response | None = refused(scope, headers)
+        if refusal is None:
+            scope[RATER] = self.signer.rater(headers)
+            if scope[RATER] is None and scope["method"] == "GET" and scope["path"] == "/":
+                scope[RATER], cookie = self.owner, self._cookie()
+            if scope["method"] not in READS:
+                body = await capped_body(receive, headers)
+                receive, refusal = (receive, sentence(413, TOO_LARGE)) if body is None else (replay(body, receive), None)
+        answer = refusal or self.app
+        await answer(scope, receive, hardened(send, scope["path"], cookie))
+
+    def _cookie(self) -> str:
+        return f"{self.signer.cookie}={self.signer.sign(self.owner)}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; SameSite=Strict"
+
+
+TOO_LARGE = f"The request is larger than {MAX_BODY_BYTES // 1024} KiB, which no rating needs. Shorten the note."
+
+
+def sentence(status: int, text: str) -> JSONResponse:
+    """An error answer in the form all routes use."""
+    return JSONResponse({"detail": text}, status_code=status)
+
+
+def refused(scope: Scope, headers: Headers) -> Response | None:
+    """The answer to a request that may not come in, or None."""
+    hosts = headers.getlist("host")
+    if len(hosts) != 1 or host_name(hosts[0]) not in LOOPBACK:
+        return sentence(400, "This server answers to localhost and 127.0.0.1 only. Open it under one of these names.")
+    origin = headers.get("origin")
+    if origin is not None and origin != f"{scope.get('scheme', 'http')}://{hosts[0]}":
+        return sentence(403, "This request comes from another web page. Use the pages of this server.")
+    if scope["method"] not in READS and headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+        return sentence(403, "This request comes from another web page. Use the pages of this server.")
+    return None
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    name, port = host, ""
+    if host.startswith("["):
+        name, _, port = host[1:].partition("]")
+        port = port.removeprefix(":")
+    elif host.count(":") == 1:
+        name, _, port = host.partition(":")
+    return name.lower() if port.isdigit() or not port else ""
+
+
+async def capped_body(receive: Receive, headers: Headers) -> bytes | None:
+    """The whole body, or None where it is larger than the cap; never holds more than the cap and one chunk."""
+    length = headers.get("content-length", "0")
+    if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+        return None
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message["type"] == "http.request" and message.get("more_body", False)
+        if len(body) > MAX_BODY_BYTES:
+            return None
+    return body
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read, then goes on with the connection."""
+    waiting = [body]
+
+    async def again() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return again
+
+
+def hardened(send: Send, path: str, cookie: str | None) -> Send:
+    """A `send` that adds the security headers and takes away any leave for other origins."""
+
+    async def hard(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in SECURITY_HEADERS.items():
+                headers[name] = value
+            for name in [key for key in headers if key.startswith("access-control-")]:
+                del headers[name]
+            if path == "/" or path.startswith("/api/"):
+                headers["Cache-Control"] = "no-store"
+            if path.startswith("/assets/"):
+                headers["Cache-Control"] = "no-cache"
+            if cookie:
+                headers.append("Set-Cookie", cookie)
+        await send(message)
+
+    return hard

@@ -1,0 +1,139 @@
+"""Pictures of the pages for README, from runs of the packaged order desk: `make screenshots`.
+
+A scripted expert makes good runs, and the same expert with slips makes others, so that every screen has something to judge.
+"""
+
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from agentalign.config.project import Project
+from agentalign.environments.taskset import Taskset, load_taskset
+from agentalign.environments.worker import WorkerPool
+from agentalign.records.criterion import Score
+from agentalign.records.trajectory import Message, ToolCall
+from agentalign.rollouts.collect import choose_jobs, collect
+from agentalign.rollouts.policy import ExpertPolicy, PolicyTurn, TurnRequest
+from agentalign.scoring.stored import score_stored
+from agentalign.store.store import Store
+from agentalign.ui.app import create_app
+
+HERE = Path(__file__).parent
+SIZE = (1280, 720)
+CHROMIUM_FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync",
+]  # fmt: skip
+
+
+class HastyPolicy(ExpertPolicy):
+    """The expert with slips: it repeats itself, promises instead of acting, and writes calls that cannot be read."""
+
+    name = "hasty"
+
+    def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
+        """The expert's turns, some of them spoilt, the same ones every time."""
+        return [
+            turn._replace(message=_spoilt(turn.message, random.Random(f"{request.task.id} {len(request.messages)}")))
+            for request, turn in zip(requests, super().act(requests), strict=True)
+        ]
+
+
+def _spoilt(message: Message, chance: random.Random) -> Message:
+    slip = chance.random()
+    if not message.tool_calls or slip > 0.4:
+        return message
+    call = message.tool_calls[0]
+    if slip < 0.12:
+        return Message(role="assistant", content="All done! I have taken care of that for you. Is there anything else?")
+    if slip < 0.2:
+        return Message(role="assistant", content=f'<tool_call>\n{{"name": "{call.name}", "arguments": {{', malformed="the JSON of the call ends early")
+    wrong = call.arguments.replace("1", "7", 1) if slip < 0.3 else call.arguments
+    return message.model_copy(update={"tool_calls": (ToolCall(id=call.id, name=call.name, arguments=wrong),)})
+
+
+def fill(project: Project) -> Taskset:
+    """Runs by both, scored by the taskset's checks, some rated."""
+    taskset = load_taskset("order_desk", project.tasks)
+    with Store(project.store_url) as store, WorkerPool(taskset, size=2) as pool:
+        jobs = choose_jobs(taskset, "train", limit=40)
+        for policy in (ExpertPolicy(pool), HastyPolicy(pool)):
+            collect(store, taskset, policy, jobs, pool=pool)
+        score_stored(store, taskset, pool=pool)
+        key = taskset.criterion("tone").key
+        rated = store.runs(limit=60).rows[3::7]
+        store.add_scores([Score(trajectory=row.id, criterion=key, value=4, rater="maria", rater_kind="human") for row in rated])
+    return taskset
+
+
+@contextmanager
+def serving(project: Project, rater: str) -> Iterator[str]:
+    """The pages of a project on a free port, in a thread."""
+    server = uvicorn.Server(uvicorn.Config(create_app(project, rater=rater), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def shoot(browser: Browser, url: str, scheme: str, suffix: str) -> None:
+    """One picture of each screen."""
+    context = browser.new_context(viewport={"width": SIZE[0], "height": SIZE[1]}, color_scheme="dark" if scheme == "dark" else "light")
+    page = context.new_page()
+    page.goto(url + "/#/runs?taskset=order_desk")
+    page.wait_for_selector("table.runs tbody tr")
+    page.keyboard.press("j")
+    _save(page, f"list{suffix}")
+    page.goto(url + "/#/runs?policy=hasty&family=cancel")
+    page.wait_for_selector(".filters select.set >> nth=1")
+    page.click("table.runs tbody tr >> nth=0")
+    page.wait_for_selector(".card.active")
+    page.keyboard.press("4")
+    page.keyboard.press("3")
+    page.wait_for_selector('.save-state[data-kind="saved"]')
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    _save(page, f"run{suffix}")
+    page.goto(url + "/#/compare?taskset=order_desk")
+    page.wait_for_selector(".pair .side")
+    _save(page, f"compare{suffix}")
+    context.close()
+
+
+def _save(page: Page, name: str) -> None:
+    path = HERE / f"{name}.png"
+    page.wait_for_timeout(200)
+    page.screenshot(path=path)
+    Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def main() -> None:
+    """Pictures in both colour schemes into the folder of this file, or of the argument."""
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        project = Project.create(Path(folder))
+        fill(project)
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM_FLAGS)
+        with serving(project, "maria") as url:
+            shoot(browser, url, "light", "")
+            if "--dark" in sys.argv:
+                shoot(browser, url, "dark", "-dark")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+// The list of runs: filters, pages, and the way to one run or to a comparison of two.
+
+import { h, visible } from "./dom.js";
+import { useKeys } from "./keys.js";
+import { addressOf, go, note, notice } from "./place.js";
+import { read } from "./save.js";
+
+const FILTERS = [
+  ["taskset", "Taskset"],
+  ["family", "Family"],
+  ["split", "Split"],
+  ["policy", "Made by"],
+  ["stop_reason", "Ended"],
+  ["tool", "Tool called"],
+];
+
+/** What the last list showed, so that a run's page can go to its neighbours. */
+export const listed = { query: "", ids: [], next: null, total: 0 };
+
+/** Read the next page of the list into `listed`; returns its rows. */
+export async function readMore(query) {
+  if (listed.query !== query) Object.assign(listed, { query, ids: [], next: null, total: 0 });
+  const wanted = new URLSearchParams(query);
+  if (listed.next) wanted.set("after", listed.next);
+  const page = await read("/api/runs?" + wanted);
+  if (listed.query !== query) return [];
+  listed.ids.push(...page.rows.map((row) => row.id));
+  listed.next = page.next;
+  listed.total = page.total;
+  return page.rows;
+}
+
+export async function showList(view, { query, root }) {
+  const wanted = Object.fromEntries([...query].filter(([name]) => name !== "at"));
+  const text = new URLSearchParams(wanted).toString();
+  Object.assign(listed, { query: null });
+  const [choices, rows] = await Promise.all([
+    read("/api/choices" + (wanted.taskset ? "?taskset=" + encodeURIComponent(wanted.taskset) : "")),
+    readMore(text),
+  ]);
+  const body = h("tbody");
+  const count = h("span", { class: "count" });
+  const more = h("button", { type: "button", class: "quiet more-runs", onclick: () => addPage() }, "More runs");
+  const screen = { chosen: new Set(), at: -1 };
+  const pick = h("button", { type: "button", class: "quiet", title: "Compare the two ticked runs, blind", onclick: () => compareTicked() }, "Compare ticked ", h("kbd", {}, "c"));
+
+  const change = (name, value) => go("runs", "", { ...wanted, ...(name === "taskset" ? { family: "", policy: "", tool: "" } : {}), [name]: value });
+  const addPage = async () => {
+    more.disabled = true;
+    try {
+      add(await readMore(text));
+    } catch (error) {
+      notice(root, error.message);
+    }
+    more.disabled = false;
+  };
+  const add = (fresh) => {
+    body.append(...fresh.map((row) => line(row, wanted, screen, update)));
+    update();
+  };
+  const update = () => {
+    count.textContent = listed.total === listed.ids.length ? `${listed.total} runs` : `${listed.ids.length} of ${listed.total.toLocaleString("en")} runs`;
+    more.hidden = !listed.next;
+    pick.disabled = screen.chosen.size !== 2;
+  };
+  const compareTicked = () => {
+    if (screen.chosen.size === 2) go("compare", "", { runs: [...screen.chosen].join(",") });
+    else notice(root, "Tick two runs of one task to compare them.");
+  };
+  const select = (index) => {
+    if (!body.rows.length) return;
+    body.rows[screen.at]?.classList.remove("at");
+    screen.at = Math.max(0, Math.min(body.rows.length - 1, index));
+    body.rows[screen.at].classList.add("at");
+    body.rows[screen.at].scrollIntoView({ block: "nearest" });
+    if (screen.at === body.rows.length - 1 && listed.next && !more.disabled) addPage();
+  };
+
+  const search = h("input", { type: "search", placeholder: "Search messages, arguments, results", value: wanted.text ?? "", "aria-label": "Search text" });
+  search.addEventListener("keydown", (event) => event.key === "Enter" && change("text", search.value));
+  search.addEventListener("search", () => search.value === "" && wanted.text && change("text", ""));
+  const unrated = h("input", { type: "checkbox", checked: wanted.unrated === "true", onchange: (event) => change("unrated", event.target.checked ? "true" : "") });
+  const isFiltered = Object.keys(wanted).length > 0;
+
+  view.append(
+    h(
+      "div",
+      { class: "filters" },
+      search,
+      FILTERS.map(([name, label]) => chooser(name, label, choices[name], wanted[name] ?? "", change)),
+      h("label", { class: "tick" }, unrated, "Unrated by me"),
+      isFiltered && h("button", { type: "button", class: "quiet", onclick: () => go("runs") }, "Clear"),
+      h("span", { class: "grow" }),
+      count,
+      pick,
+      exporter(wanted.taskset),
+    ),
+  );
+  if (wanted.task_id) view.append(h("p", { class: "only" }, "Only task ", h("b", {}, visible(wanted.task_id)), " ", h("button", { type: "button", class: "quiet", onclick: () => change("task_id", "") }, "all tasks")));
+  if (rows.length) {
+    const heads = [["", "Ticked"], ["Request"], ["Task"], ["Family"], ["Split"], ["Made by"], ["Ended"], ["Steps", "Assistant turns", 1], ["Calls", "Tool calls", 1], ["Overall", "0 if a gate failed, else 0.1 to 1 by the team's criteria", 1], ["Mine", "Marks I gave", 1], ["Made"]];
+    view.append(
+      h("div", { class: "table-box" }, h("table", { class: "runs" }, h("thead", {}, h("tr", {}, heads.map(([name, title, number]) => h("th", { title, class: number ? "number" : undefined }, name)))), body)),
+      more,
+    );
+    add(rows);
+  } else {
+    update();
+    view.append(empty(isFiltered));
+  }
+  useKeys([
+    { keys: ["j", "ArrowDown"], label: "j ↓", does: "next run", act: () => select(screen.at + 1) },
+    { keys: ["k", "ArrowUp"], label: "k ↑", does: "run before", act: () => select(screen.at - 1) },
+    { keys: ["Enter", "o"], label: "Enter o", does: "open the run", act: () => screen.at >= 0 && go("run", listed.ids[screen.at]) },
+    { keys: ["x"], label: "x", does: "tick the run for a comparison", act: () => body.rows[screen.at]?.querySelector("input").click() },
+    { keys: ["c"], label: "c", does: "compare the two ticked runs", act: compareTicked },
+    { keys: ["u"], label: "u", does: "only runs I have not rated", act: () => unrated.click() },
+    { keys: ["/"], label: "/", does: "search", act: () => search.focus() },
+  ]);
+}
+
+function chooser(name, label, values, chosen, change) {
+  const all = chosen && !values.includes(chosen) ? [chosen, ...values] : values;
+  const options = all.map((value) => h("option", { value, selected: value === chosen }, visible(value)));
+  return h("select", { "aria-label": label, class: chosen ? "set" : "", onchange: (event) => change(name, event.target.value) }, h("option", { value: "" }, label), options);
+}
+
+function exporter(taskset) {
+  const query = taskset ? "?taskset=" + encodeURIComponent(taskset) : "";
+  const link = (what, form, text) => h("a", { href: `/api/export/${what}.${form}${query}`, download: `${what}.${form}` }, text);
+  return h(
+    "details",
+    { class: "menu" },
+    h("summary", { title: taskset ? "Ratings of this taskset" : "All ratings" }, "Export"),
+    h("div", { class: "menu-box" }, link("scores", "csv", "Scores, CSV"), link("scores", "jsonl", "Scores, JSONL"), link("preferences", "csv", "Comparisons, CSV"), link("preferences", "jsonl", "Comparisons, JSONL")),
+  );
+}
+
+function line(row, wanted, screen, update) {
+  const tick = h("input", { type: "checkbox", "aria-label": "Tick for a comparison" });
+  tick.addEventListener("change", () => {
+    if (tick.checked) screen.chosen.add(row.id);
+    else screen.chosen.delete(row.id);
+    update();
+  });
+  const link = h("a", { href: addressOf("run", row.id) }, row.excerpt ? visible(row.excerpt.replace(/\s+/g, " ")) : "(no user message)");
+  const task = row.task_id && h("a", { href: addressOf("runs", "", { ...wanted, task_id: row.task_id }), title: "All runs of this task" }, visible(row.task_id));
+  const open = (event) => {
+    if (!event.target.closest("a, input, label") && !getSelection().toString()) go("run", row.id);
+  };
+  return h(
+    "tr",
+    { onclick: open, "data-id": row.id },
+    h("td", { class: "tick-cell" }, tick),
+    h("td", { class: "request" }, link),
+    h("td", { class: "task" }, task),
+    h("td", {}, visible(row.family)),
+    h("td", { class: "dim" }, visible(row.split)),
+    h("td", { class: "policy" }, visible(row.policy)),
+    h("td", {}, stopChip(row.stop_reason)),
+    h("td", { class: "number" }, String(row.n_steps)),
+    h("td", { class: "number" }, String(row.n_calls)),
+    h("td", { class: "number" }, meter(row.overall)),
+    h("td", { class: "number mine" }, row.mine ? String(row.mine) : ""),
+    h("td", { class: "dim time" }, row.created ? row.created.slice(0, 16).replace("T", " ") : ""),
+  );
+}
+
+function empty(isFiltered) {
+  return h(
+    "div",
+    { class: "empty" },
+    h("p", {}, isFiltered ? "No run matches these filters." : "There are no runs yet."),
+    isFiltered ? null : h("p", { class: "dim" }, "Make some with `agentalign rollout`, read some with `agentalign import`, or run `agentalign demo`."),
+  );
+}
+
+/** Why a run ended, coloured where it is a reason for concern. */
+export function stopChip(reason) {
+  const tone = reason === "answered" ? "calm" : reason === "error" ? "bad" : reason === "unknown" ? "calm" : "warn";
+  return h("span", { class: "chip " + tone }, visible(reason.replaceAll("_", " ")));
+}
+
+/** A value in [0, 1] as a small bar with its number; a dash where it is not known. */
+export function meter(value) {
+  if (value === null) return h("span", { class: "dim", title: "not scored yet" }, "–");
+  const bar = h("span", { class: "meter " + (value === 0 ? "zero" : value < 0.5 ? "low" : "") });
+  bar.style.setProperty("--value", String(value));
+  return h("span", { class: "metered" }, bar, value.toFixed(2));
+}

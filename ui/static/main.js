@@ -1,0 +1,75 @@
+// The page's frame: session, address, the bar on top with the saved state, and which screen is shown.
+
+import { showCompare } from "./compare.js";
+import { h } from "./dom.js";
+import { listen, toggleSheet, useKeys } from "./keys.js";
+import { showList } from "./list.js";
+import { address, notice } from "./place.js";
+import { showRun } from "./run.js";
+import { onSave, openQueue, read } from "./save.js";
+
+const SCREENS = { runs: showList, run: showRun, compare: showCompare };
+let generation = 0;
+
+/** Fill the shell. */
+export async function start(root) {
+  let session;
+  try {
+    session = await read("/api/session");
+  } catch (error) {
+    root.replaceChildren(h("p", { class: "fatal" }, error.message));
+    return;
+  }
+  const screen = h("main", { class: "screen" });
+  root.replaceChildren(bar(session, root), h("div", { class: "notice", role: "alert", hidden: true }), screen);
+  listen(root);
+  openQueue(session.id);
+  onSave((state) => {
+    if (state.kind === "refused") notice(root, state.text);
+  });
+  const show = () => route(root, screen, session);
+  window.addEventListener("hashchange", show, { signal: window.agentalignKeys.signal });
+  await show();
+}
+
+async function route(root, screen, session) {
+  const here = address();
+  const mine = ++generation;
+  const next = h("div", { class: "view view-" + here.screen });
+  useKeys([]);
+  notice(root, "");
+  for (const link of root.querySelectorAll(".bar nav a")) link.toggleAttribute("aria-current", link.dataset.screen === here.screen);
+  try {
+    await (SCREENS[here.screen] ?? showList)(next, { ...here, session, root, current: () => mine === generation });
+  } catch (error) {
+    next.replaceChildren(h("p", { class: "fatal" }, error.message));
+  }
+  if (mine !== generation) {
+    next.dispatchEvent(new CustomEvent("gone"));
+    return;
+  }
+  screen.firstElementChild?.dispatchEvent(new CustomEvent("gone"));
+  screen.replaceChildren(next);
+  root.dataset.view = here.screen;
+  window.agentalignShown = (window.agentalignShown ?? 0) + 1;
+  next.dispatchEvent(new CustomEvent("shown"));
+}
+
+function bar(session, root) {
+  const state = h("span", { class: "save-state", role: "status" });
+  onSave(({ kind, text }) => {
+    state.dataset.kind = kind;
+    state.textContent = text;
+  });
+  const link = (screen, text) => h("a", { href: "#/" + screen, "data-screen": screen }, text);
+  return h(
+    "header",
+    { class: "bar" },
+    h("span", { class: "brand" }, "agentalign"),
+    h("nav", {}, link("runs", "Runs"), link("compare", "Compare")),
+    h("span", { class: "grow" }),
+    state,
+    h("span", { class: "who", title: "You rate under this name" }, session.rater),
+    h("button", { type: "button", class: "quiet", title: "All keys", onclick: () => toggleSheet(root) }, "Keys ", h("kbd", {}, "?")),
+  );
+}

@@ -1,0 +1,139 @@
+// The rating panel: a card per criterion of the team, for the whole run and for the step that is selected.
+
+import { h, visible } from "./dom.js";
+import { save, unsaved } from "./save.js";
+
+const SCORES = "/api/scores";
+
+/** The newest word on every criterion and step: what the server knows, overlaid with what this browser has not saved yet. */
+export function makeMarks(run) {
+  const mine = new Map();
+  const verdicts = new Map();
+  for (const score of run.scores) {
+    const place = placeOf(score.criterion, score.step);
+    if (score.mine) mine.set(place, { value: score.value, note: score.note, state: "saved" });
+    else verdicts.set(place, [...(verdicts.get(place) ?? []), score]);
+  }
+  for (const item of unsaved()) {
+    const body = item.body;
+    if (item.url === SCORES && body.trajectory === run.id) mine.set(placeOf(body.criterion, body.step), { value: body.value, note: body.note, state: "pending", key: body.key });
+  }
+  return { mine, verdicts };
+}
+
+export function placeOf(criterion, step) {
+  return `${criterion}|${step ?? ""}`;
+}
+
+/** Save a mark. It shows at once as pending and as given only when acknowledged. */
+export function giveMark(run, marks, criterion, step, value, text) {
+  const place = placeOf(criterion.key, step);
+  const note = text ?? marks.mine.get(place)?.note ?? "";
+  const key = save(SCORES, { trajectory: run.id, criterion: criterion.key, step, value, note });
+  marks.mine.set(place, { value, note, state: "pending", key });
+}
+
+/** Take an acknowledgement or refusal; true if it was about one of these marks. */
+export function settle(marks, change) {
+  if (!change.item) return false;
+  for (const [place, mark] of marks.mine) {
+    if (mark.key !== change.item.body.key) continue;
+    if (change.kind === "saved") mark.state = "saved";
+    else marks.mine.delete(place);
+    return true;
+  }
+  return false;
+}
+
+/** The panel as nodes. `actions`: pick(index), mark(index, value), note(index, text). */
+export function panel(cards, marks, active, actions, nSteps) {
+  const draw = (card) => cardBox(card, cards.indexOf(card), marks, cards.indexOf(card) === active, actions);
+  const part = (title, wanted) => {
+    const found = cards.filter((card) => card.part === wanted);
+    return found.length ? [h("h2", {}, title), ...found.map(draw)] : [];
+  };
+  const step = cards.find((card) => card.part === "step")?.step;
+  const hint = step === undefined && nSteps > 0 && h("p", { class: "hint" }, h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " or a click selects a step to judge it alone");
+  return [...part("The whole run", "run"), ...part(`Step ${step} of ${nSteps - 1}`, "step"), ...(hint ? [hint] : []), ...part("Answered by code", "check")];
+}
+
+/** The cards in the order they are shown: the run's questions to people, the selected step's, and those that code answers. */
+export function cardsOf(criteria, step) {
+  const cards = criteria.map((criterion) => ({
+    criterion,
+    step: criterion.level === "step" ? step : null,
+    part: criterion.level === "step" ? "step" : criterion.kind === "check" ? "check" : "run",
+  }));
+  const people = (card) => (card.criterion.kind === "check" ? 1 : 0);
+  const inStep = step === null ? [] : cards.filter((card) => card.part === "step").sort((a, b) => people(a) - people(b));
+  return [...cards.filter((card) => card.part === "run"), ...inStep, ...cards.filter((card) => card.part === "check")];
+}
+
+function cardBox(card, index, marks, isActive, actions) {
+  const { criterion, step } = card;
+  const place = placeOf(criterion.key, step);
+  const mine = marks.mine.get(place);
+  const verdicts = marks.verdicts.get(place) ?? [];
+  const choices = [...criterion.marks.map((mark) => ({ ...mark, label: number(mark.value) })), { value: null, key: "x", anchor: "does not apply here", label: "n/a" }];
+  const anchors = criterion.marks.filter((mark) => mark.anchor);
+  const noted = mine?.note;
+  const box = h(
+    "section",
+    { class: "card" + (isActive ? " active" : "") + (criterion.kind === "check" ? " check" : ""), "data-criterion": criterion.key, onclick: () => actions.pick(index) },
+    h("header", {}, h("h3", {}, visible(criterion.name.replaceAll("_", " "))), criterion.gate && h("span", { class: "chip gate", title: "A veto: failing it makes the run worth 0" }, "gate"), h("span", { class: "grow" }), verdicts.map(verdict)),
+    h("p", { class: "question" }, visible(criterion.description)),
+    h("div", { class: "marks", role: "group", "aria-label": criterion.name }, choices.map((choice) => markButton(choice, mine, index, actions))),
+    isActive && anchors.length > 0 && h("ul", { class: "anchors" }, anchors.map((mark) => h("li", { class: mine && mine.value === mark.value ? "chosen" : "" }, h("b", {}, number(mark.value)), " ", visible(mark.anchor)))),
+  );
+  if (isActive && mine) box.append(noteBox(mine, index, actions));
+  else if (noted) box.append(h("p", { class: "noted" }, visible(noted)));
+  return box;
+}
+
+function markButton(choice, mine, index, actions) {
+  const chosen = mine && mine.value === choice.value;
+  return h(
+    "button",
+    {
+      type: "button",
+      class: "mark" + (chosen ? ` chosen ${mine.state}` : "") + (choice.value === null ? " none" : ""),
+      title: choice.anchor ? `${choice.key}: ${choice.anchor}` : `key ${choice.key}`,
+      "aria-pressed": chosen ? "true" : "false",
+      onclick: (event) => (event.stopPropagation(), actions.mark(index, choice.value)),
+    },
+    choice.label,
+    choice.label !== choice.key && h("kbd", {}, choice.key),
+  );
+}
+
+function noteBox(mine, index, actions) {
+  const field = h("textarea", { class: "note", rows: 1, maxLength: 4000, placeholder: "note (m)", value: mine.note, "aria-label": "Note", onclick: (event) => event.stopPropagation() });
+  const fit = () => {
+    field.style.height = "auto";
+    field.style.height = `${field.scrollHeight + 2}px`;
+  };
+  field.addEventListener("input", fit);
+  field.addEventListener("blur", () => field.value !== mine.note && actions.note(index, field.value));
+  field.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey) return;
+    event.preventDefault();
+    field.blur();
+  });
+  requestAnimationFrame(fit);
+  return field;
+}
+
+/** What code, a judge or someone else said, as a chip. */
+export function verdict(score) {
+  const who = { check: "check", judge: "judge", reward_model: "reward", human: score.rater }[score.rater_kind] ?? score.rater_kind;
+  if (score.status === "error") return h("span", { class: "chip bad", title: score.note }, visible(who), " broke");
+  if (score.status === "not_applicable") return h("span", { class: "chip calm", title: `${who}: does not apply` }, visible(who), " n/a");
+  const tone = score.unit === null ? "calm" : score.unit >= 0.75 ? "good" : score.unit >= 0.4 ? "warn" : "bad";
+  const sign = score.unit === 1 ? "✓" : score.unit === 0 ? "✗" : number(score.value);
+  return h("span", { class: "chip " + tone, title: `${who}: ${score.value}${score.note ? " – " + score.note : ""}` }, visible(who), " ", sign);
+}
+
+/** A value without needless digits. */
+export function number(value) {
+  return String(Math.round(value * 100) / 100);
+}

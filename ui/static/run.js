@@ -1,0 +1,208 @@
+// One run: what happened on the left, how good it was on the right. Everything works without a mouse.
+
+import { h, visible } from "./dom.js";
+import { useKeys } from "./keys.js";
+import { listed, meter, readMore, stopChip } from "./list.js";
+import { addressOf, go, note, notice } from "./place.js";
+import { cardsOf, giveMark, makeMarks, number, panel, placeOf, settle, verdict } from "./rate.js";
+import { onSave, read } from "./save.js";
+import { timeline, toggle } from "./timeline.js";
+import { tokenTurns } from "./tokens.js";
+
+export async function showRun(view, { id, query, root }) {
+  const run = await read("/api/runs/" + encodeURIComponent(id));
+  const marks = makeMarks(run);
+  const nSteps = run.timeline.filter((entry) => entry.kind === "step").length;
+  const asked = Number.parseInt(query.get("s") ?? "", 10);
+  const screen = { step: asked >= 0 && asked < nSteps ? asked : null, card: null, tokens: false };
+
+  const rows = h("div", { class: "timeline" });
+  const side = h("aside", { class: "rating", "aria-label": "Rating" });
+  const stepMarks = new Map();
+  const extra = (entry) => {
+    if (entry.kind !== "step") return null;
+    const box = h("span", { class: "step-marks" });
+    stepMarks.set(entry.step, box);
+    return box;
+  };
+  rows.append(...timeline(run.timeline, { extra, onPick: (entry) => entry.kind === "step" && selectStep(entry.step, false) }));
+  if (run.error) rows.append(h("article", { class: "entry has-error" }, h("header", {}, h("span", { class: "role" }, h("b", {}, "Error"))), h("pre", { class: "result" }, visible(run.error))));
+  const shownTokens = h("div", { class: "tokens", hidden: true });
+
+  let cards = [];
+  const drawMarks = () => {
+    cards = cardsOf(run.criteria, screen.step);
+    if (!cards.some((card) => card.criterion.key === screen.card)) screen.card = cards[0]?.criterion.key ?? null;
+    const active = cards.findIndex((card) => card.criterion.key === screen.card);
+    side.replaceChildren(...panel(cards, marks, active, actions, nSteps), run.criteria_missing ? h("p", { class: "fault" }, visible(run.criteria_missing)) : "");
+    side.querySelector(".card.active")?.scrollIntoView({ block: "nearest" });
+    for (const [step, box] of stepMarks) box.replaceChildren(...stepChips(run, marks, step));
+  };
+  const actions = {
+    pick: (index) => {
+      if (cards[index].criterion.key === screen.card) return;
+      screen.card = cards[index].criterion.key;
+      drawMarks();
+    },
+    mark: (index, value) => {
+      const { criterion, step } = cards[index];
+      giveMark(run, marks, criterion, step, value);
+      screen.card = criterion.key;
+      advance(index);
+    },
+    note: (index, text) => {
+      const { criterion, step } = cards[index];
+      const given = marks.mine.get(placeOf(criterion.key, step));
+      if (given) giveMark(run, marks, criterion, step, given.value, text);
+      drawMarks();
+    },
+  };
+  // After a mark the next open question is at hand: the next step for steps, the next unmarked card for the run.
+  const advance = (index) => {
+    const { criterion, step } = cards[index];
+    if (step !== null) {
+      if (step + 1 < nSteps) selectStep(step + 1);
+      else drawMarks();
+      return;
+    }
+    const isOpen = (card) => card.step === null && card.criterion.kind !== "check" && !marks.mine.has(placeOf(card.criterion.key, null));
+    screen.card = (cards.slice(index + 1).find(isOpen) ?? cards[index]).criterion.key;
+    drawMarks();
+  };
+  const selectStep = (step, scroll = true) => {
+    for (const box of rows.querySelectorAll(".entry.at")) box.classList.remove("at");
+    if (screen.step === null && step !== null) screen.card = run.criteria.find((c) => c.level === "step" && c.kind !== "check")?.key ?? screen.card;
+    screen.step = step;
+    const box = step === null ? null : rows.querySelector(`.entry[data-step="${step}"]`);
+    box?.classList.add("at");
+    if (scroll) box?.scrollIntoView({ block: "nearest" });
+    note("run", run.id, { s: step });
+    drawMarks();
+  };
+  const moveStep = (by) => {
+    if (!nSteps) return;
+    selectStep(screen.step === null ? (by > 0 ? 0 : nSteps - 1) : Math.max(0, Math.min(nSteps - 1, screen.step + by)));
+  };
+  const moveCard = (by) => {
+    if (!cards.length) return;
+    const active = cards.findIndex((card) => card.criterion.key === screen.card);
+    actions.pick((active + by + cards.length) % cards.length);
+  };
+  const press = (key) => {
+    const index = cards.findIndex((card) => card.criterion.key === screen.card);
+    if (index < 0) return;
+    const value = key === "x" ? null : cards[index].criterion.marks.find((mark) => mark.key === key)?.value;
+    if (value !== undefined) actions.mark(index, value);
+  };
+  const showTokens = async () => {
+    screen.tokens = !screen.tokens;
+    tokensButton.setAttribute("aria-pressed", String(screen.tokens));
+    rows.hidden = screen.tokens;
+    shownTokens.hidden = !screen.tokens;
+    if (!screen.tokens || shownTokens.childNodes.length) return;
+    shownTokens.append(h("p", { class: "dim" }, "Reading the tokenizer …"));
+    try {
+      shownTokens.replaceChildren(...tokenTurns(await read(`/api/runs/${run.id}/tokens`)));
+    } catch (error) {
+      shownTokens.replaceChildren(h("p", { class: "fault" }, visible(error.message)));
+    }
+  };
+  const tokensButton = h("button", { type: "button", class: "quiet", "aria-pressed": "false", title: "What a training sees, and which tokens it learns", onclick: () => showTokens() }, "Tokens ", h("kbd", {}, "t"));
+  const neighbours = await neighboursOf(run.id).catch(() => ({ before: null, next: null, text: "" }));
+  const leave = (to, which) => (to ? go("run", to) : notice(root, `There is no ${which} run in the list.`));
+
+  view.append(head(run, neighbours, run.bases > 0 && tokensButton, nSteps), h("div", { class: "split" }, h("div", { class: "left" }, rows, shownTokens), side));
+  drawMarks();
+  const stop = onSave((change) => {
+    if (settle(marks, change)) drawMarks();
+  });
+  view.addEventListener("gone", () => stop());
+  if (screen.step !== null) view.addEventListener("shown", () => selectStep(screen.step));
+  useKeys([
+    { keys: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"], label: "0 … 9", does: "give the mark with this digit, then on to the next question", act: press },
+    { keys: ["x"], label: "x", does: "the criterion does not apply", act: press },
+    { keys: ["m"], label: "m", does: "note on the marked criterion (Enter saves)", act: () => side.querySelector(".card.active textarea")?.focus() },
+    { keys: ["ArrowDown"], label: "↓", does: "next criterion", act: () => moveCard(1) },
+    { keys: ["ArrowUp"], label: "↑", does: "criterion before", act: () => moveCard(-1) },
+    { keys: ["j", "ArrowRight"], label: "j →", does: "next step", act: () => moveStep(1) },
+    { keys: ["k", "ArrowLeft"], label: "k ←", does: "step before", act: () => moveStep(-1) },
+    { keys: ["Escape"], label: "Esc", does: "no step: the whole run", act: () => selectStep(null, false) },
+    { keys: ["o"], label: "o", does: "fold or unfold the step", act: () => toggleAt(rows) },
+    { keys: ["O"], label: "O", does: "fold or unfold all", act: () => toggleAll(rows) },
+    { keys: ["e"], label: "e", does: "next error", act: () => nextError(rows, screen, selectStep) },
+    ...(run.bases ? [{ keys: ["t"], label: "t", does: "as tokens: what is trained", act: () => showTokens() }] : []),
+    { keys: ["n"], label: "n", does: "next run of the list", act: () => leave(neighbours.next, "next") },
+    { keys: ["p"], label: "p", does: "run before", act: () => leave(neighbours.before, "earlier") },
+    { keys: ["l"], label: "l", does: "back to the list", act: () => (location.hash = "#/runs" + (listed.query ? "?" + listed.query : "")) },
+  ]);
+}
+
+function head(run, neighbours, tokensButton, nSteps) {
+  const calls = run.timeline.reduce((sum, entry) => sum + entry.calls.length, 0);
+  const errors = run.timeline.reduce((sum, entry) => sum + entry.calls.filter((call) => call.error).length + (entry.malformed ? 1 : 0), 0);
+  const fact = (value, name) => h("span", { class: "fact" }, h("b", {}, value), " ", name);
+  const step = (to, text, key) => h("a", { class: "button quiet" + (to ? "" : " off"), href: to ? addressOf("run", to) : undefined, title: to ? "" : "no more runs in the list" }, text, " ", h("kbd", {}, key));
+  return h(
+    "div",
+    { class: "run-head" },
+    h("a", { class: "back", href: "#/runs" + (listed.query ? "?" + listed.query : ""), title: "Back to the list (l)" }, "‹"),
+    h("h1", { title: run.id }, visible(run.task_id ?? run.id.slice(0, 12))),
+    run.family && h("span", { class: "chip calm" }, visible(run.family)),
+    run.split && h("span", { class: "dim" }, visible(run.split)),
+    h("span", { class: "fact" }, h("span", { class: "dim" }, run.origin_kind, " by "), visible(run.policy)),
+    stopChip(run.stop_reason),
+    fact(String(nSteps), nSteps === 1 ? "step" : "steps"),
+    fact(String(calls), calls === 1 ? "call" : "calls"),
+    errors > 0 && h("span", { class: "fact bad" }, h("b", {}, String(errors)), errors === 1 ? " error" : " errors"),
+    run.seconds !== null && fact(number(run.seconds), "s"),
+    h("span", { class: "fact", title: "Overall value by the team's criteria" }, h("span", { class: "dim" }, "overall "), meter(run.overall)),
+    h("span", { class: "grow" }),
+    tokensButton,
+    run.task_id && h("a", { class: "button quiet", href: addressOf("runs", "", { taskset: run.taskset, task_id: run.task_id }), title: "All runs of this task" }, "Same task"),
+    h("span", { class: "dim position" }, neighbours.text),
+    step(neighbours.before, "Before", "p"),
+    step(neighbours.next, "Next", "n"),
+  );
+}
+
+function stepChips(run, marks, step) {
+  const chips = [];
+  for (const criterion of run.criteria.filter((c) => c.level === "step")) {
+    const place = placeOf(criterion.key, step);
+    chips.push(...(marks.verdicts.get(place) ?? []).filter((score) => score.unit !== 1).map(verdict));
+    const mine = marks.mine.get(place);
+    if (mine) chips.push(h("span", { class: `chip mine ${mine.state}`, title: `${criterion.name}: my mark` }, mine.value === null ? "n/a" : number(mine.value)));
+  }
+  return chips;
+}
+
+/** Where the run stands in the list it was opened from, reading on as needed. */
+async function neighboursOf(id) {
+  if (!listed.ids.includes(id)) await readMore(listed.query ?? "");
+  let at = listed.ids.indexOf(id);
+  if (at >= 0 && at === listed.ids.length - 1 && listed.next) {
+    await readMore(listed.query);
+    at = listed.ids.indexOf(id);
+  }
+  if (at < 0) return { before: null, next: listed.ids[0] ?? null, text: "" };
+  return { before: listed.ids[at - 1] ?? null, next: listed.ids[at + 1] ?? null, text: `${at + 1} / ${listed.total.toLocaleString("en")}` };
+}
+
+function toggleAt(rows) {
+  const box = rows.querySelector(".entry.at");
+  if (box) toggle(box);
+}
+
+function toggleAll(rows) {
+  const boxes = [...rows.querySelectorAll(".entry")];
+  const anyOpen = boxes.some((box) => !box.classList.contains("folded"));
+  for (const box of boxes) toggle(box, anyOpen);
+}
+
+function nextError(rows, screen, selectStep) {
+  const faulty = [...rows.querySelectorAll(".entry.has-error[data-step]")];
+  const next = faulty.find((box) => Number(box.dataset.step) > (screen.step ?? -1)) ?? faulty[0];
+  if (!next) return;
+  toggle(next, false);
+  selectStep(Number(next.dataset.step));
+}
