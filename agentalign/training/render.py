@@ -6,12 +6,12 @@ template writes for it. The judge is the inverse: what was rendered must parse b
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 from agentalign.errors import DataError, TemplateError
 from agentalign.records.trajectory import Message, TokenRecord, Trajectory, TurnTokens
 from agentalign.training import special_text
 from agentalign.training.dialect import Dialect
+from agentalign.training.turn_text import shared_prefix
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,11 @@ def _turn(trajectory: Trajectory, index: int, dialect: Dialect, before: Sequence
     text, rerendered = dialect.turn_text(messages[: index + 1], trajectory.tools)
     completion = dialect.completion_ids(text)
     if completion is None:
-        raise DataError(f"{where}, message {index}: the template writes no end of turn after it: {special_text.plain(text)[-60:]!r}. Use another template.")
-    lost = _difference(message, dialect.parse_ids(completion))
-    if lost:
-        raise DataError(f"{where}, message {index}: the base's template and parser do not give it back: {lost}. Use another template, or leave the run out.")
+        shown = _short(special_text.plain(text)[-60:])
+        raise DataError(f"{where}, message {index}: the template writes no end of turn after {shown}. Use another template.")
+    if lost := _difference(message, dialect.parse_ids(completion)):
+        reason = f"the base's template and parser do not give it back: {lost}"
+        raise DataError(f"{where}, message {index}: {reason}. Use another template, or leave the run out.")
     return RenderedTurn(index, context, tuple(completion), rerendered=rerendered)
 
 
@@ -128,7 +129,7 @@ def colour_print(rendered: Rendered, dialect: Dialect) -> str:
     out: list[str] = []
     shown: tuple[int, ...] = ()
     for turn in rendered.turns:
-        common = len(commonprefix([shown, turn.context]))
+        common = shared_prefix(shown, turn.context)
         if shown and common < len(shown):
             out.append("\n\x1b[33m--- the template writes the past differently from here on ---\x1b[0m\n")
             common = 0

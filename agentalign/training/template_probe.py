@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import date
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import JsonValue
@@ -44,14 +44,19 @@ def call_id(index: int, name: str, form: str) -> str:
 USER: Entry = {"role": "user", "content": "probeuser"}
 ANSWER: Entry = {"role": "assistant", "content": "probeanswer"}
 MORE: Entry = {"role": "user", "content": "probemore"}
-THOUGHT = {"reasoning_content": "probethought", "thinking": "probethought"}
+THOUGHT: Entry = {"reasoning_content": "probethought", "thinking": "probethought"}
+THINKING = ANSWER | THOUGHT
 TOOLS: JsonValue = [
     {
         "type": "function",
         "function": {
             "name": "probetool",
             "description": "Probedescription.",
-            "parameters": {"type": "object", "properties": {"probekey": {"type": "string", "description": "Probeargument."}}, "required": ["probekey"]},
+            "parameters": {
+                "type": "object",
+                "properties": {"probekey": {"type": "string", "description": "Probeargument."}},
+                "required": ["probekey"],
+            },
         },
     }
 ]
@@ -79,17 +84,22 @@ class _Probe:
         except TemplateError:
             return ""
 
-    def calling(self, count: int = 1, content: str = "", **more: str) -> Entry:
+    def calling(self, count: int = 1, content: str = "") -> Entry:
         calls = []
         for index in range(count):
             arguments: JsonValue = {"probekey": f"probevalue{index}"}
             value = arguments if self.shape.argument_form == "dict" else json.dumps(arguments)
             function = {"name": "probetool", "arguments": value}
             calls.append({"id": call_id(index, "probetool", self.shape.id_form), "type": "function", "function": function})
-        return {"role": "assistant", "content": content or self.shape.empty_content, "tool_calls": calls, **more}
+        return {"role": "assistant", "content": content or self.shape.empty_content, "tool_calls": calls}
 
     def result(self, index: int = 0) -> Entry:
-        return {"role": "tool", "name": "probetool", "tool_call_id": call_id(index, "probetool", self.shape.id_form), "content": f"proberesult{index}"}
+        return {
+            "role": "tool",
+            "name": "probetool",
+            "tool_call_id": call_id(index, "probetool", self.shape.id_form),
+            "content": f"proberesult{index}",
+        }
 
     def find_shape(self) -> bool:
         """Choose how calls are handed over, and say whether the template writes them at all."""
@@ -118,6 +128,11 @@ class _Probe:
 def probe(render: DatedRender, special: Sequence[str], eos: str) -> tuple[TemplateReport, TurnForm]:
     """What a template can say, and how its turns are read.
 
+    Args:
+        render: The template.
+        special: The tokenizer's special tokens.
+        eos: Its end-of-sequence token; empty where it has none.
+
     Raises:
         TemplateError: it does not even write a user's message and an answer.
     """
@@ -126,49 +141,50 @@ def probe(render: DatedRender, special: Sequence[str], eos: str) -> tuple[Templa
     if "probeuser" not in plain or "probeanswer" not in plain:
         raise TemplateError("the chat template does not write a user's message and an answer. Name a chat template that does.")
     writes_calls = ask.find_shape()
-    answer = ask.turn(ANSWER, ask.tools)
-    called, both = ask.turn(ask.calling(), TOOLS), ask.turn(ask.calling(2), TOOLS)
-    ends: list[str] = [end] if (end := ask.end(answer, "probeanswer", ())) else []
-    if ends and writes_calls and (end := ask.end(called, "probevalue0", ends)) and end not in ends:
-        ends.append(end)
-    form = _learn(answer, called if writes_calls else "", both, ask.turn({**ANSWER, **THOUGHT}, ask.tools), ends)
+    answer, called = ask.turn(ANSWER, ask.tools), ask.turn(ask.calling(), TOOLS) if writes_calls else ""
+    ends = tuple(filter(None, [ask.end(answer, "probeanswer", ())]))
+    if ends and called:
+        ends = tuple(dict.fromkeys(filter(None, [*ends, ask.end(called, "probevalue0", ends)])))
+    form = _learn(_cut(answer, ends), _cut(called, ends), _cut(ask.turn(ask.calling(2), TOOLS), ends), ask.turn(THINKING, ask.tools))
+    return _report(ask, form, ends, writes_calls), form
 
+
+def _report(ask: _Probe, form: TurnForm, ends: tuple[str, ...], writes_calls: bool) -> TemplateReport:
     def reads(entry: Entry, tools: JsonValue, content: str = "", calls: int = 0, reasoning: str = "") -> bool:
         got = form.parse(_cut(ask.turn(entry, tools), ends))
         wanted = tuple(Call("probetool", f'{{"probekey":"probevalue{index}"}}') for index in range(calls))
         return (got.content.strip(), got.calls, got.malformed, got.reasoning) == (content, wanted, "", reasoning)
 
-    shown = ask.text([USER, ask.calling(), ask.result()], TOOLS) if writes_calls else ask.text([USER, ANSWER, ask.result()], TOOLS)
-    orphan = {"role": "tool", "content": "proberesult0"}
-    report = TemplateReport(
+    two = ask.text([USER, ask.calling(2), ask.result(), ask.result(1)], TOOLS)
+    thinks = reads(THINKING, ask.tools, "probeanswer", reasoning="probethought")
+    return TemplateReport(
         without_tools=ask.tools is None,
-        system="probesystem" in ask.text([{"role": "system", "content": "probesystem"}, USER, ANSWER], ask.tools),
+        system="probesystem" in ask.text([{"role": "system", "content": "probesystem"}, USER], ask.tools, generate=True),
         tools="probetool" in ask.text([USER], TOOLS, generate=True),
         calls=writes_calls,
         readable_calls=reads(ask.calling(), TOOLS, calls=1),
-        results="proberesult0" in shown,
-        results_of_malformed="proberesult0" in ask.text([USER, ANSWER, orphan], TOOLS, generate=True),
-        parallel_calls=reads(ask.calling(2), TOOLS, calls=2) and "proberesult1" in ask.text([USER, ask.calling(2), ask.result(), ask.result(1)], TOOLS),
+        results="proberesult0" in ask.text([USER, ask.calling() if writes_calls else ANSWER, ask.result()], TOOLS),
+        results_of_malformed="proberesult0" in ask.text([USER, ANSWER, {"role": "tool", "content": "proberesult0"}], TOOLS, generate=True),
+        parallel_calls=reads(ask.calling(2), TOOLS, calls=2) and "proberesult0" in two and "proberesult1" in two,
         text_with_call=reads(ask.calling(content="probetext"), TOOLS, "probetext", calls=1),
-        reasoning=reads({**ANSWER, **THOUGHT}, ask.tools, "probeanswer", reasoning="probethought")
-        and (not writes_calls or reads(ask.calling(**THOUGHT), TOOLS, calls=1, reasoning="probethought")),
-        turn_ends=tuple(ends),
+        reasoning=thinks and (not writes_calls or reads(ask.calling() | THOUGHT, TOOLS, calls=1, reasoning="probethought")),
+        turn_ends=ends,
         readable_text=reads(ANSWER, ask.tools, "probeanswer"),
+        argument_form=ask.shape.argument_form,
+        id_form=ask.shape.id_form,
+        empty_content=ask.shape.empty_content,
         writes_date=ask.text([USER], TOOLS, True, date(2001, 2, 3)) != ask.text([USER], TOOLS, True, date(2012, 11, 14)),
         prefix_preserving=_appends_only(ask, writes_calls),
-        **ask.shape._asdict(),
     )
-    return report, form
 
 
 def _appends_only(ask: _Probe, writes_calls: bool) -> bool:
-    thought = {**ANSWER, **THOUGHT}
-    chat = [USER, ask.calling(**THOUGHT), ask.result(), thought, MORE] if writes_calls else [USER, thought, MORE]
+    chat = [USER, ask.calling() | THOUGHT, ask.result(), THINKING, MORE] if writes_calls else [USER, THINKING, MORE]
     tools = TOOLS if writes_calls else ask.tools
     turns = [i for i, entry in enumerate(chat) if entry["role"] == "assistant"]
     texts = [t for i in turns for t in (ask.text(chat[:i], tools, True), ask.text(chat[: i + 1], tools))]
     texts.append(ask.text(chat, tools, True))
-    return all(texts) and all(longer.startswith(shorter) for shorter, longer in zip(texts, texts[1:], strict=False))
+    return all(texts) and all(longer.startswith(shorter) for shorter, longer in pairwise(texts))
 
 
 def _cut(written: str, ends: Sequence[str]) -> str:
@@ -176,17 +192,17 @@ def _cut(written: str, ends: Sequence[str]) -> str:
     return written[: min(places)] if places else written
 
 
-def _learn(answer: str, called: str, both: str, thought: str, ends: Sequence[str]) -> TurnForm:
+def _learn(answer: str, called: str, both: str, thought: str) -> TurnForm:
     """How the template's turns are read, from what it wrote for the probes."""
     reasoning = None
     match = re.match(r"(.*?)probethought(.*?)probeanswer", thought, re.DOTALL)
     if match and match[2].strip():
         reasoning = (match[1].strip(), match[2].strip())
-    lead = answer.partition("probeanswer")[0].strip()
-    if reasoning and lead == reasoning[0] + reasoning[1] or reasoning and re.fullmatch(rf"{re.escape(reasoning[0])}\s*{re.escape(reasoning[1])}", lead):
+    lead, tail = (part.strip() for part in answer.partition("probeanswer")[::2])
+    if reasoning and "".join(lead.split()) == "".join(reasoning):
         lead = ""  # an empty thought, which is read as one
-    call_format, calls = _learn_calls(_cut(called, ends), _cut(both, ends))
-    return TurnForm(call_format, calls, lead, reasoning)
+    call_format, calls = _learn_calls(called, both)
+    return TurnForm(call_format, calls, lead, tail, reasoning)
 
 
 def _learn_calls(called: str, both: str) -> tuple[str, CallForm | None]:
@@ -207,7 +223,7 @@ def _split_calls(written: str, count: int) -> list[str] | None:
     """The literals around names and arguments of `count` probe calls: lead, mid, (between, mid)*, tail."""
     literals: list[str] = []
     for index in range(count):
-        match = re.match(r'(.*?)probetool(.*?)\{\s*"probekey"\s*:\s*"probevalue%d"\s*\}' % index, written, re.DOTALL)
+        match = re.match(rf'(.*?)probetool(.*?)\{{\s*"probekey"\s*:\s*"probevalue{index}"\s*\}}', written, re.DOTALL)
         if not match:
             return None
         literals += [match[1], match[2]]

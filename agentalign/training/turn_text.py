@@ -4,8 +4,7 @@ Most templates write a chat with the turn as the prompt before it and then the t
 `<think>`, space roles differently, merge tool results): there the turn is where renders of different answers start to differ.
 """
 
-from collections.abc import Callable, Sequence
-from os.path import commonprefix
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import JsonValue
@@ -36,9 +35,14 @@ def turn_text(render: Render, chat: Chat, tools: JsonValue) -> TurnText:
     if full.startswith(context):
         return TurnText(full[len(context) :], rerendered=False)
     answers = [render([*chat[:-1], {"role": "assistant", "content": word}], tools, False) for word in ("one answer", "another answer")]
-    text = full[len(commonprefix([*answers, full])) :]
+    text = full[shared_prefix(*answers, full) :]
     if not text:
         raise TemplateError("the chat template writes nothing for an assistant message.")
     # What the prompt already ended with (an opened `<think>`) was not the agent's, though the template writes it again.
     overlap = next((n for n in range(min(len(text), len(context)), 0, -1) if context.endswith(text[:n])), 0)
     return TurnText(text[overlap:], rerendered=True)
+
+
+def shared_prefix(*sequences: Sequence[Hashable]) -> int:
+    """How many items all sequences have in common at their start."""
+    return next((i for i, items in enumerate(zip(*sequences, strict=False)) if len(set(items)) > 1), min(map(len, sequences)))
