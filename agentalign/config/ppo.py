@@ -13,11 +13,9 @@ class PPOConfig(TrainingConfig):
     value_learning_rate: float = Field(default=2e-4, gt=0, le=1)
     """Learning rate of the critic's adapter; its head learns ten times faster."""
     reward: str | None = None
-    """Reward model, such as "order_desk-reward@1"; null: its newest version."""
-    reward_weight: float = Field(default=0.2, ge=0, le=1)
-    """Share of the reward model in the reward of a run whose gates all passed; the checks' overall value has the rest."""
+    """Reward model, such as "order_desk-reward@1"; null: its newest version. It answers the criteria that only people or judges can."""
     iterations: int = Field(default=8, ge=1)
-    """Rounds of acting and learning; one optimizer step of the policy each."""
+    """Rounds of acting and learning."""
     tasks_per_iteration: int = Field(default=16, ge=1)
     """Train tasks that are acted out per iteration, drawn towards those whose outcome is open."""
     samples_per_task: int = Field(default=4, ge=1)
@@ -30,6 +28,8 @@ class PPOConfig(TrainingConfig):
     """Discount per turn."""
     lam: float = Field(default=0.95, ge=0, le=1)
     """GAE lambda of the policy's advantages; the critic learns from full returns."""
+    num_mini_batches: int = Field(default=2, ge=1)
+    """Optimizer steps per iteration, each on its share of the runs."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """Lower clip of the policy ratio."""
     clip_high: float = Field(default=0.28, gt=0)

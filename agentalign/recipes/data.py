@@ -1,9 +1,9 @@
 """From stored runs to micro-batches: rendered once, refused by name, packed to a token budget."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from agentalign.training.dialect import Dialect
 from agentalign.training.engine import MicroBatch
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
-from agentalign.training.tree import build_tree, pack
+from agentalign.training.tree import TreeBatch, build_tree, pack
 
 logger = logging.getLogger("agentalign")
+T = TypeVar("T")
 
 
 class Refusal(NamedTuple):
@@ -119,12 +120,34 @@ def up_to_step(run: Rendered, step: int | None) -> Part:
     return whole(run) if step is None else Part(whole(run).turns[: step + 1])
 
 
-def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tokens: int) -> list[Tensor]:
-    """(M_i,) log-probabilities of each part's tokens under an adapter as it is now, without gradients: reference or old policy."""
-    found: dict[int, Tensor] = {}
+def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable[[TreeBatch], list[T]], *, max_tokens: int) -> list[T]:
+    """What `read` finds for every part under an adapter as it is now, without gradients.
+
+    Args:
+        read: from a tree to one value per run of it, in the tree's order.
+    """
+    found: dict[int, T] = {}
     with model.using(adapter), torch.no_grad():
         for members in pack(range(len(parts)), max_tokens=max_tokens, runs_of=lambda i: [parts[i]]):
             tree = build_tree([parts[i] for i in members]).to(model.device)
-            logprobs = model.token_logprobs(tree)
-            found |= {index: logprobs[tree.occurrence_run == place].cpu() for place, index in enumerate(members)}
+            found |= dict(zip(members, read(tree), strict=True))
     return [found[i] for i in range(len(parts))]
+
+
+def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tokens: int) -> list[Tensor]:
+    """(M_i,) log-probabilities of each part's tokens: the reference's, or the old policy's."""
+
+    def read(tree: TreeBatch) -> list[Tensor]:
+        logprobs = model.token_logprobs(tree)
+        return [logprobs[tree.occurrence_run == run].cpu() for run in range(tree.n_runs)]
+
+    return read_parts(model, adapter, parts, read, max_tokens=max_tokens)
+
+
+def end_rewards(model: Model, adapter: str, parts: Sequence[Part], *, max_tokens: int) -> list[float]:
+    """The reward head of the same name as its adapter, at the last token of each part."""
+
+    def read(tree: TreeBatch) -> list[float]:
+        return [float(value) for value in model.apply_head(adapter, model.hidden(tree)[tree.run_end]).squeeze(1)]
+
+    return read_parts(model, adapter, parts, read, max_tokens=max_tokens)

@@ -30,7 +30,9 @@ class DevGate:
         self.model, self.adapter, self.taskset, self.pool = model, adapter, taskset, pool
         self.tasks = spread(taskset.tasks("dev"), n_tasks)
         if not self.tasks or not taskset.has_environment:
-            raise DataError(f"taskset '{taskset.name}' has no dev tasks that can be acted out; set eval_every_steps: 0, and watch the adapter yourself.")
+            raise DataError(
+                f"taskset '{taskset.name}' has no dev tasks that can be acted out; set eval_every_steps: 0, and watch the adapter yourself."
+            )
         self.evaluations: dict[int, Evaluation] = {}
 
     def __call__(self, step: int) -> Evaluated:

@@ -21,12 +21,12 @@ from agentalign.errors import DataError
 from agentalign.recipes.data import Part, RunData, Turn, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import DevGate
 from agentalign.recipes.dry_run import DryRun, estimate
+from agentalign.recipes.preferences import choose_preferences
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.pairs import parting_step
-from agentalign.store.filters import RunFilter
 from agentalign.training.batches import step_items, steps_for
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Plan, Term, train
@@ -73,7 +73,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
     with open_workspace(config, project) as work:
         config, parent = resolve_start(work, config)
         # data
-        preferences, runs = choose_preferences(work, config)
+        preferences, runs = choose_preferences(work, config.criterion)
         replay_runs = [r for r in work.train_runs(["expert"]) if r.steps] if config.replay else []
         data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
         replay = [data.rendered[r.id] for r in replay_runs if r.id in data.rendered]
@@ -97,7 +97,11 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             def steps(start: int) -> Iterator[Sequence[Pass]]:
                 for step in range(start, total):
                     chosen = [pairs[i] for i in step_items(len(pairs), batch_size=config.batch_size, seed=config.seed, step=step)]
-                    again = [replay[i] for i in step_items(len(replay), batch_size=config.replay, seed=config.seed + 1, step=step)] if replay else []
+                    again = (
+                        [replay[i] for i in step_items(len(replay), batch_size=config.replay, seed=config.seed + 1, step=step)]
+                        if replay
+                        else []
+                    )
                     batches = pair_batches(chosen, again, data.rendered, max_tokens=config.micro_batch_tokens)
                     yield [Pass(ADAPTER, batches, lambda model, micro: pair_loss(model, micro, config))]
 
@@ -114,27 +118,9 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             )
 
 
-def choose_preferences(work: Workspace, config: DPOConfig) -> tuple[list[Preference], dict[str, Trajectory]]:
-    """Decided pairs of the criterion among runs of the train split (or imported), and the runs they speak of.
-
-    Raises:
-        DataError: there is none.
-    """
-    found = [p for p in work.store.preferences(work.taskset.name, criterion=config.criterion) if p.decided and len(p.items) >= 2]
-    wanted = tuple(sorted({item.trajectory for p in found for item in p.items}))
-    runs = {r.id: r for r in work.store.trajectories(RunFilter(ids=wanted))} if wanted else {}
-    # Dev and test are for judging: a preference on such a run stays out of training, whoever made it.
-    usable = [p for p in found if all(runs[item.trajectory].split in ("train", "") for item in p.items)]
-    if not usable:
-        raise DataError(
-            f"there are no decided preferences on '{config.criterion}' among train runs of taskset '{work.taskset.name}'. Compare runs in "
-            f"`agentalign ui`, or make pairs from scores with `agentalign pairs {work.taskset.name}`."
-        )
-    kept = {item.trajectory for p in usable for item in p.items}
-    return usable, {r: t for r, t in runs.items() if r in kept}
-
-
-def make_pairs(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: RunData, config: DPOConfig, good: set[str]) -> list[Pair]:
+def make_pairs(
+    preferences: Sequence[Preference], runs: dict[str, Trajectory], data: RunData, config: DPOConfig, good: set[str]
+) -> list[Pair]:
     """Best against worst of every preference as token parts; equal comparisons once.
 
     Raises:
@@ -191,7 +177,9 @@ def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig) -> li
             kept.append(Pair(pair.chosen, pair.rejected, pair.strength, pair.trajectories, pair.anchor, pair.source, (chosen, rejected)))
     logger.info("pairs: %d kept, %d dropped because the policy hardly writes what they reject", len(kept), len(pairs) - len(kept))
     if not kept:
-        raise DataError(f"all {len(pairs)} pairs reject a token that the policy writes with less than {config.min_reference_prob:g}; lower min_reference_prob.")
+        raise DataError(
+            f"all {len(pairs)} pairs reject a token that the policy writes with less than {config.min_reference_prob:g}; lower min_reference_prob."
+        )
     return kept
 
 
@@ -261,4 +249,3 @@ def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[
     )
     counts = {"pairs": len(pairs), **Counter(f"pairs from {pair.source}" for pair in pairs)}
     return DryRun("dpo", counts, stats, data.refused, total, seconds, memory)
-

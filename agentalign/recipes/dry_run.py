@@ -25,7 +25,9 @@ class DryRun(NamedTuple):
     """Estimate for a micro-batch: weights, and activations of all layers."""
 
 
-def estimate(base: Base, stats: TokenStats, *, steps: int, batch_size: int, quantization: Quantization, micro_batch_tokens: int) -> tuple[float, float]:
+def estimate(
+    base: Base, stats: TokenStats, *, steps: int, batch_size: int, quantization: Quantization, micro_batch_tokens: int
+) -> tuple[float, float]:
     """(seconds, gigabytes) from the base's shape and one measured matrix product; right within a factor of two or so."""
     from transformers import AutoConfig
 

@@ -11,12 +11,12 @@ from agentalign.config.project import Project
 from agentalign.config.sft import SFTConfig
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
-from agentalign.records.adapter import Training
-from agentalign.records.trajectory import Trajectory
 from agentalign.recipes.data import RunData, render_runs, sft_batches, token_stats
 from agentalign.recipes.dev_gate import DevGate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
+from agentalign.records.adapter import Training
+from agentalign.records.trajectory import Trajectory
 from agentalign.training.batches import step_items, steps_for
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Plan, Term, train
@@ -102,6 +102,11 @@ def token_loss(model: Model, micro: MicroBatch) -> LossTerms:
 def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     seconds, memory = estimate(
-        work.base, stats, steps=total, batch_size=config.batch_size, quantization=config.quantization, micro_batch_tokens=config.micro_batch_tokens
+        work.base,
+        stats,
+        steps=total,
+        batch_size=config.batch_size,
+        quantization=config.quantization,
+        micro_batch_tokens=config.micro_batch_tokens,
     )
     return DryRun("sft", {"runs": stats.runs}, stats, data.refused, total, seconds, memory)

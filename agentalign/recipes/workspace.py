@@ -146,8 +146,6 @@ def resolve_start(work: Workspace, config: C) -> tuple[C, Path]:
     return config.model_copy(update={"start": card.ref}), folder
 
 
-
-
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:

@@ -128,10 +128,10 @@ class Trajectory(Record):
     created: str = ""
     """UTC, ISO 8601; not part of the id."""
     id: str = Field(default="", validate_default=False)
-    """32 hex digits over content and origin; filled in when left empty, checked otherwise."""
+    """32 hex digits over content, origin, parent and taskset; filled in when left empty, checked otherwise."""
 
     def model_post_init(self, _context: object) -> None:
-        expected = digest([self.content_digest, self.origin.model_dump(mode="json"), list(self.parent or ())])
+        expected = digest([self.content_digest, self.origin.model_dump(mode="json"), list(self.parent or ()), self.taskset])
         if not self.id:
             object.__setattr__(self, "id", expected)
         elif self.id != expected:

@@ -23,7 +23,16 @@ CONFIG_FILE, WEIGHTS_FILE, HEADS_FILE = "adapter_config.json", "adapter_model.sa
 MAX_RANK = 1024
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 # What makes an adapter something other than plain LoRA: each would be ignored or refused by one server or another.
-_UNSUPPORTED = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layers_pattern", "lora_bias")
+_UNSUPPORTED = (
+    "use_dora",
+    "use_rslora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layers_pattern",
+    "lora_bias",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,9 @@ def write_adapter(folder: Path, config: AdapterConfig, tensors: Mapping[str, Ten
     """adapter_config.json, adapter_model.safetensors and, where there are any, heads.safetensors; readable by others, fsynced."""
     bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
     if bad:
-        raise RegistryError(f"the adapter is not saved: {bad[0]} and {len(bad) - 1} more tensors hold NaN or infinity. Lower the learning rate.")
+        raise RegistryError(
+            f"the adapter is not saved: {bad[0]} and {len(bad) - 1} more tensors hold NaN or infinity. Lower the learning rate."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "lora_alpha": config.alpha,

@@ -62,6 +62,8 @@ class Pass(NamedTuple):
     adapter: str
     micro_batches: Sequence[MicroBatch]
     loss: Callable[[Model, MicroBatch], LossTerms]
+    figures: Mapping[str, float] = {}
+    """What the recipe knows of this step and wants in its row of metrics.jsonl."""
 
 
 class Learner(NamedTuple):
@@ -70,6 +72,8 @@ class Learner(NamedTuple):
     adapter: str
     heads: tuple[str, ...] = ()
     learning_rate: float = 1e-4
+    head_rate: float = 0.0
+    """Learning rate of the heads; 0: the adapter's. A head starts at zero and needs a faster one."""
 
 
 class Evaluated(NamedTuple):
@@ -157,11 +161,17 @@ class _Loop:
         self, model: Model, learners: Sequence[Learner], plan: Plan, folder: Path, evaluate: Callable[[int], Evaluated] | None, best_of: str
     ) -> None:
         self.model, self.learners, self.plan, self.folder, self.evaluate, self.best_of = model, learners, plan, folder, evaluate, best_of
-        self.groups = [model.parameters_of(learner.adapter, learner.heads) for learner in learners]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": group, "lr": learner.learning_rate} for group, learner in zip(self.groups, learners, strict=True)],
-            eps=plan.adam_eps, weight_decay=plan.weight_decay,
-        )  # fmt: skip
+        self.groups = [[*model.parameters_of(learner.adapter), *model.head_parameters(learner.heads)] for learner in learners]
+        rates = [
+            {"params": parameters, "peak": rate, "lr": rate}
+            for learner in learners
+            for parameters, rate in (
+                (model.parameters_of(learner.adapter), learner.learning_rate),
+                (model.head_parameters(learner.heads), learner.head_rate or learner.learning_rate),
+            )
+            if parameters
+        ]
+        self.optimizer = torch.optim.AdamW(rates, eps=plan.adam_eps, weight_decay=plan.weight_decay)
         self.step = 0
         self.skipped = 0
         self.tokens = 0
@@ -183,13 +193,18 @@ class _Loop:
         else:
             self._skip(metrics, involved)
         self.step += 1
+        metrics |= {name: value for p in passes for name, value in p.figures.items() if math.isfinite(value)}
         tokens = sum(micro.tree.n_tokens for p in passes for micro in p.micro_batches)
         self.tokens += tokens
         seconds = time.monotonic() - began
         metrics |= {f"grad_norm/{learner.adapter}": norm for learner, norm in zip(self.learners, norms, strict=True)}
         metrics |= {"learning_rate": self._rate_share() * self.learners[0].learning_rate, "num_tokens": self.tokens, "tokens_per_second": tokens / seconds, "seconds": seconds}  # fmt: skip
         self._log(metrics)
-        if self.plan.eval_every_steps and self.evaluate and (self.step % self.plan.eval_every_steps == 0 or self.step == self.plan.total_steps):
+        if (
+            self.plan.eval_every_steps
+            and self.evaluate
+            and (self.step % self.plan.eval_every_steps == 0 or self.step == self.plan.total_steps)
+        ):
             self.gate()
         if self.plan.save_every_steps and self.step % self.plan.save_every_steps == 0 and self.step < self.plan.total_steps:
             save_checkpoint(self.folder / "checkpoints", self._snapshot())
@@ -240,8 +255,8 @@ class _Loop:
         return plan.final_share + (1.0 - plan.final_share) * shape
 
     def _set_rates(self) -> None:
-        for group, learner in zip(self.optimizer.param_groups, self.learners, strict=True):
-            group["lr"] = learner.learning_rate * self._rate_share()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * self._rate_share()
 
     def _log(self, metrics: dict[str, float], **extra: float) -> None:
         self.outcome.steps, self.outcome.last_metrics = self.step, metrics
@@ -250,7 +265,9 @@ class _Loop:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({k: (round(v, 6) if isinstance(v, float) else v) for k, v in row.items()}) + "\n")
         left = (time.monotonic() - self.started) / max(1, self.outcome.steps) * (self.plan.total_steps - self.step)
-        shown = " ".join(f"{k} {v:.3g}" for k, v in metrics.items() if k in {"loss", "rewards/accuracies", "accuracy", "reward/mean", "kl", "eval/score"})
+        shown = " ".join(
+            f"{k} {v:.3g}" for k, v in metrics.items() if k in {"loss", "rewards/accuracies", "accuracy", "reward/mean", "kl", "eval/score"}
+        )
         logger.info("step %d/%d %s (%.0f s left)", self.step, self.plan.total_steps, shown, left)
 
     # ---------------------------------------------------------------- the dev gate
@@ -268,9 +285,13 @@ class _Loop:
             self.best = {name: value.detach().clone() for name, value in self._weights().items() if name.startswith(f"{self.best_of}/")}
         since_best = sum(1 for step, _ in self.outcome.evaluations if step > self.outcome.best_step)
         if found.score < scores[0] - self.plan.max_drop:
-            self.outcome.stopped = f"dev score {found.score:.3f} fell more than {self.plan.max_drop:g} below the start's {scores[0]:.3f} at step {self.step}"
+            self.outcome.stopped = (
+                f"dev score {found.score:.3f} fell more than {self.plan.max_drop:g} below the start's {scores[0]:.3f} at step {self.step}"
+            )
         elif self.plan.patience and since_best >= self.plan.patience:
-            self.outcome.stopped = f"no better dev score in {since_best} evaluations (best {max(scores):.3f} at step {self.outcome.best_step})"
+            self.outcome.stopped = (
+                f"no better dev score in {since_best} evaluations (best {max(scores):.3f} at step {self.outcome.best_step})"
+            )
 
     def finish(self) -> None:
         """Restore the best evaluated weights."""
@@ -306,7 +327,9 @@ class _Loop:
         restore_optimizer(self.optimizer, snapshot.optimizer)
         notes: dict[str, Any] = dict(snapshot.notes)
         self.step, self.best, self.tokens = snapshot.step, snapshot.best, int(notes["tokens"])
-        self.outcome = Outcome(steps=self.step, best_step=int(notes["best_step"]), evaluations=[(int(s), float(v)) for s, v in notes["evaluations"]])
+        self.outcome = Outcome(
+            steps=self.step, best_step=int(notes["best_step"]), evaluations=[(int(s), float(v)) for s, v in notes["evaluations"]]
+        )
         _forget_rows_after(self.folder / "metrics.jsonl", self.step)
         logger.info("resumed at step %d from %s", self.step, self.folder / "checkpoints")
 

@@ -37,4 +37,6 @@ def _fused(module: LoraLayer, x: Tensor, adapter: str) -> Tensor:
     down, up = module.lora_A[adapter].weight.to(x.dtype), module.lora_B[adapter].weight.to(x.dtype)
     rows = x.reshape(-1, x.shape[-1])
     with torch.autocast(x.device.type, enabled=False):
-        return torch.addmm(base.reshape(rows.shape[0], -1).to(x.dtype), rows @ down.t(), up.t(), alpha=module.scaling[adapter]).view(base.shape)
+        return torch.addmm(base.reshape(rows.shape[0], -1).to(x.dtype), rows @ down.t(), up.t(), alpha=module.scaling[adapter]).view(
+            base.shape
+        )

@@ -64,7 +64,9 @@ def ipo_loss(chosen_ratio: Tensor, rejected_ratio: Tensor, *, beta: float) -> tu
     return (margin - 1 / (2 * beta)) ** 2, {"rewards/margins": margin.detach(), "rewards/accuracies": (margin > 0).float()}
 
 
-def kto_loss(ratio: Tensor, desirable: Tensor, reference_kl: Tensor, *, beta: float, undesirable_weight: float = 1.0) -> tuple[Tensor, Metrics]:
+def kto_loss(
+    ratio: Tensor, desirable: Tensor, reference_kl: Tensor, *, beta: float, undesirable_weight: float = 1.0
+) -> tuple[Tensor, Metrics]:
     """Kahneman-Tversky optimization (Ethayarajh et al. 2024, eq. 8, arXiv:2402.01306) for unpaired runs.
 
     Args:

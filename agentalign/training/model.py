@@ -73,7 +73,7 @@ class Model:
         precision = dtype or (torch.bfloat16 if fast_bf16(place) else torch.float32)
         network = load_network(base.folder, quantization, dtype=precision, device=place)
         if gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
             network.train()  # the layers recompute only in train mode; dropout is 0 everywhere
         return cls(network, base, Dialect.load(base), quantization=quantization, dtype=precision)
 
@@ -92,9 +92,15 @@ class Model:
             if isinstance(module, nn.Linear) and module is not output and "lora_" not in name and not name.endswith(".base_layer")
         }))  # fmt: skip
 
-    def add_adapter(self, name: str, *, r: int, alpha: float, targets: Sequence[str] | None = None, seed: int = 0, trainable: bool = True) -> None:
+    def add_adapter(
+        self, name: str, *, r: int, alpha: float, targets: Sequence[str] | None = None, seed: int = 0, trainable: bool = True
+    ) -> None:
         """A new adapter that changes nothing yet (B = 0); A is drawn from `seed` alone."""
-        chosen = tuple(targets) if targets else (self.linear_targets() if not self._adapters else next(iter(self._adapters.values())).config.targets)
+        chosen = (
+            tuple(targets)
+            if targets
+            else (self.linear_targets() if not self._adapters else next(iter(self._adapters.values())).config.targets)
+        )
         config = AdapterConfig(r=r, alpha=alpha, targets=tuple(sorted(chosen)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -134,11 +140,14 @@ class Model:
         state: dict[str, Tensor] = get_peft_model_state_dict(self._peft, adapter_name=name, save_embedding_layers=False)
         return state
 
-    def parameters_of(self, name: str, heads: Sequence[str] = ()) -> list[nn.Parameter]:
-        """What an optimizer of this adapter trains, in a fixed order."""
+    def parameters_of(self, name: str) -> list[nn.Parameter]:
+        """The adapter's weights, in a fixed order."""
         marker = re.compile(rf"\.lora_[AB]\.{re.escape(name)}\.")
-        lora = [parameter for key, parameter in self.network.named_parameters() if marker.search(key)]
-        return lora + [parameter for head in heads for parameter in self._head(head).parameters()]
+        return [parameter for key, parameter in self.network.named_parameters() if marker.search(key)]
+
+    def head_parameters(self, heads: Sequence[str]) -> list[nn.Parameter]:
+        """The weights of these heads, in a fixed order."""
+        return [parameter for head in heads for parameter in self._head(head).parameters()]
 
     def _insert(self, name: str, config: AdapterConfig, trainable: bool) -> None:
         if name in self._adapters:
@@ -162,7 +171,9 @@ class Model:
             )
         wrong = [key for key in own if own[key].shape != tensors[key].shape]
         if wrong:
-            raise RegistryError(f"adapter {source}: {wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}, the base needs {tuple(own[wrong[0]].shape)}.")
+            raise RegistryError(
+                f"adapter {source}: {wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}, the base needs {tuple(own[wrong[0]].shape)}."
+            )
         set_peft_model_state_dict(self._peft, tensors, adapter_name=name)
         self._activate(self._active)
 
@@ -288,7 +299,9 @@ class Model:
         Merging into NF4 itself would round the adapter away (measured KL 0.78 against 0.005 this way).
         """
         if self._merged is None:
-            self._merged = AutoModelForCausalLM.from_pretrained(str(self.base.folder), dtype=self.dtype, local_files_only=True).to(self.device)
+            self._merged = AutoModelForCausalLM.from_pretrained(str(self.base.folder), dtype=self.dtype, local_files_only=True).to(
+                self.device
+            )
             self._merged.requires_grad_(False).eval()
         merged = dict(self._merged.named_modules())
         with torch.no_grad():

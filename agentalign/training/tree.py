@@ -135,34 +135,24 @@ class TokenTree:
         self.root = _Node(np.empty(0, dtype=np.int64), None)
         self.n_tokens = 0
 
-    def insert(self, ids: Ids) -> int:
-        """Add a path; returns how many tokens were new."""
+    def insert(self, ids: Ids) -> None:
+        """Add a path."""
         node, at = self.root, 0
         while at < len(ids):
             child = node.children.get(int(ids[at]))
             if child is None:
                 node.children[int(ids[at])] = _Node(ids[at:], node)
                 self.n_tokens += len(ids) - at
-                return len(ids) - at
+                return
             shared = _common(child.ids, ids[at:])
             if shared < len(child.ids):
                 child = _split(child, shared)
             node, at = child, at + shared
-        return 0
 
-    def missing(self, ids: Ids) -> int:
-        """How many tokens `insert` would add."""
-        node, at = self.root, 0
-        while at < len(ids):
-            child = node.children.get(int(ids[at]))
-            if child is None:
-                break
-            shared = _common(child.ids, ids[at:])
-            at += shared
-            if shared < len(child.ids):
-                break
-            node = child
-        return len(ids) - at
+    def insert_all(self, paths: Iterable[Ids]) -> None:
+        """Add several paths."""
+        for path in paths:
+            self.insert(path)
 
     def locate(self, ids: Ids) -> Ids:
         """Flat indices of a path that was inserted; call after `flatten`."""
@@ -225,12 +215,17 @@ def build_tree(runs: Sequence[RunLike]) -> TreeBatch:
     tree = TokenTree()
     paths = [paths_of(run) for run in runs]
     for run_paths in paths:
-        for path in run_paths:
-            tree.insert(path)
+        tree.insert_all(run_paths)
     if tree.n_tokens == 0:
         raise TrainingError("a batch without tokens cannot be trained on: every run in it is empty. Check the rendered runs.")
     tokens, positions, parents, segments = tree.flatten()
-    where, run_of, turn_of, turn_run, turn_state, turn_end, run_end = [], [], [], [], [], [], []
+    where: list[int] = []
+    run_of: list[int] = []
+    turn_of: list[int] = []
+    turn_run: list[int] = []
+    turn_state: list[int] = []
+    turn_end: list[int] = []
+    run_end: list[int] = []
     for index, (run, run_paths) in enumerate(zip(runs, paths, strict=True)):
         seen: set[int] = set()
         for turn, path in zip(run.turns, run_paths, strict=True):
@@ -288,11 +283,10 @@ def pack(groups: Iterable[G], *, max_tokens: int, runs_of: Callable[[G], Sequenc
     tree = TokenTree()
     for group in groups:
         paths = [path for run in runs_of(group) for path in paths_of(run)]
-        extra = sum(tree.missing(path) for path in paths)
-        if not batches or tree.n_tokens + extra > max_tokens:
+        tree.insert_all(paths)
+        if not batches or tree.n_tokens > max_tokens:
             batches.append([])
             tree = TokenTree()
-        for path in paths:
-            tree.insert(path)
+            tree.insert_all(paths)
         batches[-1].append(group)
     return batches

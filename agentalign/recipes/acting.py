@@ -1,0 +1,140 @@
+"""PPO's acting half: draw tasks, let the policy act, have checks and reward model score, store everything."""
+
+import logging
+import math
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from agentalign.config.ppo import PPOConfig
+from agentalign.environments.task import Task
+from agentalign.environments.team_code import Pool
+from agentalign.errors import AgentAlignError, DataError
+from agentalign.recipes.data import RunData, end_rewards, whole
+from agentalign.recipes.experience import REWARD, Experience, gather, lesson
+from agentalign.recipes.workspace import Workspace
+from agentalign.records.adapter import AdapterCard
+from agentalign.records.criterion import Score, overall
+from agentalign.records.trajectory import StopReason, Trajectory
+from agentalign.rollouts.policy import LocalPolicy
+from agentalign.rollouts.rollout import Job, rollout
+from agentalign.scoring.score import score_trajectories
+from agentalign.training.generate import Generator
+from agentalign.training.model import Model
+from agentalign.training.render import Rendered, render
+
+logger = logging.getLogger("agentalign")
+OPEN = 0.03
+"""Weight of a kind of task whose outcome is settled: it is still acted out now and then, so that forgetting shows."""
+
+
+class Acting:
+    """The policy at work, one iteration after the other. Owns nothing but a count."""
+
+    def __init__(
+        self, model: Model, work: Workspace, pool: Pool, config: PPOConfig, reward: AdapterCard, weights: Mapping[str, float], training: str
+    ) -> None:
+        self.model, self.work, self.pool, self.config, self.reward, self.training = model, work, pool, config, reward, training
+        self.tasks = work.taskset.tasks("train")
+        self.weights = [weights.get(kind_of(task), 0.25) for task in self.tasks]
+        self.answered = [c for c in work.taskset.criteria if c.kind != "check" and c.level == "trajectory" and not c.gate]
+        self.made = 0
+        self.figures: dict[str, float] = {}
+        if not self.tasks:
+            raise DataError(f"taskset '{work.taskset.name}' has no train tasks to act out; PPO needs some. Use dpo on imported runs.")
+
+    def experience(self, iteration: int) -> list[Experience]:
+        """Act, score, and make advantages; runs whose worth cannot be known are left out and counted."""
+        model, config = self.model, self.config
+        seed = config.seed * 1_000_003 + iteration
+        generator = Generator(model.merged_copy("policy"), model.dialect.stop_ids, model.dialect.pad_id)
+        name = f"{self.training}/{iteration}"
+        policy = LocalPolicy(generator, model.dialect, name=name, temperature=config.temperature, seed=seed)
+        jobs = [Job(task, sample) for task in self._draw(seed) for sample in range(config.samples_per_task)]
+        results = list(rollout(self.work.taskset, policy, jobs, seed=seed, pool=self.pool))
+        runs = [result.trajectory for result in results]
+        scores = score_trajectories(self.work.taskset, runs, pool=self.pool)
+        self.work.store.add(runs, [result.tokens for result in results if result.tokens])
+        self.work.store.add_scores(scores)
+        self.made += len(runs)
+        tokens = {result.trajectory.id: result.tokens for result in results}
+        usable: list[tuple[Trajectory, Rendered]] = []
+        for run in runs:
+            try:
+                if run.stop_reason != StopReason.ERROR:
+                    usable.append((run, render(run, model.dialect, tokens=tokens[run.id], max_tokens=config.max_tokens)))
+            except AgentAlignError as error:
+                logger.warning("left out of iteration %d: %s", iteration, error)
+        values = self.rewards([run for run, _ in usable], [rendered for _, rendered in usable], scores)
+        known = [(rendered, value) for (_, rendered), value in zip(usable, values, strict=True) if value is not None]
+        found = gather(model, [rendered for rendered, _ in known], [value for _, value in known], config)
+        self._say(iteration, len(runs), found, scores)
+        return found
+
+    def rewards(self, runs: Sequence[Trajectory], rendered: Sequence[Rendered], scores: Sequence[Score]) -> list[float | None]:
+        """Overall value per run: the checks' scores, and the reward model's answer to every criterion that only people can answer."""
+        by_run: dict[str, list[Score]] = {run.id: [] for run in runs}
+        for score in scores:
+            if score.trajectory in by_run:
+                by_run[score.trajectory].append(score)
+        for run, unit in zip(runs, self._reward_units(rendered), strict=True):
+            for criterion in self.answered:
+                low, high = criterion.scale
+                value = low + (high - low) * (unit if criterion.higher_is_better else 1 - unit)
+                by_run[run.id].append(
+                    Score(trajectory=run.id, criterion=criterion.key, value=value, rater=self.reward.ref, rater_kind="reward_model")
+                )
+        return [overall(self.work.taskset.criteria, by_run[run.id]) for run in runs]
+
+    def lessons(self, runs: Sequence[Trajectory], data: RunData) -> list[Experience]:
+        """Stored scored runs as the critic's first lessons."""
+        scores = self.work.store.scores([run.id for run in runs])
+        rendered = [data.rendered[run.id] for run in runs]
+        values = self.rewards(runs, rendered, scores)
+        return [lesson(one, value, self.config) for one, value in zip(rendered, values, strict=True) if value is not None]
+
+    def _reward_units(self, rendered: Sequence[Rendered]) -> list[float]:
+        """The reward model's opinion on [0, 1]: 0.5 is the mean of the runs it was made from."""
+        mean, deviation = self.reward.metrics.get("reward_mean", 0.0), self.reward.metrics.get("reward_sd", 1.0)
+        rewards = end_rewards(self.model, REWARD, [whole(run) for run in rendered], max_tokens=self.config.micro_batch_tokens)
+        return [1 / (1 + math.exp(-(reward - mean) / deviation)) for reward in rewards]
+
+    def _draw(self, seed: int) -> list[Task]:
+        """Tasks without replacement, in proportion to how open their kind's outcome is (Efraimidis and Spirakis 2006)."""
+        draw = random.Random(seed)
+        keys = [(draw.random() ** (1 / weight), index) for index, weight in enumerate(self.weights)]
+        return [self.tasks[index] for _, index in sorted(keys, reverse=True)[: self.config.tasks_per_iteration]]
+
+    def _say(self, iteration: int, made: int, found: Sequence[Experience], scores: Sequence[Score]) -> None:
+        success = [s.value for s in scores if s.criterion.startswith("task_success@") and s.value is not None]
+        kl = float(np.mean([float((e.old_logprobs - e.reference_logprobs).sum()) for e in found])) if found else 0.0
+        reward = float(np.mean([e.reward for e in found])) if found else 0.0
+        rate = float(np.mean(success)) if success else float("nan")
+        logger.info(
+            "iteration %d: %d runs, %d usable, reward %.3f, success %.3f, kl %.3f nats per run",
+            iteration,
+            made,
+            len(found),
+            reward,
+            rate,
+            kl,
+        )
+        self.figures = {"reward/mean": reward, "success/train": rate, "kl": kl, "usable": float(len(found))}
+
+
+def kind_of(task: Task) -> str:
+    """Family and branch: what a success rate is estimated over."""
+    return f"{task.family}/{task.branch}"
+
+
+def task_weights(work: Workspace, past: Sequence[Trajectory]) -> dict[str, float]:
+    """Per kind of task, p (1 - p) + a little: where past samples both won and lost there is most to learn."""
+    tasks = work.tasks()
+    wins: dict[str, list[float]] = {}
+    values = work.overalls(past)
+    for run in past:
+        value = values.get(run.id)
+        if run.task_id in tasks and value is not None:
+            wins.setdefault(kind_of(tasks[run.task_id]), []).append(float(value >= 0.6))
+    return {kind: (sum(w) / len(w)) * (1 - sum(w) / len(w)) + OPEN for kind, w in wins.items()}

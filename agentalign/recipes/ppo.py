@@ -1,0 +1,174 @@
+"""Proximal policy optimization on tool-calling runs: act, be scored, move towards what went better than expected.
+
+Four adapters of one quantized base: the policy; the reference, a frozen copy of where it started, whose divergence is priced in the
+reward; the reward model, which answers the criteria that only people can, beside the checks that answer theirs, through `overall`; and
+the critic, which starts as the reward model and learns returns before the policy moves. A turn is the action: advantages are per turn,
+loss is on the agent's own tokens. Left out on purpose: token-level GAE, reward whitening and an entropy bonus.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from agentalign.config.ppo import PPOConfig
+from agentalign.config.project import Project
+from agentalign.environments.team_code import Pool
+from agentalign.environments.worker import WorkerPool
+from agentalign.errors import DataError
+from agentalign.recipes.acting import Acting, task_weights
+from agentalign.recipes.data import RunData, render_runs, token_stats
+from agentalign.recipes.dev_gate import DevGate
+from agentalign.recipes.dry_run import DryRun, estimate
+from agentalign.recipes.experience import (
+    CRITIC,
+    POLICY,
+    REFERENCE,
+    REWARD,
+    Experience,
+    critic_batches,
+    policy_batches,
+    policy_loss,
+    value_loss,
+)
+from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
+from agentalign.records.adapter import Training
+from agentalign.records.trajectory import Trajectory
+from agentalign.training.batches import epoch_order, step_items
+from agentalign.training.dialect import Dialect
+from agentalign.training.engine import Learner, Pass, Plan, train
+from agentalign.training.model import Model
+
+logger = logging.getLogger("agentalign")
+
+
+def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Training | DryRun:
+    """Train the policy against the reward, or say what would be done."""
+    # load
+    with open_workspace(config, project) as work:
+        config, parent = resolve_start(work, config)
+        card, reward_folder = work.registry.resolve(config.reward or work.adapter_name("reward"))
+        config = config.model_copy(update={"reward": card.ref})
+        # data
+        past, replay_runs = past_runs(work), [r for r in work.train_runs(["expert"]) if r.steps]
+        data = render_runs([*past, *replay_runs], work.store, Dialect.load(work.base), config)
+        if dry_run:
+            return _dry_run(work, config, data)
+        training, folder = work.begin("ppo", config, [*(r.id for r in past), *(r.id for r in replay_runs)])
+        if training.status == "done":
+            return training
+        with work.recording(training), WorkerPool(work.taskset) as pool:
+            # model
+            model = load_models(work, config, parent, reward_folder)
+            acting = Acting(model, work, pool, config, card, task_weights(work, past), training.id)
+            critic_steps = warm_critic(model, config, acting, data, past, folder)
+            replay = [data.rendered[r.id] for r in replay_runs if r.id in data.rendered]
+
+            # loss
+            def steps(start: int) -> Iterator[Sequence[Pass]]:
+                for iteration in range(start // config.num_mini_batches, config.iterations):
+                    experience = acting.experience(iteration)
+                    for part, runs in enumerate(_shares(experience, config, iteration)):
+                        step = iteration * config.num_mini_batches + part
+                        again = (
+                            [replay[i] for i in step_items(len(replay), batch_size=config.replay, seed=config.seed, step=step)]
+                            if replay
+                            else []
+                        )
+                        yield [
+                            Pass(
+                                POLICY, policy_batches(runs, again, config), lambda m, micro: policy_loss(m, micro, config), acting.figures
+                            ),
+                            Pass(CRITIC, critic_batches(runs, config), value_loss),
+                        ]
+
+            # train
+            outcome = train(
+                model, learners(config), steps, plan_of(config), folder=folder, evaluate=_gate(model, work, pool, config), best_of=POLICY
+            )
+            # save
+            counts = {"rollouts": acting.made, "critic warm-up steps": critic_steps, "replay": len(replay)}
+            return work.publish(
+                training, folder, model, POLICY, kind="policy", parents=[config.start or "", card.ref], counts=counts, outcome=outcome
+            )
+
+
+def past_runs(work: Workspace) -> list[Trajectory]:
+    """Stored rollouts of train tasks that no PPO training made: the critic's first lesson, and where outcomes are open."""
+    trainings = {training.id for training in work.store.trainings(work.taskset.name) if training.recipe == "ppo"}
+    return [r for r in work.train_runs(["rollout"]) if r.steps and r.origin.reference.split("/")[0] not in trainings]
+
+
+def load_models(work: Workspace, config: PPOConfig, parent: Path, reward: Path) -> Model:
+    """One base with policy, reference, reward and critic."""
+    model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
+    model.load_adapter(POLICY, parent, trainable=True)
+    model.copy_adapter(POLICY, REFERENCE, trainable=False)
+    model.load_adapter(REWARD, reward)
+    model.copy_adapter(REWARD, CRITIC, trainable=True)
+    model.add_head(CRITIC, 1)
+    return model
+
+
+def learners(config: PPOConfig) -> list[Learner]:
+    """Policy, and the critic with its head."""
+    return [Learner(POLICY, learning_rate=config.learning_rate), critic(config)]
+
+
+def critic(config: PPOConfig) -> Learner:
+    """The critic alone."""
+    return Learner(CRITIC, (CRITIC,), config.value_learning_rate, head_rate=10 * config.value_learning_rate)
+
+
+def plan_of(config: PPOConfig) -> Plan:
+    """Evaluations and checkpoints fall between iterations: inside one, the runs come from weights that are gone."""
+    per = config.num_mini_batches
+    return Plan(
+        total_steps=config.iterations * per, schedule=config.lr_scheduler_type, warmup_steps=0, max_grad_norm=config.max_grad_norm, adam_eps=1e-5,
+        eval_every_steps=config.eval_every_steps * per, save_every_steps=min(config.save_every_steps, 1) * per, max_drop=config.max_drop,
+    )  # fmt: skip
+
+
+def warm_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, past: Sequence[Trajectory], folder: Path) -> int:
+    """Teach the critic the returns of stored runs, in a training of its own, before its advantages steer anything."""
+    runs = [r for r in past if r.id in data.rendered]
+    lessons = acting.lessons(runs, data)
+    if not lessons or not config.critic_warmup_steps:
+        logger.warning("no stored scored runs to teach the critic: the first advantages will be rough")
+        return 0
+
+    def steps(start: int) -> Iterator[Sequence[Pass]]:
+        size = config.tasks_per_iteration * config.samples_per_task // 2
+        for step in range(start, config.critic_warmup_steps):
+            chosen = [lessons[i] for i in step_items(len(lessons), batch_size=min(size, len(lessons)), seed=config.seed, step=step)]
+            yield [Pass(CRITIC, critic_batches(chosen, config), value_loss)]
+
+    plan = Plan(total_steps=config.critic_warmup_steps, schedule="constant", save_every_steps=config.critic_warmup_steps)
+    train(model, [critic(config)], steps, plan, folder=folder / "critic")
+    return config.critic_warmup_steps
+
+
+def _gate(model: Model, work: Workspace, pool: Pool, config: PPOConfig) -> DevGate | None:
+    return DevGate(model, POLICY, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
+
+
+def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int) -> list[list[Experience]]:
+    """The iteration's runs in equal shares, drawn by chance, for one optimizer step each."""
+    order = epoch_order(len(experience), seed=config.seed, epoch=iteration)
+    shares = [[experience[i] for i in order[part :: config.num_mini_batches]] for part in range(config.num_mini_batches)]
+    if not all(shares):
+        raise DataError(
+            f"iteration {iteration} left {len(experience)} usable runs, too few for {config.num_mini_batches} mini-batches; look at its runs."
+        )
+    return shares
+
+
+def _dry_run(work: Workspace, config: PPOConfig, data: RunData) -> DryRun:
+    stats = token_stats(list(data.rendered.values()), batch_size=config.samples_per_task)
+    runs = config.tasks_per_iteration * config.samples_per_task
+    # Forward passes of reference, old policy, reward and critic, and two updates: about 3.3 updates' worth per run.
+    seconds, memory = estimate(
+        work.base, stats, steps=config.iterations, batch_size=round(3.3 * runs), quantization=config.quantization,
+        micro_batch_tokens=config.micro_batch_tokens,
+    )  # fmt: skip
+    items = {"train tasks": len(work.taskset.tasks("train")), "runs to make": runs * config.iterations, "past runs": len(data.rendered)}
+    return DryRun("ppo", items, stats, data.refused, config.iterations * config.num_mini_batches, seconds, memory)

@@ -1,0 +1,27 @@
+"""Which preferences a recipe may learn from."""
+
+from agentalign.errors import DataError
+from agentalign.recipes.workspace import Workspace
+from agentalign.records.preference import Preference
+from agentalign.records.trajectory import Trajectory
+from agentalign.store.filters import RunFilter
+
+
+def choose_preferences(work: Workspace, criterion: str) -> tuple[list[Preference], dict[str, Trajectory]]:
+    """Decided preferences on a criterion among runs of the train split (or imported), and the runs they speak of.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [p for p in work.store.preferences(work.taskset.name, criterion=criterion) if p.decided]
+    wanted = tuple(sorted({item.trajectory for p in found for item in p.items}))
+    runs = {r.id: r for r in work.store.trajectories(RunFilter(ids=wanted))} if wanted else {}
+    # Dev and test are for judging: a preference on such a run stays out of training, whoever made it.
+    usable = [p for p in found if all(runs[item.trajectory].split in ("train", "") for item in p.items)]
+    if not usable:
+        raise DataError(
+            f"there are no decided preferences on '{criterion}' among train runs of taskset '{work.taskset.name}'. Compare runs in "
+            f"`agentalign ui`, or make pairs from scores with `agentalign pairs {work.taskset.name}`."
+        )
+    kept = {item.trajectory for p in usable for item in p.items}
+    return usable, {r: t for r, t in runs.items() if r in kept}
