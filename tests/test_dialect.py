@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,14 @@ def test_parsing_is_the_inverse_of_writing(dialect):
             CHAT[end - 1].content,
             [(c.name, c.parsed()) for c in CHAT[end - 1].tool_calls],
         )
+
+
+def test_a_turn_also_ends_where_the_bases_settings_say(tmp_path):
+    shutil.copytree(TINY, tmp_path / "base")
+    settings = json.loads((TINY / "generation_config.json").read_text())
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 0]}))
+    dialect = Dialect.load(prepare_base(str(tmp_path / "base"), tmp_path / "cache"))
+    assert dialect.stop_ids == {0, 2} and dialect.pad_id not in dialect.stop_ids
 
 
 def test_call_ids_are_numbered_from_where_the_run_stands(dialect):

@@ -7,7 +7,7 @@ Surprise: a longer chat need not begin with the text of a shorter one (some temp
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from functools import cached_property
 from typing import Any
@@ -32,8 +32,25 @@ DEFAULT_TODAY = "2026-01-01"
 class Dialect:
     """Messages to tokens and back, for one tokenizer under one template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, template_kwargs: Mapping[str, JsonValue] | None = None) -> None:
-        """Raises TemplateError where the template cannot be compiled or writes no chat at all."""
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        template_kwargs: Mapping[str, JsonValue] | None = None,
+        *,
+        stop_ids: Iterable[int] = (),
+    ) -> None:
+        """Ask the template what it can say.
+
+        Args:
+            tokenizer: The base's tokenizer.
+            template: The chat template's text.
+            template_kwargs: Its fixed arguments; see `Base.template_kwargs`.
+            stop_ids: Ids that end a turn beside those that the template writes.
+
+        Raises:
+            TemplateError: the template cannot be compiled or writes no chat at all.
+        """
         self.tokenizer = tokenizer
         self.template = template
         self.template_kwargs = dict(template_kwargs or {})
@@ -54,15 +71,19 @@ class Dialect:
         newline = tokenizer.encode("\n", add_special_tokens=False)
         self._newline: list[int] = [int(i) for i in newline]
         self.report, self._form = probe(self._render, special, str(tokenizer.eos_token or ""))
-        self.stop_ids = self._find_stop_ids()
+        self.stop_ids = self._find_stop_ids() | frozenset(stop_ids)
         self._stop = special_text.pattern(str(tokenizer.convert_ids_to_tokens(i)) for i in self.stop_ids)
-        pad = tokenizer.pad_token_id
-        self.pad_id = int(pad) if pad is not None and pad not in self.stop_ids else 0
+        # Whoever masks padding must not mask the end of a turn.
+        candidates = (tokenizer.pad_token_id, *range(len(self.stop_ids) + 1))
+        self.pad_id = next(int(i) for i in candidates if i is not None and i not in self.stop_ids)
 
     @classmethod
     def load(cls, base: Base) -> "Dialect":
         """The dialect of a prepared base."""
-        return cls(AutoTokenizer.from_pretrained(base.folder), base.template, base.template_kwargs)
+        settings = base.folder / "generation_config.json"
+        ends = json.loads(settings.read_text("utf-8")).get("eos_token_id") if settings.is_file() else None
+        stop_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        return cls(AutoTokenizer.from_pretrained(base.folder), base.template, base.template_kwargs, stop_ids=stop_ids)
 
     @cached_property
     def digest(self) -> str:
