@@ -62,6 +62,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
             plan = Plan(
                 total_steps=total, schedule=config.lr_scheduler_type, warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm,
                 eval_every_steps=config.eval_every_steps, save_every_steps=config.save_every_steps, max_drop=config.max_drop,
+                eval_at_start=parent is not None,
             )  # fmt: skip
             outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
             # save

@@ -98,6 +98,8 @@ class Plan:
     adam_eps: float = 1e-8
     eval_every_steps: int = 0
     """0: never."""
+    eval_at_start: bool = True
+    """Evaluate before step 0 too, so that the start can win. Wasted on a bare base."""
     save_every_steps: int = 0
     max_drop: float = 1.0
     """Stop when an evaluation falls this far below the first one."""
@@ -133,7 +135,7 @@ def train(
         steps: `steps(k)` yields the passes of step k, k + 1, ...; a step must depend on nothing but k, the data and the weights.
         plan: lengths and rates.
         folder: metrics.jsonl and checkpoints/ go here.
-        evaluate: the dev gate; called before step 0 and every `eval_every_steps`. None: the last weights are the result.
+        evaluate: the dev gate; called before step 0 (unless told otherwise) and every `eval_every_steps`. None: the last weights are the result.
         best_of: adapter whose best evaluated weights are restored at the end; None for the first learner's.
 
     Raises:
@@ -141,7 +143,7 @@ def train(
     """
     loop = _Loop(model, learners, plan, folder, evaluate, best_of or learners[0].adapter)
     loop.resume()
-    if loop.step == 0:
+    if loop.step == 0 and plan.eval_at_start:
         loop.gate()
     source = steps(loop.step)
     while loop.step < plan.total_steps and not loop.outcome.stopped:

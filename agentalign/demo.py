@@ -1,0 +1,257 @@
+"""The whole way in one command: a base model that never calls a tool becomes an agent that keeps the team's rules.
+
+Expert runs, SFT, sampled runs, pairs, DPO, a reward model, PPO; after each stage the same held-out tasks. Every finished part is
+noted down, so a restart goes on where it stopped; trainings go on from their own checkpoints.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentalign import strict_yaml
+from agentalign.config.dpo import DPOConfig
+from agentalign.config.load import resolve
+from agentalign.config.ppo import PPOConfig
+from agentalign.config.project import Project
+from agentalign.config.reward import RewardConfig
+from agentalign.config.sft import SFTConfig
+from agentalign.config.training import TrainingConfig
+from agentalign.deployment.check import promote
+from agentalign.environments.taskset import Taskset, load_taskset
+from agentalign.environments.worker import WorkerPool
+from agentalign.errors import RegistryError
+from agentalign.evaluation.report import StageResult, write_demo_report
+from agentalign.evaluation.run_eval import EvalPlan, evaluate, stored_evaluation
+from agentalign.recipes import dpo, ppo, reward, sft
+from agentalign.recipes.dry_run import DryRun
+from agentalign.records.adapter import Training
+from agentalign.records.base import now
+from agentalign.rollouts.bundle import adapter_policy
+from agentalign.rollouts.collect import collect
+from agentalign.rollouts.policy import ExpertPolicy
+from agentalign.rollouts.rollout import Job, rollout
+from agentalign.scoring.stored import make_pairs, overalls, score_stored
+from agentalign.store.store import Store
+
+logger = logging.getLogger("agentalign")
+TASKSET = "order_desk"
+FAILED = 0.6
+"""A run below this overall value gets a correction by the expert, who here is the reviewer."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much of everything."""
+
+    eval_tasks: int | None
+    """Held-out tasks per stage; None for all."""
+    open_samples: int
+    """Samples of every train task without a demonstration: there the policy has to judge by itself."""
+    other_samples: int
+    """Samples of each of as many other train tasks: they show what must not be lost."""
+    overrides: dict[str, dict[str, Any]]
+    """Recipe -> dials that differ from the taskset's recipes/."""
+    controls: bool = False
+    """Also train the SFT adapter on for as long as DPO and PPO took, to compare with."""
+
+
+PRESETS = {
+    "quick": Preset(
+        eval_tasks=40, open_samples=1, other_samples=1,
+        overrides={
+            "sft": {"max_steps": 30, "eval_every_steps": 0}, "dpo": {"max_steps": 4, "eval_every_steps": 0, "min_reference_prob": 0.01},
+            "reward": {"max_steps": 4}, "ppo": {"iterations": 1, "tasks_per_iteration": 6, "critic_warmup_steps": 1, "eval_every_steps": 0},
+        },
+    ),
+    "default": Preset(eval_tasks=200, open_samples=4, other_samples=2, overrides={}),
+    "full": Preset(
+        eval_tasks=None, open_samples=8, other_samples=4, controls=True,
+        overrides={
+            "sft": {"max_steps": 180, "eval_every_steps": 60}, "dpo": {"max_steps": 48}, "reward": {"max_steps": 60}, "ppo": {"iterations": 18},
+        },
+    ),
+}  # fmt: skip
+
+
+def run(project: Project, preset: str, seed: int) -> Path:
+    """Everything; returns the path of report.json.
+
+    Args:
+        preset: "quick", "default" or "full".
+        seed: draws adapters, samples and orders; the tasks stay the same.
+    """
+    with Store(project.store_url) as store:
+        return _Demo(project, store, preset, seed).whole_way()
+
+
+class _Demo:
+    """One demo of one preset and seed, with what is done so far."""
+
+    def __init__(self, project: Project, store: Store, preset: str, seed: int) -> None:
+        self.project, self.store, self.preset, self.seed = project, store, PRESETS[preset], seed
+        self.folder = project.state / "demo" / f"{preset}-{seed}"
+        self.taskset: Taskset = load_taskset(TASKSET, project.tasks)
+        self.done: dict[str, Any] = {}
+        if (self.folder / "done.json").exists():
+            self.done = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
+        self.stages: list[StageResult] = []
+
+    def whole_way(self) -> Path:
+        self.result("base", "base", seconds=0.0)
+        self.part("expert runs", self.expert_runs)
+        start = self.train("sft", "sft", {})
+        self.part("sampled runs", lambda: self.sample(start))
+        self.part("corrections", self.correct)
+        self.part("pairs", self.pairs)
+        after_dpo = self.train("dpo", "dpo", {"start": start}, extra=("sampled runs", "corrections", "pairs"))
+        reward_model = self.train("reward", "reward", {"start": start}, evaluated=False)
+        final = self.train("ppo", "ppo", {"start": after_dpo, "reward": reward_model}, extra=("reward",))
+        if self.preset.controls:
+            self.control("more sft (as long as dpo)", start, "dpo")
+            self.control("more sft (as long as ppo)", start, "ppo")
+        return self.report(final)
+
+    # ------------------------------------------------------------------ bookkeeping
+
+    def part(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do a part unless it is done, and note its value and time."""
+        if name not in self.done:
+            logger.info("== %s", name)
+            began = time.monotonic()
+            value = work()
+            self.done[name] = {"value": value, "seconds": round(time.monotonic() - began, 1), "at": now()}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = self.folder / "done.json.partial"
+            partial.write_text(json.dumps(self.done, indent=1), encoding="utf-8")
+            partial.replace(self.folder / "done.json")
+        return self.done[name]["value"]
+
+    def seconds(self, *parts: str) -> float:
+        return float(sum(self.done[part]["seconds"] for part in parts))
+
+    def train(self, stage: str, recipe: str, more: dict[str, Any], *, evaluated: bool = True, extra: tuple[str, ...] = ()) -> str:
+        """Train a stage with its recipe, evaluate it, and return its adapter."""
+        adapter: str = self.part(stage, lambda: self._trained(recipe, more))
+        training = self._training(adapter, recipe)
+        self.result(stage, adapter, seconds=self.seconds(stage, *extra), training=training, evaluated=evaluated)
+        return adapter
+
+    def _trained(self, recipe: str, more: dict[str, Any]) -> str:
+        classes: dict[str, type[TrainingConfig]] = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig, "ppo": PPOConfig}
+        file = self.taskset.folder / "recipes" / f"{recipe}.yaml"
+        config = resolve(classes[recipe], strict_yaml.load(file), {"seed": self.seed, **self.preset.overrides.get(recipe, {}), **more}, str(file))
+        module = {"sft": sft, "dpo": dpo, "reward": reward, "ppo": ppo}[recipe]
+        training: Training | DryRun = module.run(config, self.project)  # type: ignore[attr-defined]
+        assert isinstance(training, Training)
+        return training.adapter
+
+    def _training(self, adapter: str, recipe: str) -> Training:
+        return next(one for one in self.store.trainings(TASKSET) if one.adapter == adapter and one.recipe == recipe)
+
+    def result(self, stage: str, adapter: str, *, seconds: float, training: Training | None = None, evaluated: bool = True, **rest: Any) -> None:
+        """Evaluate an adapter on the held-out tasks and add it to the report."""
+        if evaluated:
+            self.part(f"evaluate {stage}", lambda: self._evaluated(adapter))
+        rows = [json.loads(line) for line in self._metrics(training)] if training else []
+        notes = [training.note] if training and training.note else []
+        evaluation = stored_evaluation(self.project, adapter, TASKSET, "test") if evaluated else None
+        self.stages.append(StageResult(stage, adapter, evaluation, seconds, metrics=rows, notes=notes, **rest))
+
+    def _metrics(self, training: Training) -> list[str]:
+        path = self.project.trainings / training.id / "metrics.jsonl"
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    def _evaluated(self, adapter: str) -> float:
+        plan = EvalPlan(split="test", limit=self.preset.eval_tasks)
+        found = evaluate(self.project, self.store, adapter, taskset=TASKSET, plan=plan, progress=_progress(f"{adapter} on test")).evaluation
+        rate = found.headline.success
+        logger.info("%s: success %.1f %% [%.1f, %.1f] on %d held-out tasks", adapter, 100 * rate.mean, 100 * rate.low, 100 * rate.high, rate.n)
+        return rate.mean
+
+    # ------------------------------------------------------------------ parts
+
+    def expert_runs(self) -> int:
+        """What the team has to show: many mechanical requests, few that need judgement."""
+        jobs = [Job(task) for task in self.taskset.tasks("train") if "expert" in task.tags]
+        with WorkerPool(self.taskset) as pool:
+            made = collect(self.store, self.taskset, ExpertPolicy(pool), jobs, pool=pool)
+            score_stored(self.store, self.taskset, pool=pool, only_new=True)
+        return len(made.runs)
+
+    def sample(self, adapter: str) -> int:
+        """Let the policy act on train tasks, mostly those nobody demonstrated."""
+        tasks = self.taskset.tasks("train")
+        unshown = [task for task in tasks if "expert" not in task.tags]
+        shown = [task for task in tasks if "expert" in task.tags]
+        others = shown[self.seed % 3 :: max(1, len(shown) // max(1, len(unshown)))][: len(unshown)]
+        jobs = [Job(task, i) for i in range(self.preset.open_samples) for task in unshown]
+        jobs += [Job(task, i) for i in range(self.preset.other_samples) for task in others]
+        policy = adapter_policy(self.project, adapter, temperature=0.8, seed=self.seed)
+        with WorkerPool(self.taskset) as pool:
+            made = collect(self.store, self.taskset, policy, jobs, pool=pool, seed=self.seed, progress=_progress("sampled runs"))
+            score_stored(self.store, self.taskset, pool=pool, only_new=True)
+        return len(made.runs)
+
+    def correct(self) -> int:
+        """The reviewer shows how the failed tasks are done; these runs become the better side of step pairs."""
+        shown = {task.id for task in self.taskset.tasks("train") if "expert" in task.tags}
+        runs = [run for run in self.store.trajectories() if run.taskset == TASKSET and run.origin.kind == "rollout" and run.split == "train"]
+        values = overalls(self.store, [run.id for run in runs], self.project.tasks)
+        failed = {run.task_id for run in runs if (values.get(run.id) or 0.0) < FAILED} - shown
+        jobs = [Job(task) for task in self.taskset.tasks("train") if task.id in failed]
+        with WorkerPool(self.taskset) as pool:
+            made = list(rollout(self.taskset, ExpertPolicy(pool), jobs, origin_kind="correction", pool=pool))
+            self.store.add([result.trajectory for result in made])
+            score_stored(self.store, self.taskset, pool=pool, only_new=True)
+        return len(made)
+
+    def pairs(self) -> dict[str, dict[str, int]]:
+        """Preferences from the scores, balanced over families and branches."""
+        made = make_pairs(self.store, self.taskset, margin=0.25, per_task=4, cap=40, seed=self.seed)
+        logger.info("pairs: %s", made.counts)
+        return made.counts
+
+    def control(self, name: str, start: str, stage: str) -> None:
+        """More SFT for as long as another stage trained."""
+        rows = [json.loads(line) for line in self._metrics(self._training(start, "sft"))]
+        per_step = sum(row.get("seconds", 0.0) for row in rows) / max(1, sum("seconds" in row for row in rows))
+        steps = max(1, int(self.seconds(stage) / per_step))
+        dials = {"start": start, "max_steps": steps, "learning_rate": 2e-4, "eval_every_steps": max(1, steps // 3)}
+        adapter: str = self.part(name, lambda: self._trained("sft", dials))
+        self.result(name, adapter, seconds=self.seconds(name), training=self._training(adapter, "sft"), compared_to="sft", control=True)
+
+    def report(self, final: str) -> Path:
+        """Promote what the gate lets through, and write the report."""
+        try:
+            promote(self.project, final, "production")
+            name = f"{TASKSET}@production"
+        except RegistryError as error:
+            logger.warning("not promoted: %s", error)
+            name = final
+        notes = [
+            "agentalign ui opens these runs in a browser, to look at and to rate.",
+            f'agentalign.load_agent("{name}") loads the adapter; agentalign export {name} DIR writes it for vLLM.',
+        ]
+        seconds = sum(entry["seconds"] for entry in self.done.values())
+        paths = write_demo_report(self.folder, self.stages, base=SFTConfig(taskset=TASKSET).base, seconds=seconds, notes=notes)
+        for note in (f"the report: {paths.html}", *notes):
+            logger.info(note)
+        return paths.json
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """A line with the time left, at most every ten seconds."""
+    began = time.monotonic()
+    last = [began]
+
+    def tick(done: int, total: int) -> None:
+        passed = time.monotonic() - began
+        if done == total or time.monotonic() - last[0] > 10:
+            last[0] = time.monotonic()
+            logger.info("%s: %d of %d (%.0f s left)", what, done, total, passed / max(1, done) * (total - done))
+
+    return tick

@@ -1,0 +1,162 @@
+"""The loop: exact accumulation, a gate that wins over good-looking losses, resume, and bad numbers."""
+
+import json
+import math
+
+import pytest
+import torch
+from tests.test_attention import CONFIGS, make_model, three_levels_deep
+
+from agentalign.errors import TrainingError
+from agentalign.training.engine import Evaluated, Learner, LossTerms, MicroBatch, Pass, Plan, Term, train
+from agentalign.training.losses import sft_loss
+from agentalign.training.tree import build_tree
+
+
+def micro(runs):
+    tree = build_tree(runs)
+    return MicroBatch(tree, {"sft": float(len(tree.occurrences))}, trajectories=tuple(str(i) for i in range(len(runs))))
+
+
+def sft(model, batch):
+    return LossTerms({"sft": Term(sft_loss(model.token_logprobs(batch.tree)))}, {})
+
+
+def steps_of(make_batches, total):
+    return lambda start: ([Pass("policy", make_batches(step), sft)] for step in range(start, total))
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters_of("policy")])
+
+
+def trained(tmp_path, name, make_batches, **plan):
+    model = make_model(tmp_path / name, CONFIGS["llama"])
+    plan = Plan(**{"total_steps": 3, "schedule": "constant", **plan})
+    outcome = train(model, [Learner("policy", learning_rate=1e-3)], steps_of(make_batches, plan.total_steps), plan, folder=tmp_path / name / "run")
+    return model, outcome
+
+
+def test_accumulation_over_many_micro_batches_equals_one(tmp_path):
+    runs = three_levels_deep()
+    one, first = trained(tmp_path, "one", lambda _: [micro(runs)], total_steps=1)
+    many, second = trained(tmp_path, "many", lambda _: [micro([run]) for run in runs], total_steps=1)
+    for a, b in zip(one.parameters_of("policy"), many.parameters_of("policy"), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=0)
+    assert first.last_metrics["loss"] == pytest.approx(second.last_metrics["loss"], abs=1e-5)
+
+
+def test_loss_falls_and_rows_are_written(tmp_path):
+    _, outcome = trained(tmp_path, "one", lambda _: [micro(three_levels_deep())], total_steps=8)
+    rows = [json.loads(line) for line in (tmp_path / "one" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.01
+    assert outcome.steps == 8
+    assert rows[-1]["num_tokens"] == 8 * build_tree(three_levels_deep()).n_tokens
+
+
+def test_two_trainings_from_one_seed_are_equal(tmp_path):
+    one, _ = trained(tmp_path, "one", lambda _: [micro(three_levels_deep())])
+    two, _ = trained(tmp_path, "two", lambda _: [micro(three_levels_deep())])
+    assert torch.equal(weights(one), weights(two))
+
+
+def test_interrupted_training_resumes_to_the_same_weights(tmp_path):
+    runs = three_levels_deep()
+
+    def batches(step):
+        return [micro([runs[step % 4]])]
+
+    whole, _ = trained(tmp_path, "whole", batches, total_steps=6, schedule="cosine")
+
+    def breaks(step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return batches(step)
+
+    model = make_model(tmp_path / "cut", CONFIGS["llama"])
+    plan = Plan(total_steps=6, schedule="cosine", save_every_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, [Learner("policy", learning_rate=1e-3)], steps_of(breaks, 6), plan, folder=tmp_path / "cut" / "run")
+    again = make_model(tmp_path / "again", CONFIGS["llama"])
+    train(again, [Learner("policy", learning_rate=1e-3)], steps_of(batches, 6), plan, folder=tmp_path / "cut" / "run")
+    assert torch.equal(weights(again), weights(whole))
+    rows = [json.loads(line)["step"] for line in (tmp_path / "cut" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3, 4, 5, 6]
+
+
+def test_best_evaluated_weights_win_even_those_of_the_start(tmp_path):
+    model = make_model(tmp_path, CONFIGS["llama"])
+    start = weights(model).clone()
+    scores = {0: 0.9, 2: 0.85, 4: 0.88}
+    plan = Plan(total_steps=4, eval_every_steps=2)
+    outcome = train(
+        model, [Learner("policy", learning_rate=1e-2)], steps_of(lambda _: [micro(three_levels_deep())], 4), plan, folder=tmp_path / "run",
+        evaluate=lambda step: Evaluated(scores[step], {}),
+    )  # fmt: skip
+    assert outcome.best_step == 0
+    assert outcome.evaluations == [(0, 0.9), (2, 0.85), (4, 0.88)]
+    assert torch.equal(weights(model), start)
+
+
+def test_fall_below_the_start_ends_the_training_and_rolls_back(tmp_path):
+    model = make_model(tmp_path, CONFIGS["llama"])
+    start = weights(model).clone()
+    scores = iter([0.8, 0.5])
+    plan = Plan(total_steps=10, eval_every_steps=1, max_drop=0.2)
+    outcome = train(
+        model, [Learner("policy", learning_rate=1e-2)], steps_of(lambda _: [micro(three_levels_deep())], 10), plan, folder=tmp_path / "run",
+        evaluate=lambda step: Evaluated(next(scores), {}),
+    )  # fmt: skip
+    assert outcome.steps == 1
+    assert "0.500 fell more than 0.2" in outcome.stopped
+    assert torch.equal(weights(model), start)
+
+
+def test_non_finite_step_is_skipped_and_several_end_the_training(tmp_path):
+    model = make_model(tmp_path, CONFIGS["llama"])
+    start = weights(model).clone()
+
+    def bad(model, batch):
+        return LossTerms({"sft": Term(sft_loss(model.token_logprobs(batch.tree)) * math.nan)}, {})
+
+    def steps(start):
+        return ([Pass("policy", [micro(three_levels_deep())], bad)] for _ in range(start, 10))
+
+    with pytest.raises(TrainingError, match="3 steps in a row.*learning_rate"):
+        train(model, [Learner("policy", learning_rate=1e-2)], steps, Plan(total_steps=10), folder=tmp_path / "run")
+    assert torch.equal(weights(model), start)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["skipped"] == 1.0 for row in rows)
+
+
+def test_head_is_trained_with_its_adapter_and_resumed(tmp_path):
+    def pull(model, batch):
+        values = model.apply_head("value", model.hidden(batch.tree)[batch.tree.turn_state]).squeeze(1)
+        return LossTerms({"value": Term((values - 1.0) ** 2)}, {})
+
+    model = make_model(tmp_path, CONFIGS["llama"])
+    model.add_head("value", 1)
+    batch = micro(three_levels_deep())
+    batch = MicroBatch(batch.tree, {"value": float(batch.tree.n_turns)})
+    steps = lambda start: ([Pass("policy", [batch], pull)] for _ in range(start, 30))  # noqa: E731
+    learner = Learner("policy", ("value",), 1e-3, head_rate=3e-2)
+    outcome = train(model, [learner], steps, Plan(total_steps=30, schedule="constant"), folder=tmp_path / "run")
+    assert outcome.last_metrics["loss"] < 0.2
+
+
+def test_two_terms_are_divided_by_their_own_counts(tmp_path):
+    model = make_model(tmp_path, CONFIGS["llama"])
+    seen = []
+
+    def loss(model, batch):
+        values = sft_loss(model.token_logprobs(batch.tree))
+        seen.append(float(values.detach().sum()))
+        return LossTerms({"sft": Term(values), "extra": Term(values[:1], 0.5)}, {})
+
+    tree = build_tree(three_levels_deep())
+    batch = MicroBatch(tree, {"sft": float(len(tree.occurrences)), "extra": 1.0})
+    outcome = train(model, [Learner("policy")], lambda start: iter([[Pass("policy", [batch], loss)]]), Plan(total_steps=1), folder=tmp_path / "run")
+    metrics = outcome.last_metrics
+    assert metrics["loss/sft"] == pytest.approx(seen[0] / len(tree.occurrences), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(metrics["loss/sft"] + 0.5 * metrics["loss/extra"], rel=1e-5)
