@@ -109,9 +109,7 @@ def test_fixed_template_arguments_stand_in_the_exported_template() -> None:
     assert ImmutableSandboxedEnvironment().from_string(fixed).render() == "False b True"
 
 
-@pytest.mark.parametrize(
-    ("ref", "words"), [("hello-reward", "gives numbers"), ("hello@7", "there is no hello@7"), ("nobody", "no adapter")]
-)
+@pytest.mark.parametrize(("ref", "words"), [("hello-reward", "gives numbers"), ("hello@7", "no hello@7"), ("nobody", "no adapter")])
 def test_what_is_no_policy_is_not_exported(made: Project, tmp_path: Path, ref: str, words: str) -> None:
     with pytest.raises(RegistryError, match=words):
         export(made, ref, tmp_path / "out")

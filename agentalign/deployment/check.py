@@ -15,10 +15,13 @@ from agentalign.config.project import Project
 from agentalign.errors import AgentAlignError, RegistryError
 from agentalign.evaluation.compare import compare
 from agentalign.evaluation.evaluate import Evaluation
+from agentalign.evaluation.run_eval import stored_evaluation
 from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.rollouts.bundle import Bundle, open_bundle, other_base, other_template
 from agentalign.store.registry import Registry
 from agentalign.training.adapter_files import AdapterConfig, read_adapter
+
+SPLITS = ("test", "dev", "train")
 
 
 def gate(
@@ -43,6 +46,23 @@ def gate(
         before, after = production, evaluation
         questions.append(("not worse than production", lambda: _not_worse(before, after)))
     return GateReport(adapter=bundle.card.ref, checks=tuple(_ask(name, question) for name, question in questions), forced=forced)
+
+
+def promote(project: Project, ref: str, stage: str, *, forced: str = "") -> GateReport:
+    """Run the gate on stored evaluations and promote the version if it passes or a reason is given.
+
+    Of the splits that this version was evaluated on, the one that production was evaluated on too speaks; else test before dev.
+    """
+    registry = Registry(project.adapters)
+    card, _ = registry.resolve(ref)
+    held = registry.stages(card.name).get("production")
+    before = f"{card.name}@{held}" if held is not None and held != card.version else None
+    found = {split: stored_evaluation(project, card.ref, card.taskset, split) for split in SPLITS}
+    rivals = {split: stored_evaluation(project, before, card.taskset, split) if before else None for split in SPLITS}
+    split = max(SPLITS, key=lambda one: (found[one] is not None, rivals[one] is not None))
+    report = gate(project, card.ref, evaluation=found[split], production=rivals[split], forced=forced)
+    registry.promote(card.ref, stage, report)
+    return report
 
 
 def expected_tensors(base_folder: Path, config: AdapterConfig) -> dict[str, tuple[int, int]]:

@@ -3,17 +3,21 @@
 A run is stored before many more are made, so that a kill loses seconds of work.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from agentalign.config.project import Project
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import TasksetError
 from agentalign.records.trajectory import Trajectory
-from agentalign.rollouts.policy import ExpertPolicy, Policy
+from agentalign.rollouts.bundle import adapter_policy, base_policy
+from agentalign.rollouts.policy import EndpointPolicy, ExpertPolicy, Policy
 from agentalign.rollouts.rollout import Job, RolloutResult, rollout
 from agentalign.store.store import Store
+from agentalign.training.quantize import Quantization
 
 STORED_AT_ONCE = 16
 
@@ -28,6 +32,10 @@ class Collected(NamedTuple):
     sampled_tokens: dict[str, int]
     """Trajectory id -> tokens the policy wrote; only where it counts them."""
 
+    def stop_reasons(self) -> dict[str, int]:
+        """How many runs ended for which reason."""
+        return dict(sorted(Counter(run.stop_reason.value for run in self.runs).items()))
+
 
 def choose_jobs(
     taskset: Taskset, split: str | None = None, tag: str | None = None, *, limit: int | None = None, samples: int = 1
@@ -39,6 +47,30 @@ def choose_jobs(
         splits = ", ".join(dict.fromkeys(task.split for task in taskset.tasks())) or "none"
         raise TasksetError(f"taskset '{taskset.name}' has no tasks {wanted}. Its splits: {splits}.")
     return [Job(task, sample) for task in _spread(tasks, limit) for sample in range(samples)]
+
+
+def choose_policy(
+    project: Project,
+    pool: Pool,
+    *,
+    adapter: str | None = None,
+    policy: Literal["expert", "base"] | None = None,
+    endpoint: str | None = None,
+    model: str = "",
+    api_key: str = "none",
+    base: str = "smollm2-135m",
+    quantization: Quantization = "nf4",
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Policy:
+    """Who acts: exactly one of an adapter, the expert or the bare base, or a model behind a server."""
+    if adapter is not None:
+        return adapter_policy(project, adapter, temperature=temperature, seed=seed)
+    if endpoint is not None:
+        return EndpointPolicy(endpoint, model, api_key=api_key, temperature=temperature, seed=seed)
+    if policy == "expert":
+        return ExpertPolicy(pool)
+    return base_policy(project, base, quantization, temperature=temperature, seed=seed)
 
 
 def _spread(tasks: Sequence[Task], limit: int | None) -> list[Task]:

@@ -1,18 +1,24 @@
-"""Runs made elsewhere into the store, with a report of what became of every row.
+"""Chat rows into the store, with a report of what became of every row, and runs out of it as chat rows.
 
 A run's id holds the file's digest and the row's number: reading a file again stores nothing new. Rows with equal content are different
 events and are all stored, but named in the report.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import JsonValue
+
 from agentalign.environments.task import Task
+from agentalign.environments.taskset import Taskset
 from agentalign.errors import DataError
-from agentalign.exchange.chat import Schemas, read_chat
-from agentalign.exchange.lines import Row
+from agentalign.exchange.chat import Schemas, read_chat, read_known_tools, write_chat
+from agentalign.exchange.lines import Row, look_through, read_rows
 from agentalign.records.trajectory import Origin, Trajectory
+from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
 
 BATCH = 200
@@ -44,6 +50,41 @@ class IngestReport(NamedTuple):
     duplicates: tuple[Duplicate, ...]
     """Among the stored."""
     refused: tuple[Refusal, ...]
+
+
+def import_file(
+    path: Path, store: Store, taskset: Taskset, *, tools_file: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> IngestReport:
+    """Store the runs of a file as runs of a taskset.
+
+    Args:
+        tools_file: JSON with function schemas, for rows that only name their tools.
+
+    Raises:
+        DataError: the file cannot be read to its end, or none of its rows can be used; nothing was stored then.
+    """
+    known = _read_known_tools(tools_file) if tools_file else None
+    source = look_through(path)
+    tasks = {task.id: task for task in taskset.tasks()}
+    tick = (lambda row: progress(row, source.lines)) if progress else (lambda _row: None)
+    report = ingest(read_rows(path), store, taskset.name, source.digest, tasks=tasks, known_tools=known, progress=tick)
+    if report.read == len(report.refused):
+        first = f" The first is row {report.refused[0].row}: {report.refused[0].reason}" if report.refused else ""
+        raise DataError(f"{path}: none of its {report.read} rows is a run.{first}")
+    return report
+
+
+def _read_known_tools(path: Path) -> dict[str, dict[str, JsonValue]]:
+    try:
+        return read_known_tools(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Check the path.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}). It must hold function schemas.") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def ingest(
@@ -121,3 +162,23 @@ def _store(store: Store, batch: list[tuple[int, Trajectory]]) -> tuple[tuple[int
         if original != run.id:
             found.append(Duplicate(number, original))
     return (report.stored, report.known), found
+
+
+def write_runs(store: Store, wanted: RunFilter, target: Path) -> int:
+    """Write the runs that match, oldest first, as a file that `import` reads; returns how many. An existing file is refused."""
+    if target.exists():
+        raise DataError(f"{target} exists. Name another file.")
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    count = 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for run in store.trajectories(wanted):
+                # ASCII escapes: a model may have written half a surrogate pair, which is no UTF-8.
+                file.write(json.dumps(write_chat(run)) + "\n")
+                count += 1
+        partial.rename(target)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error.strerror or error}). Choose a folder you may write to.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return count

@@ -1,12 +1,13 @@
 """Scores and pairs of the runs that a store holds."""
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-from agentalign.environments.taskset import Taskset
+from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.environments.team_code import Pool
-from agentalign.errors import DataError
-from agentalign.records.criterion import Score, ScoreStatus, overall
+from agentalign.errors import AgentAlignError, DataError
+from agentalign.records.criterion import Criterion, Score, ScoreStatus, overall
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.pairs import Group, balance, corrections, describe, step_pairs, task_pairs
@@ -96,6 +97,23 @@ def _scoring_report(made: list[Score], runs: int) -> ScoringReport:
             values.setdefault(score.criterion, []).append(score.value)
     means = {name: sum(found) / len(found) for name, found in sorted(values.items())}
     return ScoringReport(runs, len(made), len(errors), errors[0].note.strip().splitlines()[-1] if errors else "", means)
+
+
+def overalls(store: Store, ids: Collection[str], tasks: Path | None) -> dict[str, float | None]:
+    """Overall value per run id; None where it cannot be known, for instance because its taskset is not here."""
+    criteria: dict[str, tuple[Criterion, ...]] = {}
+    by_run: dict[str, list[Score]] = {}
+    for score in store.scores(list(ids)):
+        by_run.setdefault(score.trajectory, []).append(score)
+    found: dict[str, float | None] = dict.fromkeys(ids)
+    for run in store.trajectories(RunFilter(ids=tuple(by_run))):
+        if run.taskset not in criteria:
+            try:
+                criteria[run.taskset] = load_taskset(run.taskset, tasks).criteria
+            except AgentAlignError:
+                criteria[run.taskset] = ()
+        found[run.id] = overall(criteria[run.taskset], by_run[run.id])
+    return found
 
 
 def make_pairs(

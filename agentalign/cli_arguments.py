@@ -1,0 +1,80 @@
+"""How commands and the arguments they share are declared."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from agentalign.store.filters import RunFilter
+
+Run: TypeAlias = Callable[[argparse.Namespace], int | None]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+FILTERS = {
+    "taskset": ("NAME", "runs of this taskset"),
+    "task": ("ID", "runs of this task"),
+    "family": ("NAME", "runs of this family of tasks"),
+    "split": ("NAME", "runs of train, dev or test tasks"),
+    "policy": ("NAME", "runs that this made: an adapter such as hello@2, base, expert"),
+    "kind": ("KIND", "rollout, expert, import, correction or capture"),
+    "stop": ("REASON", "runs that ended so: answered, max_turns, max_tokens, max_seconds, error"),
+    "tool": ("NAME", "runs that called this tool"),
+    "text": ("WORDS", "runs in which these words stand"),
+    "training": ("ID", "runs that belong to this training"),
+}
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """The description wrapped, the examples as they are written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        raw = text.startswith(("examples:", "in the order"))
+        return super()._fill_text(text, width, indent) if raw else argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+def command(
+    commands: Commands, name: str, help: str, *, run: Run | None = None, more: str = "", examples: str = ""
+) -> argparse.ArgumentParser:
+    """Declare a command: one line of help, what more there is to know, and examples to copy."""
+    epilog = "examples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines()) if examples else None
+    description = f"{help[0].upper()}{help[1:]}. {more}".strip()
+    parser = commands.add_parser(name, help=help, description=description, epilog=epilog, allow_abbrev=False, formatter_class=Help)
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser
+
+
+def verbs(parser: argparse.ArgumentParser, title: str = "verbs") -> Commands:
+    """Sub-commands of a command."""
+    return parser.add_subparsers(title=title, required=True)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    """Which runs."""
+    for name, (metavar, help) in FILTERS.items():
+        parser.add_argument(f"--{name}", metavar=metavar, help=help)
+
+
+def run_filter(arguments: argparse.Namespace) -> "RunFilter":
+    """The filter that the arguments of `add_filters` make."""
+    from agentalign.store.filters import RunFilter
+
+    named = {"task": "task_id", "kind": "origin_kind", "stop": "stop_reason"}
+    return RunFilter(**{named.get(name, name): getattr(arguments, name) for name in FILTERS})
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """An argument type: a whole number that is not below `lowest`."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{value} is below {lowest}")
+        return value
+
+    return whole_number
