@@ -11,9 +11,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from agentalign import __version__, cli_adapters, cli_project, cli_runs, cli_train
+from agentalign import cli_adapters, cli_project, cli_runs, cli_train
 from agentalign.cli_arguments import Help
-from agentalign.cli_output import say
+from agentalign.cli_output import say, show
 from agentalign.errors import AgentAlignError
 
 NOUNS = ("tasks", "runs", "adapters")
@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="agentalign", description="Align open language models to your team's own criteria.", epilog=ORDER,
         formatter_class=Help, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"agentalign {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", required=True)
     cli_project.add_first(commands)
     cli_runs.add(commands)
@@ -80,6 +80,16 @@ def build_parser() -> argparse.ArgumentParser:
     cli_adapters.add(commands)
     cli_project.add_last(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        show(f"agentalign {version('agentalign')}")
+        parser.exit()
 
 
 def _quiet() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from small_base import make_base
 
+import agentalign
 from agentalign.cli import NOUNS, main, parse
 from agentalign.cli_output import duration, plain, progress
 from agentalign.cli_train import RECIPES
@@ -20,22 +21,8 @@ from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
 from agentalign.store.store import Store
 
 COMMANDS = [
-    "init",
-    "tasks",
-    "rollout",
-    "import",
-    "score",
-    "runs",
-    "pairs",
-    "train",
-    "eval",
-    "adapters",
-    "promote",
-    "export",
-    "ui",
-    "demo",
-    "backup",
-    "restore",
+    *("init", "tasks", "rollout", "import", "score", "runs", "pairs", "train", "eval"),
+    *("adapters", "promote", "export", "ui", "demo", "backup", "restore"),
 ]
 Say = Callable[..., str]
 
@@ -89,6 +76,12 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines if line.startswith("    ") and line.split()[0] in COMMANDS] == COMMANDS
     assert lines[-1] == "[]"
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"agentalign {agentalign.__version__}\n")
 
 
 def words_of(help: str) -> list[str]:
