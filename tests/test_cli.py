@@ -155,7 +155,7 @@ def test_the_way_with_a_model_from_training_to_export(project: Project, run: Say
     assert run("adapters", "verify", "hello@2").startswith("hello@2: all")
     assert json.loads(run("rollout", "hello", "--adapter", "hello@production", "--limit", "1", "--n", "2", "--json"))["stored"] == 2
     id = json.loads(run("runs", "--json", "--policy", "hello@1"))["runs"][0]["id"]
-    assert "\x1b[" in run("runs", "show", id, "--tokens")
+    assert "\x1b[30;42m" in run("runs", "show", id, "--tokens")
     assert run("export", "hello@production", "served").strip() == str(project.root / "served")
 
 

@@ -133,7 +133,14 @@ def colour_print(rendered: Rendered, dialect: Dialect) -> str:
         if shown and common < len(shown):
             out.append("\n\x1b[33m--- the template writes the past differently from here on ---\x1b[0m\n")
             common = 0
-        out.append("\x1b[90m" + dialect.decode(turn.context[common:]) + "\x1b[0m")
-        out.extend(f"\x1b[{'30;42' if i % 2 else '30;102'}m{dialect.decode([token])}\x1b[0m" for i, token in enumerate(turn.completion))
+        out.append("\x1b[90m" + _inert(dialect.decode(turn.context[common:])) + "\x1b[0m")
+        out.extend(
+            f"\x1b[{'30;42' if i % 2 else '30;102'}m{_inert(dialect.decode([token]))}\x1b[0m" for i, token in enumerate(turn.completion)
+        )
         shown = turn.context + turn.completion
     return "".join(out)
+
+
+def _inert(text: str) -> str:
+    """Text of a run steers no terminal: control characters but tab and newline are shown as escapes."""
+    return "".join(c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode("ascii") for c in text)
