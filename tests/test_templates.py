@@ -67,3 +67,25 @@ def test_refusals_say_what_is_missing(rows, name, kind, sentence):
 )
 def test_well_known_templates_are_understood(rows, name, kind):
     assert next(row.outcomes[kind] for row in rows if row.name == name).startswith("ok")
+
+
+@pytest.fixture(scope="module")
+def qwen3(bench, rows):
+    return next(text for _, name, text in bench.templates() if name == "qwen3")
+
+
+def test_template_arguments_hold_for_prompt_and_turn(bench, qwen3):
+    run = bench.runs()["two in turn"]
+    silent = bench.Dialect(bench.tokenizer_for(qwen3), qwen3, {"enable_thinking": False})
+    assert silent.context_text(run.messages[:1], run.tools).endswith("<think>\n\n</think>\n\n")
+    turns = bench.render(run, silent, max_tokens=5000).turns
+    assert not any("think" in silent.decode(turn.completion) for turn in turns)
+
+
+def test_qwen3_drops_old_reasoning_and_so_makes_branches(bench, qwen3):
+    dialect = bench.Dialect(bench.tokenizer_for(qwen3), qwen3)
+    assert not dialect.report.prefix_preserving
+    first, second, third = bench.render(bench.runs()["reasoning"], dialect, max_tokens=5000).turns
+    assert "I must look it up." in dialect.decode(first.completion)
+    assert "I must look it up." in dialect.decode(second.context), "no user has spoken since"
+    assert "I must look it up." not in dialect.decode(third.context)

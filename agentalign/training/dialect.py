@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError as JinjaError
 from pydantic import JsonValue
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from agentalign.errors import TemplateError
@@ -88,8 +88,8 @@ class Dialect:
     @cached_property
     def digest(self) -> str:
         """Hash over tokenizer, template and its arguments: recorded tokens are reused only where it is equal."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        vocabulary = backend.to_str() if backend else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        fast = isinstance(self.tokenizer, PreTrainedTokenizerFast)
+        vocabulary: str = self.tokenizer.backend_tokenizer.to_str() if fast else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return digest([hashlib.sha256(vocabulary.encode()).hexdigest(), self.template, self.template_kwargs, str(self._today)])
 
     # ---- writing
