@@ -49,7 +49,7 @@ class Criterion(Record):
 
     @property
     def key(self) -> str:
-        """"name@version", as scores and preferences refer to it."""
+        """ "name@version", as scores and preferences refer to it."""
         return f"{self.name}@{self.version}"
 
     def unit_value(self, value: float) -> float:
@@ -93,7 +93,8 @@ class Score(Record):
 
     def model_post_init(self, _context: object) -> None:
         if (self.status == ScoreStatus.VALUE) != (self.value is not None):
-            raise ValueError(f"score on {self.criterion}: status {self.status.value} and value {self.value} contradict; only status 'value' has one.")
+            said = f"status {self.status.value} and value {self.value}"
+            raise ValueError(f"score on {self.criterion}: {said} contradict; only status 'value' has one.")
         if not self.id:
             content: JsonValue = self.model_dump(mode="json", exclude={"id"})
             object.__setattr__(self, "id", digest(content))

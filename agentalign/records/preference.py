@@ -39,7 +39,8 @@ class Preference(Record):
     @model_validator(mode="after")
     def _sound(self) -> "Preference":
         if len(self.items) < 2 or len(set(self.items)) != len(self.items):
-            raise ValueError(f"a preference orders at least two different items; got {len(self.items)}, {len(set(self.items))} of them different.")
+            count, different = len(self.items), len(set(self.items))
+            raise ValueError(f"a preference orders at least two different items; got {count}, {different} of them different.")
         if len({item.step is None for item in self.items}) > 1:
             raise ValueError("a preference compares whole runs with whole runs, or steps with steps, not one with the other.")
         if self.tie and self.both_bad:

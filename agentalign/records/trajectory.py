@@ -93,7 +93,7 @@ class Origin(Record):
 class Step(NamedTuple):
     """A view of one assistant turn and what came back for it."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     """0 for the first assistant turn of the run."""
     message_index: int
     """Where the assistant message stands in `Trajectory.messages`."""
@@ -135,7 +135,9 @@ class Trajectory(Record):
         if not self.id:
             object.__setattr__(self, "id", expected)
         elif self.id != expected:
-            raise ValueError(f"trajectory id {self.id} does not match its content ({expected}): the record was changed after it was written.")
+            raise ValueError(
+                f"trajectory id {self.id} does not match its content ({expected}): the record was changed since it was written."
+            )
 
     @cached_property
     def content_digest(self) -> str:

@@ -59,11 +59,13 @@ def leave_one_out(rewards: Floats) -> Floats:
     count = len(rewards)
     if count < 2:
         return np.zeros_like(rewards)
-    return rewards - (rewards.sum() - rewards) / (count - 1)
+    centred: Floats = rewards - (rewards.sum() - rewards) / (count - 1)
+    return centred
 
 
 def whiten(values: Floats, weights: Floats, *, shift: bool = True) -> Floats:
     """Zero mean (unless `shift` is False) and unit variance under weights, e.g. the number of tokens behind each value."""
     mean = np.average(values, weights=weights)
     deviation = np.sqrt(np.average((values - mean) ** 2, weights=weights) + 1e-8)
-    return (values - (mean if shift else 0.0)) / deviation
+    whitened: Floats = (values - (mean if shift else 0.0)) / deviation
+    return whitened
