@@ -61,20 +61,30 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(
-        eval_tasks=40, open_samples=1, other_samples=1,
+        eval_tasks=40,
+        open_samples=1,
+        other_samples=1,
         overrides={
-            "sft": {"max_steps": 30, "eval_every_steps": 0}, "dpo": {"max_steps": 4, "eval_every_steps": 0, "min_reference_prob": 0.01},
-            "reward": {"max_steps": 4}, "ppo": {"iterations": 1, "tasks_per_iteration": 6, "critic_warmup_steps": 1, "eval_every_steps": 0},
+            "sft": {"max_steps": 30, "eval_every_steps": 0},
+            "dpo": {"max_steps": 4, "eval_every_steps": 0, "min_reference_prob": 0.01},
+            "reward": {"max_steps": 4},
+            "ppo": {"iterations": 1, "tasks_per_iteration": 6, "critic_warmup_steps": 1, "eval_every_steps": 0},
         },
     ),
     "default": Preset(eval_tasks=200, open_samples=4, other_samples=2, overrides={}),
     "full": Preset(
-        eval_tasks=None, open_samples=8, other_samples=4, controls=True,
+        eval_tasks=None,
+        open_samples=8,
+        other_samples=4,
+        controls=True,
         overrides={
-            "sft": {"max_steps": 180, "eval_every_steps": 60}, "dpo": {"max_steps": 48}, "reward": {"max_steps": 60}, "ppo": {"iterations": 18},
+            "sft": {"max_steps": 180, "eval_every_steps": 60},
+            "dpo": {"max_steps": 48},
+            "reward": {"max_steps": 60},
+            "ppo": {"iterations": 18},
         },
     ),
-}  # fmt: skip
+}
 
 
 def run(project: Project, preset: str, seed: int) -> Path:
@@ -143,7 +153,9 @@ class _Demo:
     def _trained(self, recipe: str, more: dict[str, Any]) -> str:
         classes: dict[str, type[TrainingConfig]] = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig, "ppo": PPOConfig}
         file = self.taskset.folder / "recipes" / f"{recipe}.yaml"
-        config = resolve(classes[recipe], strict_yaml.load(file), {"seed": self.seed, **self.preset.overrides.get(recipe, {}), **more}, str(file))
+        config = resolve(
+            classes[recipe], strict_yaml.load(file), {"seed": self.seed, **self.preset.overrides.get(recipe, {}), **more}, str(file)
+        )
         module = {"sft": sft, "dpo": dpo, "reward": reward, "ppo": ppo}[recipe]
         training: Training | DryRun = module.run(config, self.project)  # type: ignore[attr-defined]
         assert isinstance(training, Training)
@@ -152,7 +164,9 @@ class _Demo:
     def _training(self, adapter: str, recipe: str) -> Training:
         return next(one for one in self.store.trainings(TASKSET) if one.adapter == adapter and one.recipe == recipe)
 
-    def result(self, stage: str, adapter: str, *, seconds: float, training: Training | None = None, evaluated: bool = True, **rest: Any) -> None:
+    def result(
+        self, stage: str, adapter: str, *, seconds: float, training: Training | None = None, evaluated: bool = True, **rest: Any
+    ) -> None:
         """Evaluate an adapter on the held-out tasks and add it to the report."""
         if evaluated:
             self.part(f"evaluate {stage}", lambda: self._evaluated(adapter))
@@ -169,7 +183,9 @@ class _Demo:
         plan = EvalPlan(split="test", limit=self.preset.eval_tasks)
         found = evaluate(self.project, self.store, adapter, taskset=TASKSET, plan=plan, progress=_progress(f"{adapter} on test")).evaluation
         rate = found.headline.success
-        logger.info("%s: success %.1f %% [%.1f, %.1f] on %d held-out tasks", adapter, 100 * rate.mean, 100 * rate.low, 100 * rate.high, rate.n)
+        logger.info(
+            "%s: success %.1f %% [%.1f, %.1f] on %d held-out tasks", adapter, 100 * rate.mean, 100 * rate.low, 100 * rate.high, rate.n
+        )
         return rate.mean
 
     # ------------------------------------------------------------------ parts
@@ -199,7 +215,9 @@ class _Demo:
     def correct(self) -> int:
         """The reviewer shows how the failed tasks are done; these runs become the better side of step pairs."""
         shown = {task.id for task in self.taskset.tasks("train") if "expert" in task.tags}
-        runs = [run for run in self.store.trajectories() if run.taskset == TASKSET and run.origin.kind == "rollout" and run.split == "train"]
+        runs = [
+            run for run in self.store.trajectories() if run.taskset == TASKSET and run.origin.kind == "rollout" and run.split == "train"
+        ]
         values = overalls(self.store, [run.id for run in runs], self.project.tasks)
         failed = {run.task_id for run in runs if (values.get(run.id) or 0.0) < FAILED} - shown
         jobs = [Job(task) for task in self.taskset.tasks("train") if task.id in failed]

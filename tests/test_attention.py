@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.small_base import make_base
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config, Qwen3NextConfig
 
 from agentalign.training.attention import leaf_paths, tree_capable
 from agentalign.training.base import prepare_base
 from agentalign.training.model import Model
 from agentalign.training.tree import build_tree
+from tests.small_base import make_base
 
 SHAPE = {
-    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE),
@@ -136,7 +136,8 @@ def test_template_that_rewrites_history_equals_its_turns_rendered_separately(tmp
 def test_hybrid_takes_padded_rows_and_is_exact_there_and_would_not_be_in_a_tree(tmp_path):
     hybrid = Qwen3NextConfig(
         **SHAPE, head_dim=8, layer_types=["linear_attention", "full_attention", "linear_attention"], linear_num_key_heads=2,
-        linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, num_experts=0, decoder_sparse_step=1, mlp_only_layers=[0, 1, 2],
+        linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, num_experts=0, decoder_sparse_step=1,
+        mlp_only_layers=[0, 1, 2],
     )  # fmt: skip
     assert not tree_capable(hybrid)
     model = make_model(tmp_path, hybrid)

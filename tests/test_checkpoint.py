@@ -8,7 +8,9 @@ from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_che
 
 
 def snapshot(step):
-    return Snapshot(step, {"policy/0": torch.full((3,), float(step))}, {"0/exp_avg": torch.ones(3)}, {"best_step": step}, {"policy/0": torch.zeros(3)})
+    return Snapshot(
+        step, {"policy/0": torch.full((3,), float(step))}, {"0/exp_avg": torch.ones(3)}, {"best_step": step}, {"policy/0": torch.zeros(3)}
+    )
 
 
 def test_newest_comes_back_whole_and_two_are_kept(tmp_path):

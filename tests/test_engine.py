@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from tests.test_attention import CONFIGS, make_model, three_levels_deep
 
 from agentalign.errors import TrainingError
 from agentalign.training.engine import Evaluated, Learner, LossTerms, MicroBatch, Pass, Plan, Term, train
 from agentalign.training.losses import sft_loss
 from agentalign.training.tree import build_tree
+from tests.test_attention import CONFIGS, make_model, three_levels_deep
 
 
 def micro(runs):
@@ -33,7 +33,9 @@ def weights(model):
 def trained(tmp_path, name, make_batches, **plan):
     model = make_model(tmp_path / name, CONFIGS["llama"])
     plan = Plan(**{"total_steps": 3, "schedule": "constant", **plan})
-    outcome = train(model, [Learner("policy", learning_rate=1e-3)], steps_of(make_batches, plan.total_steps), plan, folder=tmp_path / name / "run")
+    outcome = train(
+        model, [Learner("policy", learning_rate=1e-3)], steps_of(make_batches, plan.total_steps), plan, folder=tmp_path / name / "run"
+    )
     return model, outcome
 
 
@@ -123,7 +125,7 @@ def test_non_finite_step_is_skipped_and_several_end_the_training(tmp_path):
     def steps(start):
         return ([Pass("policy", [micro(three_levels_deep())], bad)] for _ in range(start, 10))
 
-    with pytest.raises(TrainingError, match="3 steps in a row.*learning_rate"):
+    with pytest.raises(TrainingError, match=r"3 steps in a row.*learning_rate"):
         train(model, [Learner("policy", learning_rate=1e-2)], steps, Plan(total_steps=10), folder=tmp_path / "run")
     assert torch.equal(weights(model), start)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -139,7 +141,7 @@ def test_head_is_trained_with_its_adapter_and_resumed(tmp_path):
     model.add_head("value", 1)
     batch = micro(three_levels_deep())
     batch = MicroBatch(batch.tree, {"value": float(batch.tree.n_turns)})
-    steps = lambda start: ([Pass("policy", [batch], pull)] for _ in range(start, 30))  # noqa: E731
+    steps = lambda start: ([Pass("policy", [batch], pull)] for _ in range(start, 30))
     learner = Learner("policy", ("value",), 1e-3, head_rate=3e-2)
     outcome = train(model, [learner], steps, Plan(total_steps=30, schedule="constant"), folder=tmp_path / "run")
     assert outcome.last_metrics["loss"] < 0.2
@@ -156,7 +158,9 @@ def test_two_terms_are_divided_by_their_own_counts(tmp_path):
 
     tree = build_tree(three_levels_deep())
     batch = MicroBatch(tree, {"sft": float(len(tree.occurrences)), "extra": 1.0})
-    outcome = train(model, [Learner("policy")], lambda start: iter([[Pass("policy", [batch], loss)]]), Plan(total_steps=1), folder=tmp_path / "run")
+    outcome = train(
+        model, [Learner("policy")], lambda start: iter([[Pass("policy", [batch], loss)]]), Plan(total_steps=1), folder=tmp_path / "run"
+    )
     metrics = outcome.last_metrics
     assert metrics["loss/sft"] == pytest.approx(seen[0] / len(tree.occurrences), rel=1e-5)
     assert metrics["loss"] == pytest.approx(metrics["loss/sft"] + 0.5 * metrics["loss/extra"], rel=1e-5)

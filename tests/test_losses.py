@@ -53,9 +53,7 @@ def test_ipo_is_zero_at_its_target_margin():
 
 
 def test_kto_by_hand():
-    losses, _ = kto_loss(
-        torch.tensor([2.0, 2.0]), torch.tensor([True, False]), torch.tensor(0.5), beta=1.0, undesirable_weight=0.5
-    )
+    losses, _ = kto_loss(torch.tensor([2.0, 2.0]), torch.tensor([True, False]), torch.tensor(0.5), beta=1.0, undesirable_weight=0.5)
     close(losses, [1 - sigmoid(1.5), 0.5 * (1 - sigmoid(-1.5))])
 
 
@@ -81,7 +79,9 @@ def test_reward_regression_is_squared_error():
     ],
 )
 def test_ppo_policy_loss_by_hand(log_ratio, advantage, expected):
-    losses, _ = ppo_policy_loss(torch.tensor([log_ratio]), torch.zeros(1), torch.tensor([advantage]), clip_low=0.2, clip_high=0.28, dual_clip=3.0)
+    losses, _ = ppo_policy_loss(
+        torch.tensor([log_ratio]), torch.zeros(1), torch.tensor([advantage]), clip_low=0.2, clip_high=0.28, dual_clip=3.0
+    )
     close(losses, [expected])
 
 

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.test_attention import CONFIGS, make_model, three_levels_deep, tree_pass
 
 from agentalign.errors import ModelError, RegistryError
 from agentalign.training.model import Model
 from agentalign.training.quantize import plain_weight
 from agentalign.training.tree import build_tree
+from tests.test_attention import CONFIGS, make_model, three_levels_deep, tree_pass
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_leaving_with_an_open_graph_raises(model):
 
 
 def test_unknown_adapter_and_head_are_named(model):
-    with pytest.raises(ModelError, match="'nobody'.*policy"), model.using("nobody"):
+    with pytest.raises(ModelError, match=r"'nobody'.*policy"), model.using("nobody"):
         pass
     with pytest.raises(ModelError, match="no head 'reward'"):
         model.apply_head("reward", torch.zeros(1, 32))

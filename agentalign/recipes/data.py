@@ -55,7 +55,7 @@ def render_runs(runs: Sequence[Trajectory], store: Store, dialect: Dialect, conf
     if not rendered or len(refused) > config.max_refused * len(runs):
         first = f" The first: {refused[0].reason}" if refused else ""
         raise DataError(
-            f"{len(refused)} of {len(runs)} runs of taskset '{config.taskset}' cannot be trained on, and at most {config.max_refused:.0%} may be "
+            f"{len(refused)} of {len(runs)} runs of taskset '{config.taskset}' cannot be used; at most {config.max_refused:.0%} may be "
             f"refused (max_refused); at least one must be left.{first}"
         )
     return RunData(rendered, refused)
@@ -81,9 +81,13 @@ def token_stats(rendered: Sequence[Rendered], *, batch_size: int) -> TokenStats:
     edges = [2**k for k in range(6, 20) if 2 ** (k - 1) < max(lengths)]
     histogram = [(edge, sum(1 for n in lengths if edge // 2 < n <= edge)) for edge in edges]
     return TokenStats(
-        runs=len(rendered), tokens=sum(lengths), trainable=sum(run.n_trainable for run in rendered), longest=max(lengths),
-        histogram=[(edge, count) for edge, count in histogram if count], sharing=build_tree(rendered[:batch_size]).sharing,
-    )  # fmt: skip
+        runs=len(rendered),
+        tokens=sum(lengths),
+        trainable=sum(run.n_trainable for run in rendered),
+        longest=max(lengths),
+        histogram=[(edge, count) for edge, count in histogram if count],
+        sharing=build_tree(rendered[:batch_size]).sharing,
+    )
 
 
 def sft_batches(runs: Sequence[Rendered], *, max_tokens: int) -> list[MicroBatch]:

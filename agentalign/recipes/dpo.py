@@ -108,9 +108,14 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             # train
             gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
             plan = Plan(
-                total_steps=total, schedule=config.lr_scheduler_type, warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm,
-                eval_every_steps=config.eval_every_steps, save_every_steps=config.save_every_steps, max_drop=config.max_drop,
-            )  # fmt: skip
+                total_steps=total,
+                schedule=config.lr_scheduler_type,
+                warmup_steps=config.warmup_steps,
+                max_grad_norm=config.max_grad_norm,
+                eval_every_steps=config.eval_every_steps,
+                save_every_steps=config.save_every_steps,
+                max_drop=config.max_drop,
+            )
             outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
             # save
             return work.publish(
@@ -138,8 +143,8 @@ def make_pairs(
             found[sides] = Pair(*sides, preference.strength, ids, anchor, preference.source)
     if not found:
         raise DataError(
-            f"none of the {len(preferences)} preferences can be compared with credit '{config.credit}': their runs were refused or never part at a "
-            "step of the agent. Try credit: run."
+            f"none of the {len(preferences)} preferences can be compared with credit '{config.credit}': their runs were refused "
+            "or never part at a step of the agent. Try credit: run."
         )
     return list(found.values())
 
@@ -178,7 +183,8 @@ def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig) -> li
     logger.info("pairs: %d kept, %d dropped because the policy hardly writes what they reject", len(kept), len(pairs) - len(kept))
     if not kept:
         raise DataError(
-            f"all {len(pairs)} pairs reject a token that the policy writes with less than {config.min_reference_prob:g}; lower min_reference_prob."
+            f"all {len(pairs)} pairs reject a token that the policy writes with less than "
+            f"{config.min_reference_prob:g}; lower min_reference_prob."
         )
     return kept
 
@@ -226,9 +232,12 @@ def pair_loss(model: Model, micro: MicroBatch, config: DPOConfig) -> LossTerms:
     if "dpo" in micro.counts:
         chosen, rejected = sums[rows.chosen], sums[rows.rejected]
         losses, metrics = dpo_loss(
-            chosen - rows.reference_chosen.to(sums), rejected - rows.reference_rejected.to(sums), beta=config.beta,
-            strength=rows.strength.to(sums), label_smoothing=config.label_smoothing,
-        )  # fmt: skip
+            chosen - rows.reference_chosen.to(sums),
+            rejected - rows.reference_rejected.to(sums),
+            beta=config.beta,
+            strength=rows.strength.to(sums),
+            label_smoothing=config.label_smoothing,
+        )
         terms["dpo"] = Term(losses)
         metrics |= {"logps/chosen": chosen.detach(), "logps/rejected": rejected.detach()}
     if "nll" in micro.counts:

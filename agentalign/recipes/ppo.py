@@ -123,9 +123,15 @@ def plan_of(config: PPOConfig) -> Plan:
     """Evaluations and checkpoints fall between iterations: inside one, the runs come from weights that are gone."""
     per = config.num_mini_batches
     return Plan(
-        total_steps=config.iterations * per, schedule=config.lr_scheduler_type, warmup_steps=0, max_grad_norm=config.max_grad_norm, adam_eps=1e-5,
-        eval_every_steps=config.eval_every_steps * per, save_every_steps=min(config.save_every_steps, 1) * per, max_drop=config.max_drop,
-    )  # fmt: skip
+        total_steps=config.iterations * per,
+        schedule=config.lr_scheduler_type,
+        warmup_steps=0,
+        max_grad_norm=config.max_grad_norm,
+        adam_eps=1e-5,
+        eval_every_steps=config.eval_every_steps * per,
+        save_every_steps=min(config.save_every_steps, 1) * per,
+        max_drop=config.max_drop,
+    )
 
 
 def warm_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, past: Sequence[Trajectory], folder: Path) -> int:
@@ -157,7 +163,8 @@ def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int)
     shares = [[experience[i] for i in order[part :: config.num_mini_batches]] for part in range(config.num_mini_batches)]
     if not all(shares):
         raise DataError(
-            f"iteration {iteration} left {len(experience)} usable runs, too few for {config.num_mini_batches} mini-batches; look at its runs."
+            f"iteration {iteration} left {len(experience)} usable runs, too few for {config.num_mini_batches} "
+            "mini-batches; look at its runs."
         )
     return shares
 
@@ -167,8 +174,12 @@ def _dry_run(work: Workspace, config: PPOConfig, data: RunData) -> DryRun:
     runs = config.tasks_per_iteration * config.samples_per_task
     # Forward passes of reference, old policy, reward and critic, and two updates: about 3.3 updates' worth per run.
     seconds, memory = estimate(
-        work.base, stats, steps=config.iterations, batch_size=round(3.3 * runs), quantization=config.quantization,
+        work.base,
+        stats,
+        steps=config.iterations,
+        batch_size=round(3.3 * runs),
+        quantization=config.quantization,
         micro_batch_tokens=config.micro_batch_tokens,
-    )  # fmt: skip
+    )
     items = {"train tasks": len(work.taskset.tasks("train")), "runs to make": runs * config.iterations, "past runs": len(data.rendered)}
     return DryRun("ppo", items, stats, data.refused, config.iterations * config.num_mini_batches, seconds, memory)

@@ -88,18 +88,30 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
 
             # train
             plan = Plan(
-                total_steps=total, schedule=config.lr_scheduler_type, warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm,
-                eval_every_steps=config.eval_every_steps or max(1, total // 4), save_every_steps=config.save_every_steps,
-            )  # fmt: skip
+                total_steps=total,
+                schedule=config.lr_scheduler_type,
+                warmup_steps=config.warmup_steps,
+                max_grad_norm=config.max_grad_norm,
+                eval_every_steps=config.eval_every_steps or max(1, total // 4),
+                save_every_steps=config.save_every_steps,
+            )
             learner = Learner(ADAPTER, (HEAD,), config.learning_rate, head_rate=10 * config.learning_rate)
             outcome = train(model, [learner], steps, plan, folder=folder, evaluate=lambda _: held_out_accuracy(model, held, config))
             # save
             metrics = {**held_out_accuracy(model, held, config).metrics, **reward_scale(model, [*learn, *held], config)}
             counts = Counter(f"preferences/{r.source}" for r in learn) + Counter({"held out": len(held)})
             return work.publish(
-                training, folder, model, ADAPTER, kind="reward", parents=[config.start or ""], counts=dict(counts), outcome=outcome, heads=(HEAD,),
+                training,
+                folder,
+                model,
+                ADAPTER,
+                kind="reward",
+                parents=[config.start or ""],
+                counts=dict(counts),
+                outcome=outcome,
+                heads=(HEAD,),
                 metrics=metrics,
-            )  # fmt: skip
+            )
 
 
 def rank(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: RunData, values: dict[str, float | None]) -> list[Ranked]:
@@ -128,7 +140,8 @@ def split_by_task(ranked: Sequence[Ranked], config: RewardConfig) -> tuple[list[
     learn = [r for r in ranked if r.task not in held]
     if not learn:
         raise DataError(
-            f"{len(ranked)} preferences over {len(tasks)} task(s) are too few to train a reward model and to measure it; compare runs of more tasks."
+            f"{len(ranked)} preferences over {len(tasks)} task(s) are too few to train a reward model and to "
+            "measure it; compare runs of more tasks."
         )
     return learn, [r for r in ranked if r.task in held]
 

@@ -60,10 +60,15 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
             # train
             gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
             plan = Plan(
-                total_steps=total, schedule=config.lr_scheduler_type, warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm,
-                eval_every_steps=config.eval_every_steps, save_every_steps=config.save_every_steps, max_drop=config.max_drop,
+                total_steps=total,
+                schedule=config.lr_scheduler_type,
+                warmup_steps=config.warmup_steps,
+                max_grad_norm=config.max_grad_norm,
+                eval_every_steps=config.eval_every_steps,
+                save_every_steps=config.save_every_steps,
+                max_drop=config.max_drop,
                 eval_at_start=parent is not None,
-            )  # fmt: skip
+            )
             outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
             # save
             counts = {kind: sum(run.origin.kind == kind for run in runs if run.id in data.rendered) for kind in config.origins}
@@ -87,8 +92,9 @@ def choose_runs(work: Workspace, config: SFTConfig) -> list[Trajectory]:
             chosen.setdefault(run.content_digest, run)
     if not chosen:
         raise DataError(
-            f"there are no runs to learn from in taskset '{work.taskset.name}': {len(runs)} stored runs of kind {', '.join(config.origins)} in the train "
-            f"split, none with an overall value of {config.min_overall:g} or more. Make some with `agentalign rollout {work.taskset.name} --policy expert`, "
+            f"there are no runs to learn from in taskset '{work.taskset.name}': {len(runs)} stored runs of kind {', '.join(config.origins)} "
+            f"in the train split, none with an overall value of {config.min_overall:g} or more. "
+            f"Make some with `agentalign rollout {work.taskset.name} --policy expert`, "
             "or import runs and rate them."
         )
     return list(chosen.values())

@@ -75,9 +75,13 @@ class Workspace:
         settings = config.model_dump(mode="json")
         identity = digest([recipe, settings, data_digest, self.base.digest])
         training = Training(
-            id=f"{self.taskset.name}-{recipe}-{identity[:12]}", recipe=recipe, taskset=self.taskset.name, config=json.dumps(settings),
-            data_digest=data_digest, seed=config.seed,
-        )  # fmt: skip
+            id=f"{self.taskset.name}-{recipe}-{identity[:12]}",
+            recipe=recipe,
+            taskset=self.taskset.name,
+            config=json.dumps(settings),
+            data_digest=data_digest,
+            seed=config.seed,
+        )
         known = {one.id: one for one in self.store.trainings(self.taskset.name)}
         if training.id in known and known[training.id].status == "done":
             return known[training.id], self.project.trainings / training.id
@@ -98,9 +102,19 @@ class Workspace:
             raise
 
     def publish(
-        self, training: Training, folder: Path, model: Model, adapter: str, *, kind: AdapterKind, parents: Sequence[str], counts: Mapping[str, int],
-        outcome: Outcome, heads: Sequence[str] = (), metrics: Mapping[str, float] | None = None,
-    ) -> Training:  # fmt: skip
+        self,
+        training: Training,
+        folder: Path,
+        model: Model,
+        adapter: str,
+        *,
+        kind: AdapterKind,
+        parents: Sequence[str],
+        counts: Mapping[str, int],
+        outcome: Outcome,
+        heads: Sequence[str] = (),
+        metrics: Mapping[str, float] | None = None,
+    ) -> Training:
         """Save the adapter with its card into the registry, and the training as done."""
         files = folder / "adapter"
         shutil.rmtree(files, ignore_errors=True)
@@ -108,12 +122,31 @@ class Workspace:
         (files / "chat_template.jinja").write_text(self.base.template, encoding="utf-8")
         name = self.adapter_name(kind)
         card = AdapterCard(
-            name=name, version=self.registry.next_version(name), kind=kind, taskset=self.taskset.name, recipe=training.recipe, training=training.id,
-            base=self.base.name, base_digest=self.base.digest, quantization=model.quantization, template_digest=digest(self.base.template),
-            template_kwargs=json.dumps(self.base.template_kwargs), parents=tuple(parents), config=training.config, data_digest=training.data_digest,
-            data_counts=dict(counts), criteria=tuple(c.key for c in self.taskset.criteria), heads=tuple(heads), packages=_versions(),
-            metrics={**_finite(outcome.last_metrics), **(metrics or {}), "steps": float(outcome.steps), "best_step": float(outcome.best_step)},
-        )  # fmt: skip
+            name=name,
+            version=self.registry.next_version(name),
+            kind=kind,
+            taskset=self.taskset.name,
+            recipe=training.recipe,
+            training=training.id,
+            base=self.base.name,
+            base_digest=self.base.digest,
+            quantization=model.quantization,
+            template_digest=digest(self.base.template),
+            template_kwargs=json.dumps(self.base.template_kwargs),
+            parents=tuple(parents),
+            config=training.config,
+            data_digest=training.data_digest,
+            data_counts=dict(counts),
+            criteria=tuple(c.key for c in self.taskset.criteria),
+            heads=tuple(heads),
+            packages=_versions(),
+            metrics={
+                **_finite(outcome.last_metrics),
+                **(metrics or {}),
+                "steps": float(outcome.steps),
+                "best_step": float(outcome.best_step),
+            },
+        )
         saved = self.registry.save(card, files)
         note = outcome.stopped or (f"dev gate kept step {outcome.best_step} of {outcome.steps}" if outcome.evaluations else "")
         done = training.model_copy(update={"status": "done", "adapter": saved.ref, "note": note, "updated": now()})

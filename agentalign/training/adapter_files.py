@@ -54,10 +54,20 @@ def write_adapter(folder: Path, config: AdapterConfig, tensors: Mapping[str, Ten
         )
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
-        "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "lora_alpha": config.alpha,
-        "lora_dropout": 0.0, "modules_to_save": None, "peft_type": "LORA", "r": config.r, "target_modules": sorted(config.targets),
-        "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
-    }  # fmt: skip
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": config.r,
+        "target_modules": sorted(config.targets),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     save_file({key: value.detach().float().cpu().contiguous() for key, value in tensors.items()}, folder / WEIGHTS_FILE)
     if heads:

@@ -64,7 +64,9 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
         _fsync(folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise TrainingError(f"checkpoint {target} was not written ({error}); the one before is untouched. Free some space and run the same command again.") from error  # fmt: skip
+        raise TrainingError(
+            f"checkpoint {target} was not written ({error}); the one before is untouched. Free some space and run the same command again."
+        ) from error
     for old in _checkpoints(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return target

@@ -124,9 +124,15 @@ StepSource = Callable[[int], Iterator[Sequence[Pass]]]
 
 
 def train(
-    model: Model, learners: Sequence[Learner], steps: StepSource, plan: Plan, *, folder: Path, evaluate: Callable[[int], Evaluated] | None = None,
+    model: Model,
+    learners: Sequence[Learner],
+    steps: StepSource,
+    plan: Plan,
+    *,
+    folder: Path,
+    evaluate: Callable[[int], Evaluated] | None = None,
     best_of: str | None = None,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Run a training to its end, or on from its last checkpoint in `folder`.
 
     Args:
@@ -135,7 +141,8 @@ def train(
         steps: `steps(k)` yields the passes of step k, k + 1, ...; a step must depend on nothing but k, the data and the weights.
         plan: lengths and rates.
         folder: metrics.jsonl and checkpoints/ go here.
-        evaluate: the dev gate; called before step 0 (unless told otherwise) and every `eval_every_steps`. None: the last weights are the result.
+        evaluate: the dev gate; called before step 0 (unless told otherwise) and every `eval_every_steps`. None: the last
+            weights are the result.
         best_of: adapter whose best evaluated weights are restored at the end; None for the first learner's.
 
     Raises:
@@ -200,7 +207,12 @@ class _Loop:
         self.tokens += tokens
         seconds = time.monotonic() - began
         metrics |= {f"grad_norm/{learner.adapter}": norm for learner, norm in zip(self.learners, norms, strict=True)}
-        metrics |= {"learning_rate": self._rate_share() * self.learners[0].learning_rate, "num_tokens": self.tokens, "tokens_per_second": tokens / seconds, "seconds": seconds}  # fmt: skip
+        metrics |= {
+            "learning_rate": self._rate_share() * self.learners[0].learning_rate,
+            "num_tokens": self.tokens,
+            "tokens_per_second": tokens / seconds,
+            "seconds": seconds,
+        }
         self._log(metrics)
         if (
             self.plan.eval_every_steps
@@ -313,7 +325,12 @@ class _Loop:
         return found
 
     def _snapshot(self) -> Snapshot:
-        notes: dict[str, object] = {"evaluations": self.outcome.evaluations, "best_step": self.outcome.best_step, "tokens": self.tokens, "learners": [list(x) for x in self.learners]}  # fmt: skip
+        notes: dict[str, object] = {
+            "evaluations": self.outcome.evaluations,
+            "best_step": self.outcome.best_step,
+            "tokens": self.tokens,
+            "learners": [list(x) for x in self.learners],
+        }
         return Snapshot(self.step, self._weights(), flatten_optimizer(self.optimizer), notes, self.best)
 
     def resume(self) -> None:

@@ -57,9 +57,14 @@ class Model:
 
     @classmethod
     def load(
-        cls, base: "Base", *, quantization: Quantization = "nf4", device: str = "auto", dtype: torch.dtype | None = None,
+        cls,
+        base: "Base",
+        *,
+        quantization: Quantization = "nf4",
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
-    ) -> "Model":  # fmt: skip
+    ) -> "Model":
         """Load the base once.
 
         Args:
@@ -87,10 +92,15 @@ class Model:
     def linear_targets(self) -> tuple[str, ...]:
         """Last names of every linear layer except the output matrix: what "all-linear" means."""
         output = self.network.get_output_embeddings()
-        return tuple(sorted({
-            name.rsplit(".", 1)[-1] for name, module in self.network.named_modules()
-            if isinstance(module, nn.Linear) and module is not output and "lora_" not in name and not name.endswith(".base_layer")
-        }))  # fmt: skip
+        return tuple(
+            sorted(
+                {
+                    name.rsplit(".", 1)[-1]
+                    for name, module in self.network.named_modules()
+                    if isinstance(module, nn.Linear) and module is not output and "lora_" not in name and not name.endswith(".base_layer")
+                }
+            )
+        )
 
     def add_adapter(
         self, name: str, *, r: int, alpha: float, targets: Sequence[str] | None = None, seed: int = 0, trainable: bool = True
@@ -152,7 +162,9 @@ class Model:
     def _insert(self, name: str, config: AdapterConfig, trainable: bool) -> None:
         if name in self._adapters:
             raise ModelError(f"an adapter '{name}' is already in memory; choose another name.")
-        lora = LoraConfig(r=config.r, lora_alpha=config.alpha, target_modules=list(config.targets), lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")  # fmt: skip
+        lora = LoraConfig(
+            r=config.r, lora_alpha=config.alpha, target_modules=list(config.targets), lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+        )
         if self._peft is None:
             self._peft = PeftModel(self.network, lora, adapter_name=name, autocast_adapter_dtype=True)
         else:
@@ -166,7 +178,8 @@ class Model:
         if own.keys() != tensors.keys():
             missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
             raise RegistryError(
-                f"adapter {source} does not fit {self.base.name}: {len(missing)} tensors are missing ({', '.join(missing[:2]) or 'none'}) and "
+                f"adapter {source} does not fit {self.base.name}: {len(missing)} tensors are missing "
+                f"({', '.join(missing[:2]) or 'none'}) and "
                 f"{len(surplus)} have no place ({', '.join(surplus[:2]) or 'none'}). Load it on the base it was trained on."
             )
         wrong = [key for key in own if own[key].shape != tensors[key].shape]

@@ -37,9 +37,13 @@ def load_network(folder: Path, quantization: Quantization, *, dtype: torch.dtype
     config = _quantization_config(quantization, dtype)
     try:
         network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, quantization_config=config, device_map={"": str(device)} if config or device.type != "cpu" else None,
-            local_files_only=True, use_safetensors=True,
-        )  # fmt: skip
+            str(folder),
+            dtype=dtype,
+            quantization_config=config,
+            device_map={"": str(device)} if config or device.type != "cpu" else None,
+            local_files_only=True,
+            use_safetensors=True,
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} cannot be loaded as a causal language model: {error}. Give a Hugging Face folder or name.") from error
     _refuse_scaled_logits(network)
