@@ -157,7 +157,7 @@ class _Demo:
             classes[recipe], strict_yaml.load(file), {"seed": self.seed, **self.preset.overrides.get(recipe, {}), **more}, str(file)
         )
         module = {"sft": sft, "dpo": dpo, "reward": reward, "ppo": ppo}[recipe]
-        training: Training | DryRun = module.run(config, self.project)  # type: ignore[attr-defined]
+        training: Training | DryRun = module.run(config, self.project)
         assert isinstance(training, Training)
         return training.adapter
 

@@ -97,9 +97,11 @@ def _read_config(path: Path) -> AdapterConfig:
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA" or odd or settings.get("bias", "none") != "none":
         raise RegistryError(f"{path}: only plain LoRA can be loaded, this one is not ({', '.join(odd) or 'no LORA config'}).")
     r, alpha, targets = settings.get("r"), settings.get("lora_alpha"), settings.get("target_modules")
-    sizes = isinstance(r, int) and 0 < r <= MAX_RANK and isinstance(alpha, int | float) and 0 < alpha <= 1e5
-    names = isinstance(targets, list) and targets and all(isinstance(t, str) and _NAME.fullmatch(t) for t in targets)
-    if not sizes or not names:
+    if (
+        not (isinstance(r, int) and 0 < r <= MAX_RANK)
+        or not (isinstance(alpha, int | float) and 0 < alpha <= 1e5)
+        or not (isinstance(targets, list) and targets and all(isinstance(t, str) and _NAME.fullmatch(t) for t in targets))
+    ):
         raise RegistryError(f"{path}: r must be 1 to {MAX_RANK}, lora_alpha a positive number, target_modules a list of layer names.")
     return AdapterConfig(r=r, alpha=float(alpha), targets=tuple(sorted(targets)))
 

@@ -319,7 +319,7 @@ class _Loop:
     # ---------------------------------------------------------------- saving
 
     def _weights(self) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for learner, group in zip(self.learners, self.groups, strict=True):
             found |= {f"{learner.adapter}/{i}": parameter for i, parameter in enumerate(group)}
         return found

@@ -239,7 +239,7 @@ class Model:
         if hidden.requires_grad:
             done = [False]
             self._open.append(done)
-            hidden.register_hook(lambda _gradient: done.__setitem__(0, True))
+            hidden.register_hook(lambda _gradient: done.__setitem__(0, True))  # type: ignore[no-untyped-call]
         return hidden
 
     def _tree_hidden(self, batch: TreeBatch) -> Tensor:
@@ -262,7 +262,8 @@ class Model:
         row_of = torch.full((batch.n_tokens,), -1)
         for i in range(len(paths) - 1, -1, -1):
             row_of[paths[i]] = i
-        return states[row_of.to(self.device), batch.positions]
+        hidden: Tensor = states[row_of.to(self.device), batch.positions]
+        return hidden
 
     @property
     def _backbone(self) -> nn.Module:
@@ -324,7 +325,7 @@ class Model:
                     continue
                 weight = plain_weight(layer)
                 if adapter is not None:
-                    weight += module.get_delta_weight(adapter).float()  # type: ignore[operator]
+                    weight += module.get_delta_weight(adapter).float()
                 target = merged[name]
                 assert isinstance(target, nn.Linear)
                 target.weight.copy_(weight)

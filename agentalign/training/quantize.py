@@ -21,7 +21,7 @@ Quantization = Literal["nf4", "int8", "none"]
 def fast_bf16(device: torch.device) -> bool:
     """True where bfloat16 products are computed by hardware; elsewhere fp32 is both faster and safer."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         cpu = torch.cpu
         return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
@@ -84,7 +84,8 @@ def plain_weight(module: nn.Module) -> Tensor:
         return restored.float()
     if isinstance(module, bnb.nn.Linear8bitLt):
         scale = module.state.SCB if module.state.SCB is not None else module.weight.SCB
-        return module.weight.data.float() * scale.float().view(-1, 1) / 127.0
+        rescaled: Tensor = module.weight.data.float() * scale.float().view(-1, 1) / 127.0
+        return rescaled
     if isinstance(module, nn.Linear):
         return module.weight.data.float()
     raise ModelError(f"a layer of type {type(module).__name__} cannot be merged; target only linear layers.")
