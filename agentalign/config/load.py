@@ -68,7 +68,7 @@ def describe(cls: type[BaseModel]) -> list[Setting]:
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """ "; did you mean 'beta'?" or nothing, to stand after "no such ..."."""
+    """The end of "there is no such ...": "; did you mean 'beta'?" or a full stop."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{matches[0]}'?" if matches else "."
 

@@ -92,7 +92,7 @@ def percent(value: float) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """ "[75.7, 88.9]", in percent."""
+    """Such as "[75.7, 88.9]", in percent."""
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 

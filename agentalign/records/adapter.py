@@ -70,7 +70,7 @@ class AdapterCard(Record):
 
     @property
     def ref(self) -> str:
-        """ "name@version"."""
+        """The reference, "name@version"."""
         return f"{self.name}@{self.version}"
 
 

@@ -49,7 +49,7 @@ class Criterion(Record):
 
     @property
     def key(self) -> str:
-        """ "name@version", as scores and preferences refer to it."""
+        """The reference "name@version", as scores and preferences refer to it."""
         return f"{self.name}@{self.version}"
 
     def unit_value(self, value: float) -> float:
