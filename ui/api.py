@@ -139,6 +139,23 @@ class RunsView(BaseModel):
     total: int
 
 
+class ListQuery(BaseModel):
+    """The list's filters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    taskset: str | None = None
+    family: str | None = None
+    split: str | None = None
+    policy: str | None = None
+    stop_reason: str | None = None
+    tool: str | None = None
+    text: str | None = None
+    task_id: str | None = None
+    unrated: bool = False
+    after: str | None = None
+
+
 def create_api(project: Project, *, rater: str) -> FastAPI:
     """The parent app with everything but the page itself.
 
@@ -161,7 +178,7 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
     _reading(app, house, signer)
     _rating(app, house)
     _exporting(app, house)
-    app.mount("/assets", StaticFiles(directory=STATIC))
+    app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater)
     return app
 
@@ -196,7 +213,7 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
         return ascii_json(house.store.choices(taskset or None)._asdict())
 
     @app.get("/api/runs", response_model=RunsView)
-    def runs(rater: Rater, filter: Annotated["ListQuery", Query()]) -> Response:
+    def runs(rater: Rater, filter: Annotated[ListQuery, Query()]) -> Response:
         """One page of the list of runs, newest first."""
         return ascii_json(list_page(house, filter, rater))
 
@@ -214,23 +231,6 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
         """The run as the trainer sees it."""
         found = stored_run(house.store, run)
         return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project.cache))
-
-
-class ListQuery(BaseModel):
-    """The list's filters."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    taskset: str | None = None
-    family: str | None = None
-    split: str | None = None
-    policy: str | None = None
-    stop_reason: str | None = None
-    tool: str | None = None
-    text: str | None = None
-    task_id: str | None = None
-    unrated: bool = False
-    after: str | None = None
 
 
 def list_page(house: House, query: ListQuery, rater: str) -> RunsView:

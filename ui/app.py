@@ -61,7 +61,9 @@ def serve_ui(project: Project, host: str = "127.0.0.1", port: int = 7860) -> Non
     app = create_app(project)
     shown = f"[{host}]" if ":" in host else host
     sys.stderr.write(f"agentalign ui: http://{shown}:{listener.getsockname()[1]}  (rating as {person()}; Ctrl+C ends it)\n")
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=5
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -82,5 +84,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) else "there is no such port"
-        raise ConfigError(f"{host}:{port} cannot be used ({reason}). Choose another port: `agentalign ui --port {port % 60000 + 1}`.") from None
+        raise ConfigError(
+            f"{host}:{port} cannot be used ({reason}). Choose another port: `agentalign ui --port {port % 60000 + 1}`."
+        ) from None
     return listener

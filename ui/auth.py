@@ -191,7 +191,7 @@ def hardened(send: Send, path: str, cookie: str | None) -> Send:
                 del headers[name]
             if path == "/" or path.startswith("/api/"):
                 headers["Cache-Control"] = "no-store"
-            if path.startswith("/assets/"):
+            if path.startswith("/ui/"):
                 headers["Cache-Control"] = "no-cache"
             if cookie:
                 headers.append("Set-Cookie", cookie)

@@ -15,11 +15,11 @@ import gradio as gr
 SHELL = '<div class="aa" data-view="loading"><p class="aa-loading">Loading …</p></div>'
 
 # The import is relative to the server, so every path that the script loads stays on this origin.
-START = "import('/assets/main.js').then((page) => page.start(element.querySelector('.aa')));"
+START = "import('/ui/main.js').then((page) => page.start(element.querySelector('.aa')));"
 
 HEAD = """
-<link rel="icon" href="/assets/icon.svg">
-<link rel="stylesheet" href="/assets/app.css">
+<link rel="icon" href="/ui/icon.svg">
+<link rel="stylesheet" href="/ui/app.css">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 """

@@ -4,6 +4,7 @@ A scripted expert makes good runs, and the same expert with slips makes others, 
 """
 
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -35,29 +36,36 @@ CHROMIUM_FLAGS = [
 ]  # fmt: skip
 
 
-class HastyPolicy(ExpertPolicy):
-    """The expert with slips: it repeats itself, promises instead of acting, and writes calls that cannot be read."""
+class HastyPolicy:
+    """The expert with slips: it promises instead of acting, gets a digit wrong, and writes calls that cannot be read."""
 
     name = "hasty"
+    tokens_digest = ""
+
+    def __init__(self, expert: ExpertPolicy) -> None:
+        self.expert = expert
+        self.finish = expert.finish
 
     def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
         """The expert's turns, some of them spoilt, the same ones every time."""
         return [
             turn._replace(message=_spoilt(turn.message, random.Random(f"{request.task.id} {len(request.messages)}")))
-            for request, turn in zip(requests, super().act(requests), strict=True)
+            for request, turn in zip(requests, self.expert.act(requests), strict=True)
         ]
 
 
 def _spoilt(message: Message, chance: random.Random) -> Message:
     slip = chance.random()
-    if not message.tool_calls or slip > 0.4:
+    if not message.tool_calls or slip > 0.5:
         return message
     call = message.tool_calls[0]
-    if slip < 0.12:
+    if slip < 0.25:
         return Message(role="assistant", content="All done! I have taken care of that for you. Is there anything else?")
-    if slip < 0.2:
-        return Message(role="assistant", content=f'<tool_call>\n{{"name": "{call.name}", "arguments": {{', malformed="the JSON of the call ends early")
-    wrong = call.arguments.replace("1", "7", 1) if slip < 0.3 else call.arguments
+    if slip < 0.33:
+        return Message(
+            role="assistant", content=f'<tool_call>\n{{"name": "{call.name}", "arguments": {{', malformed="the JSON of the call ends early"
+        )
+    wrong = re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), call.arguments, count=1)
     return message.model_copy(update={"tool_calls": (ToolCall(id=call.id, name=call.name, arguments=wrong),)})
 
 
@@ -66,8 +74,9 @@ def fill(project: Project) -> Taskset:
     taskset = load_taskset("order_desk", project.tasks)
     with Store(project.store_url) as store, WorkerPool(taskset, size=2) as pool:
         jobs = choose_jobs(taskset, "train", limit=40)
-        for policy in (ExpertPolicy(pool), HastyPolicy(pool)):
-            collect(store, taskset, policy, jobs, pool=pool)
+        expert = ExpertPolicy(pool)
+        collect(store, taskset, expert, jobs, pool=pool)
+        collect(store, taskset, HastyPolicy(expert), jobs, pool=pool)
         score_stored(store, taskset, pool=pool)
         key = taskset.criterion("tone").key
         rated = store.runs(limit=60).rows[3::7]
@@ -99,15 +108,14 @@ def shoot(browser: Browser, url: str, scheme: str, suffix: str) -> None:
     page.wait_for_selector("table.runs tbody tr")
     page.keyboard.press("j")
     _save(page, f"list{suffix}")
-    page.goto(url + "/#/runs?policy=hasty&family=cancel")
+    page.goto(url + "/#/runs?policy=hasty&family=latest_tracking")
     page.wait_for_selector(".filters select.set >> nth=1")
-    page.click("table.runs tbody tr >> nth=0")
+    page.click("table.runs tbody tr:first-child .request a")
     page.wait_for_selector(".card.active")
-    page.keyboard.press("4")
     page.keyboard.press("3")
+    page.keyboard.press("2")
     page.wait_for_selector('.save-state[data-kind="saved"]')
-    page.keyboard.press("j")
-    page.keyboard.press("j")
+    page.keyboard.press("e")
     _save(page, f"run{suffix}")
     page.goto(url + "/#/compare?taskset=order_desk")
     page.wait_for_selector(".pair .side")
@@ -119,7 +127,7 @@ def _save(page: Page, name: str) -> None:
     path = HERE / f"{name}.png"
     page.wait_for_timeout(200)
     page.screenshot(path=path)
-    Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:

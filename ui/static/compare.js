@@ -15,6 +15,8 @@ const CHOICES = [
   ["both_bad", "0", "Both bad"],
 ];
 
+const OPEN_SHARED = 5;
+
 export async function showCompare(view, { query, session, root }) {
   const chosen = (query.get("runs") ?? "").split(",").filter(Boolean);
   const taskset = query.get("taskset") ?? session.tasksets[0] ?? "";
@@ -29,8 +31,8 @@ export async function showCompare(view, { query, session, root }) {
     return;
   }
   const again = () => (chosen.length === 2 ? go("compare", "", { taskset }) : window.dispatchEvent(new HashChangeEvent("hashchange")));
-  const note = h("input", { type: "text", class: "note", maxLength: 4000, placeholder: "why? (m)", "aria-label": "Note" });
-  const buttons = CHOICES.map(([choice, key, text]) => h("button", { type: "button", class: `choice ${choice}`, "data-choice": choice, onclick: () => vote(choice) }, h("kbd", {}, key), text));
+  const note = h("input", { type: "text", class: "field", maxLength: 4000, placeholder: "why? (m)", "aria-label": "Note" });
+  const buttons = CHOICES.map(([choice, key, text]) => h("button", { type: "button", class: "choice", "data-choice": choice, onclick: () => vote(choice) }, h("kbd", {}, key), text));
   let sent = null;
   const vote = (choice) => {
     if (sent) return;
@@ -50,18 +52,17 @@ export async function showCompare(view, { query, session, root }) {
   view.addEventListener("gone", () => stop());
 
   const { shared, left, right } = pair;
-  const grid = h("div", { class: "pair" }, h("h2", {}, "A"), h("h2", {}, "B"));
+  const grid = h("div", { class: "pair" });
   if (shared > 0) {
-    grid.append(h("details", { class: "shared" }, h("summary", {}, shared === 1 ? "1 message in common" : `${shared} messages in common`), timeline(left.timeline.slice(0, shared))));
+    grid.append(h("details", { class: "shared", open: shared <= OPEN_SHARED }, h("summary", {}, shared === 1 ? "1 message in common" : `${shared} messages in common`), timeline(left.timeline.slice(0, shared))));
     grid.append(h("p", { class: "part" }, "from here they differ"));
   }
-  grid.append(...sides(left, right, shared));
+  grid.append(h("h2", {}, "A"), h("h2", {}, "B"), ...sides(left, right, shared));
   view.append(
     h("div", { class: "filters" }, tasksets, h("span", { class: "dim" }, "Which run is better? The sides are drawn by chance."), h("span", { class: "grow" }), h("span", { class: "count" }, chosen.length === 2 ? "the pair you chose" : `${pair.open} ${pair.open === 1 ? "pair" : "pairs"} left`)),
     h("div", { class: "pair-box" }, grid),
     h("footer", { class: "choices" }, buttons, note),
   );
-  view.addEventListener("shown", () => view.querySelector("details.shared")?.toggleAttribute("open", shared <= 2));
   useKeys([
     ...CHOICES.map(([choice, key, text]) => ({ keys: [key], label: key, does: text, act: () => vote(choice) })),
     { keys: ["m"], label: "m", does: "note", act: () => note.focus() },

@@ -42,7 +42,7 @@ export async function showList(view, { query, root }) {
   const count = h("span", { class: "count" });
   const more = h("button", { type: "button", class: "quiet more-runs", onclick: () => addPage() }, "More runs");
   const screen = { chosen: new Set(), at: -1 };
-  const pick = h("button", { type: "button", class: "quiet", title: "Compare the two ticked runs, blind", onclick: () => compareTicked() }, "Compare ticked ", h("kbd", {}, "c"));
+  const pick = h("button", { type: "button", class: "quiet", title: "Compare the two ticked runs, blind", onclick: () => compareTicked() }, "Compare ", h("kbd", {}, "c"));
 
   const change = (name, value) => go("runs", "", { ...wanted, ...(name === "taskset" ? { family: "", policy: "", tool: "" } : {}), [name]: value });
   const addPage = async () => {
@@ -76,7 +76,7 @@ export async function showList(view, { query, root }) {
     if (screen.at === body.rows.length - 1 && listed.next && !more.disabled) addPage();
   };
 
-  const search = h("input", { type: "search", placeholder: "Search messages, arguments, results", value: wanted.text ?? "", "aria-label": "Search text" });
+  const search = h("input", { type: "search", class: "field", placeholder: "Search text", value: wanted.text ?? "", "aria-label": "Search text" });
   search.addEventListener("keydown", (event) => event.key === "Enter" && change("text", search.value));
   search.addEventListener("search", () => search.value === "" && wanted.text && change("text", ""));
   const unrated = h("input", { type: "checkbox", checked: wanted.unrated === "true", onchange: (event) => change("unrated", event.target.checked ? "true" : "") });

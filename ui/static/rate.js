@@ -54,7 +54,7 @@ export function panel(cards, marks, active, actions, nSteps) {
   };
   const step = cards.find((card) => card.part === "step")?.step;
   const hint = step === undefined && nSteps > 0 && h("p", { class: "hint" }, h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " or a click selects a step to judge it alone");
-  return [...part("The whole run", "run"), ...part(`Step ${step} of ${nSteps - 1}`, "step"), ...(hint ? [hint] : []), ...part("Answered by code", "check")];
+  return [...part("The whole run", "run"), ...part(`Step ${step}`, "step"), ...(hint ? [hint] : []), ...part("Answered by code", "check")];
 }
 
 /** The cards in the order they are shown: the run's questions to people, the selected step's, and those that code answers. */
