@@ -27,6 +27,7 @@ from agentalign.errors import RegistryError
 from agentalign.evaluation.report import StageResult, write_demo_report
 from agentalign.evaluation.run_eval import EvalPlan, evaluate, stored_evaluation
 from agentalign.recipes import dpo, ppo, reward, sft
+from agentalign.recipes.dev_gate import spread
 from agentalign.recipes.dry_run import DryRun
 from agentalign.records.adapter import Training
 from agentalign.records.base import now
@@ -52,7 +53,7 @@ class Preset:
     open_samples: int
     """Samples of every train task without a demonstration: there the policy has to judge by itself."""
     other_samples: int
-    """Samples of each of as many other train tasks: they show what must not be lost."""
+    """Samples of each of half as many other train tasks: they show what must not be lost."""
     overrides: dict[str, dict[str, Any]]
     """Recipe -> dials that differ from the taskset's recipes/."""
     controls: bool = False
@@ -71,7 +72,7 @@ PRESETS = {
             "ppo": {"iterations": 1, "tasks_per_iteration": 6, "critic_warmup_steps": 1, "eval_every_steps": 0},
         },
     ),
-    "default": Preset(eval_tasks=200, open_samples=4, other_samples=2, overrides={}),
+    "default": Preset(eval_tasks=200, open_samples=3, other_samples=1, overrides={}),
     "full": Preset(
         eval_tasks=None,
         open_samples=8,
@@ -203,7 +204,7 @@ class _Demo:
         tasks = self.taskset.tasks("train")
         unshown = [task for task in tasks if "expert" not in task.tags]
         shown = [task for task in tasks if "expert" in task.tags]
-        others = shown[self.seed % 3 :: max(1, len(shown) // max(1, len(unshown)))][: len(unshown)]
+        others = spread(shown, len(unshown) // 2)
         jobs = [Job(task, i) for i in range(self.preset.open_samples) for task in unshown]
         jobs += [Job(task, i) for i in range(self.preset.other_samples) for task in others]
         policy = adapter_policy(self.project, adapter, temperature=0.8, seed=self.seed)

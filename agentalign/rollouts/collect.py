@@ -88,7 +88,7 @@ def collect(
     *,
     pool: Pool,
     seed: int = 0,
-    batch: int = 64,
+    batch: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
     """Make the runs and store them with their tokens."""

@@ -59,7 +59,7 @@ def rollout(
     seed: int = 0,
     origin_kind: Literal["rollout", "expert", "correction"] = "rollout",
     pool: Pool,
-    batch: int = 64,
+    batch: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[RolloutResult]:
     """Make the runs; they are made while the iterator is read.
