@@ -27,12 +27,11 @@ from agentalign.errors import RegistryError
 from agentalign.evaluation.report import StageResult, write_demo_report
 from agentalign.evaluation.run_eval import EvalPlan, evaluate, stored_evaluation
 from agentalign.recipes import dpo, ppo, reward, sft
-from agentalign.recipes.dev_gate import spread
 from agentalign.recipes.dry_run import DryRun
 from agentalign.records.adapter import Training
 from agentalign.records.base import now
 from agentalign.rollouts.bundle import adapter_policy
-from agentalign.rollouts.collect import collect
+from agentalign.rollouts.collect import collect, spread
 from agentalign.rollouts.policy import ExpertPolicy
 from agentalign.rollouts.rollout import Job, rollout
 from agentalign.scoring.stored import make_pairs, overalls, score_stored

@@ -12,6 +12,7 @@ from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError
 from agentalign.evaluation.evaluate import Evaluation, summarise
+from agentalign.rollouts.collect import spread
 from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, rollout
 from agentalign.scoring.score import score_trajectories
@@ -55,10 +56,3 @@ def act_out(model: Model, adapter: str | None, taskset: Taskset, tasks: list[Tas
     runs = [result.trajectory for result in results]
     scores = score_trajectories(taskset, runs, pool=pool)
     return summarise(adapter or "base", tasks[0].split, taskset.criteria, runs, scores, {task.id: task for task in tasks})
-
-
-def spread(tasks: list[Task], count: int) -> list[Task]:
-    """At most `count` tasks, evenly spaced over the list, so that every family stays in."""
-    if len(tasks) <= count:
-        return list(tasks)
-    return [tasks[(i * len(tasks)) // count] for i in range(count)]

@@ -136,6 +136,8 @@ def plan_of(config: PPOConfig) -> Plan:
 
 def warm_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, past: Sequence[Trajectory], folder: Path) -> int:
     """Teach the critic the returns of stored runs, in a training of its own, before its advantages steer anything."""
+    if (folder / "checkpoints").exists():
+        return config.critic_warmup_steps  # an interrupted training: its checkpoint holds a critic that has learned more since
     runs = [r for r in past if r.id in data.rendered]
     lessons = acting.lessons(runs, data)
     if not lessons or not config.critic_warmup_steps:

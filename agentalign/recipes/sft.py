@@ -94,7 +94,7 @@ def choose_runs(work: Workspace, config: SFTConfig) -> list[Trajectory]:
             chosen.setdefault(run.content_digest, run)
     if not chosen:
         raise DataError(
-            f"there are no runs to learn from in taskset '{work.taskset.name}': {len(runs)} stored runs of kind {', '.join(config.origins)} "
+            f"there is nothing to learn from in taskset '{work.taskset.name}': {len(runs)} stored runs of kind {', '.join(config.origins)} "
             f"in the train split, none with an overall value of {config.min_overall:g} or more. "
             f"Make some with `agentalign rollout {work.taskset.name} --policy expert`, "
             "or import runs and rate them."

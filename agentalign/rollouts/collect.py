@@ -46,7 +46,7 @@ def choose_jobs(
         wanted = " ".join(word for word in (f"in split '{split}'" if split else "", f"with tag '{tag}'" if tag else "") if word)
         splits = ", ".join(dict.fromkeys(task.split for task in taskset.tasks())) or "none"
         raise TasksetError(f"taskset '{taskset.name}' has no tasks {wanted}. Its splits: {splits}.")
-    return [Job(task, sample) for task in _spread(tasks, limit) for sample in range(samples)]
+    return [Job(task, sample) for task in spread(tasks, limit) for sample in range(samples)]
 
 
 def choose_policy(
@@ -73,7 +73,8 @@ def choose_policy(
     return base_policy(project, base, quantization, temperature=temperature, seed=seed)
 
 
-def _spread(tasks: Sequence[Task], limit: int | None) -> list[Task]:
+def spread(tasks: Sequence[Task], limit: int | None) -> list[Task]:
+    """At most `limit` tasks, evenly over the list."""
     # Generators write family after family: the first hundred tasks would be of one kind.
     if limit is None or limit >= len(tasks):
         return list(tasks)

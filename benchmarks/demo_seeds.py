@@ -1,0 +1,77 @@
+"""The demo with several seeds, put together: each stage against the one before, paired by task over all seeds, per family.
+
+    .venv/bin/python benchmarks/demo_seeds.py --full --seeds 0 1 2    # hours; every seed is a project of its own in .cache/demo-seeds
+    .venv/bin/python benchmarks/demo_seeds.py                         # only puts together what is there
+
+Adapters, samples and orders differ between seeds, the tasks do not. A seed that was cut goes on where it stopped.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+from agentalign.config.project import Project
+from agentalign.demo import TASKSET, run
+from agentalign.errors import AgentAlignError
+from agentalign.evaluation.compare import Comparison, compare_seeds
+from agentalign.evaluation.evaluate import Evaluation
+from agentalign.evaluation.run_eval import EvalPlan, evaluate, stored_evaluation
+from agentalign.store.store import Store
+
+ROOT = Path(".cache/demo-seeds")
+STAGES = ("base", "sft", "dpo", "ppo")
+
+
+def main() -> None:
+    """Run what is asked for, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="run the demo for every seed first")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    found: dict[str, list[Evaluation]] = {stage: [] for stage in STAGES}
+    for seed in arguments.seeds:
+        project = Project.create((ROOT / str(seed)).resolve())
+        if arguments.full:
+            run(project, "default", seed)
+        for stage, evaluation in zip(STAGES, _evaluations(project, compute=arguments.full), strict=False):
+            found[stage].append(evaluation)
+    seeds = len(found["base"])
+    if not seeds:
+        print(f"no finished demo under {ROOT}; run this with --full (hours)")
+        return
+    print(f"{seeds} seed(s), {found['base'][0].everything.n} held-out tasks each, greedy")
+    for stage in STAGES:
+        print(f"{stage:5}", " ".join(f"{100 * one.headline.success.mean:5.1f} %" for one in found[stage]))
+    for before, after in itertools.pairwise(STAGES):
+        _show(before, after, compare_seeds(found[before], found[after]))
+
+
+def _evaluations(project: Project, *, compute: bool) -> list[Evaluation]:
+    """Of base, SFT, DPO and PPO on all test tasks; empty where the demo is not finished."""
+    with Store(project.store_url) as store:
+        adapters = {training.recipe: training.adapter for training in store.trainings(TASKSET) if training.status == "done"}
+        names = ["base", *(adapters.get(recipe, "") for recipe in ("sft", "dpo", "ppo"))]
+        if not all(names):
+            return []
+        if compute:
+            return [evaluate(project, store, name, taskset=TASKSET, plan=EvalPlan(split="test")).evaluation for name in names]
+        stored = [stored_evaluation(project, name, TASKSET, "test") for name in names]
+        return [one for one in stored if one is not None] if all(stored) else []
+
+
+def _show(before: str, after: str, found: Comparison) -> None:
+    print(f"\n{before} -> {after}")
+    for group in (found.headline, found.unseen, *found.families):
+        if group is not None:
+            change = group.success
+            print(
+                f"  {group.name:18} {100 * group.before:5.1f} -> {100 * group.after:5.1f} %   {100 * change.delta:+5.1f} "
+                f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}]   won {group.won}, lost {group.lost}"
+            )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except AgentAlignError as error:
+        raise SystemExit(str(error)) from None

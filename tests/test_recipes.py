@@ -1,0 +1,149 @@
+"""All recipes after each other on a two-layer model and a one-tool desk: every stage trains, remembers, resumes and can be loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agentalign.config.dpo import DPOConfig
+from agentalign.config.ppo import PPOConfig
+from agentalign.config.project import Project
+from agentalign.config.reward import RewardConfig
+from agentalign.config.sft import SFTConfig
+from agentalign.environments.taskset import load_taskset
+from agentalign.environments.worker import WorkerPool
+from agentalign.errors import DataError, RegistryError
+from agentalign.evaluation.run_eval import EvalPlan, evaluate
+from agentalign.recipes import dpo, ppo, reward, sft
+from agentalign.recipes.dry_run import DryRun
+from agentalign.rollouts.bundle import adapter_policy
+from agentalign.rollouts.collect import choose_jobs, collect
+from agentalign.rollouts.policy import ExpertPolicy
+from agentalign.scoring.stored import make_pairs, score_stored
+from agentalign.store.filters import RunFilter
+from agentalign.store.registry import Registry
+from agentalign.store.store import Store
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TINY = str(FIXTURES / "tiny")
+COMMON = {"taskset": "toy_desk", "base": TINY, "quantization": "none", "lora_r": 4, "lora_alpha": 8.0, "eval_tasks": 12, "warmup_steps": 0}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project whose taskset is the toy desk, with expert runs, an SFT adapter, its samples and their pairs."""
+    found = Project.create(tmp_path_factory.mktemp("project"))
+    found.tasks.mkdir(exist_ok=True)
+    (found.tasks / "toy_desk").symlink_to(FIXTURES / "toy_desk")
+    taskset = load_taskset("toy_desk", found.tasks)
+    with Store(found.store_url) as store, WorkerPool(taskset) as pool:
+        collect(store, taskset, ExpertPolicy(pool), choose_jobs(taskset, "train", limit=60), pool=pool)
+        score_stored(store, taskset, pool=pool)
+        sft.run(SFTConfig(**COMMON, max_steps=10, eval_every_steps=5), found)
+        policy = adapter_policy(found, "toy_desk", temperature=1.0, seed=1)
+        collect(store, taskset, policy, choose_jobs(taskset, "train", limit=30, samples=4), pool=pool, seed=1)
+        score_stored(store, taskset, pool=pool, only_new=True)
+        make_pairs(store, taskset, margin=0.1, per_task=4)
+    return found
+
+
+def rows(project, training):
+    return [json.loads(line) for line in (project.trainings / training.id / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_sft_leaves_an_adapter_that_knows_where_it_came_from(project):
+    card, folder = Registry(project.adapters).resolve("toy_desk@1")
+    assert (card.recipe, card.kind, card.quantization) == ("sft", "policy", "none")
+    assert card.data_counts["expert"] > 0
+    assert json.loads(card.config)["max_steps"] == 10
+    assert (folder / "chat_template.jinja").read_text() == (FIXTURES / "tiny" / "chat_template.jinja").read_text()
+    Registry(project.adapters).verify("toy_desk@1")
+
+
+def test_same_command_again_returns_the_finished_training(project):
+    again = sft.run(SFTConfig(**COMMON, max_steps=10, eval_every_steps=5), project)
+    assert again.adapter == "toy_desk@1"
+    assert len(Registry(project.adapters).list()) >= 1
+
+
+@pytest.mark.parametrize("credit", ["token", "turn", "run"])
+def test_dpo_learns_from_pairs_and_writes_the_fields_names(project, credit):
+    config = DPOConfig(**COMMON, start="toy_desk@1", max_steps=4, credit=credit, learning_rate=1e-3, min_reference_prob=0.001, replay=2)
+    training = dpo.run(config, project)
+    first, last = rows(project, training)[0], rows(project, training)[-1]
+    assert {"loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "num_tokens"} <= first.keys()
+    # fp32 and no quantization: the reference is the start, so the first margin is 0 and the loss log 2.
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-3)
+    assert first["loss/dpo"] == pytest.approx(0.6931, abs=1e-3)
+    assert last["rewards/margins"] > 0.01
+    card, _ = Registry(project.adapters).resolve(training.adapter)
+    assert card.parents == ("toy_desk@1",)
+    assert sum(count for name, count in card.data_counts.items() if name.startswith("pairs/")) > 0
+
+
+def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
+    config = RewardConfig(**COMMON, start="toy_desk@1", max_steps=30, learning_rate=3e-3)
+    training = reward.run(config, project)
+    card, _ = Registry(project.adapters).resolve(training.adapter)
+    assert (card.name, card.kind, card.heads) == ("toy_desk-reward", "reward", ("reward",))
+    assert 0.5 <= card.metrics["accuracy"] <= 1.0
+    assert card.metrics["reward_sd"] > 0
+
+    small = PPOConfig(
+        **COMMON, start="toy_desk@1", reward=card.ref, iterations=2, tasks_per_iteration=6, samples_per_task=3, critic_warmup_steps=3,
+        eval_every_steps=1, learning_rate=1e-3, replay=2,
+    )  # fmt: skip
+    done = ppo.run(small, project)
+    found = [row for row in rows(project, done) if "loss/policy" in row]
+    assert len(found) == 4
+    assert {"reward/mean", "kl", "clip_fraction", "loss/value", "kl_k3", "loss/nll"} <= found[0].keys()
+    # Before the first update policy and reference are one.
+    assert found[0]["kl"] == pytest.approx(0.0, abs=1e-3)
+    assert found[0]["kl_k3"] == pytest.approx(0.0, abs=1e-4)
+    assert found[0]["clip_fraction"] == 0.0
+    assert Registry(project.adapters).resolve(done.adapter)[0].parents == ("toy_desk@1", card.ref)
+    with Store(project.store_url) as store:
+        runs = list(store.trajectories(RunFilter(training=done.id)))
+        made = [run for run in runs if run.origin.reference.startswith(f"{done.id}/")]
+        assert len(made) == 36
+        assert all(store.tokens(run.id) for run in made)
+
+
+def test_adapter_is_evaluated_on_tasks_it_never_saw(project):
+    with Store(project.store_url) as store:
+        found = evaluate(project, store, "toy_desk@1", against="base", plan=EvalPlan(limit=12, base=TINY, quantization="none"))
+    assert found.evaluation.split == "test"
+    assert found.evaluation.everything.n == 12
+    assert found.comparison is not None
+
+
+def test_dry_run_says_what_it_would_do_and_does_nothing(project):
+    before = [card.ref for card in Registry(project.adapters).list()]
+    for module, config in ((sft, SFTConfig(**COMMON, max_steps=7)), (dpo, DPOConfig(**COMMON, start="toy_desk@1", max_steps=3))):
+        found = module.run(config, project, dry_run=True)
+        assert isinstance(found, DryRun)
+        assert found.seconds > 0
+        assert found.stats.trainable > 0
+    assert [card.ref for card in Registry(project.adapters).list()] == before
+
+
+def test_preferences_on_dev_and_test_runs_are_never_trained_on(project):
+    from agentalign.recipes.preferences import choose_preferences
+    from agentalign.recipes.workspace import open_workspace
+
+    with open_workspace(SFTConfig(**COMMON), project) as work:
+        _, runs = choose_preferences(work, "overall")
+        assert {run.split for run in runs.values()} == {"train"}
+        assert {run.split for run in work.train_runs(["rollout", "expert"])} == {"train"}
+
+
+def test_what_is_missing_is_one_sentence(project, tmp_path):
+    empty = Project.create(tmp_path)
+    empty.tasks.mkdir(exist_ok=True)
+    (empty.tasks / "toy_desk").symlink_to(FIXTURES / "toy_desk")
+    with pytest.raises(DataError, match="nothing to learn from"):
+        sft.run(SFTConfig(**COMMON), empty)
+    with pytest.raises(RegistryError):
+        dpo.run(DPOConfig(**COMMON), empty)
+    with pytest.raises(DataError, match="max_refused"):
+        sft.run(SFTConfig(**COMMON, max_tokens=40), project)
