@@ -223,14 +223,14 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
         found = stored_run(house.store, run)
         criteria, missing = house.criteria(found.taskset)
         scores = house.store.scores([run])
-        bases = len(tokens.cached_bases(house.project.cache))
+        bases = len(tokens.known_bases(house.project, found.origin.reference))
         return ascii_json(views.run_view(found, scores, criteria, criteria_missing=missing, rater=rater, bases=bases))
 
     @app.get("/api/runs/{run}/tokens", response_model=tokens.TokensView)
     def run_tokens(_rater: Rater, run: RunId) -> Response:
         """The run as the trainer sees it."""
         found = stored_run(house.store, run)
-        return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project.cache))
+        return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project))
 
 
 def list_page(house: House, query: ListQuery, rater: str) -> RunsView:

@@ -25,7 +25,7 @@ def create_app(project: Project, *, rater: str | None = None) -> FastAPI:
     from agentalign.ui import pages
 
     app = create_api(project, rater=rater or person())
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         pages.build_blocks(),
         "/",
@@ -43,6 +43,7 @@ def create_app(project: Project, *, rater: str | None = None) -> FastAPI:
         theme=pages.theme(),
         head=pages.HEAD,
     )
+    return app
 
 
 def serve_ui(project: Project, host: str = "127.0.0.1", port: int = 7860) -> None:

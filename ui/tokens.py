@@ -1,6 +1,6 @@
 """A run as the trainer sees it: the same base, dialect and render, told token by token.
 
-Only bases that were already converted into the project's cache are used: looking at a run never downloads or converts anything.
+Only bases that are ready on this machine are used: looking at a run never downloads or converts anything.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from agentalign.errors import DataError
+from agentalign.config.project import Project
+from agentalign.errors import DataError, RegistryError
 from agentalign.records.trajectory import TokenRecord, Trajectory
+from agentalign.store.registry import Registry
 
 if TYPE_CHECKING:
     from agentalign.training.dialect import Dialect
@@ -45,17 +47,23 @@ class TokensView(BaseModel):
     turns: list[TurnView]
 
 
-def cached_bases(cache: Path) -> list[Path]:
-    """Folders of the bases that are ready in the project's cache, newest first."""
-    folders = [path for path in (cache / "bases").glob("[!.]*") if (path / "config.json").is_file()]
-    return sorted(folders, key=lambda path: (-path.stat().st_mtime_ns, path.name))
+def known_bases(project: Project, policy: str) -> list[Path]:
+    """Folders of bases that are ready here: the one of the adapter that made the run first, then the cached ones, newest first."""
+    cached = [path for path in (project.cache / "bases").glob("[!.]*") if (path / "config.json").is_file()]
+    cached.sort(key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    try:
+        card, _folder = Registry(project.adapters).resolve(policy)
+    except RegistryError:
+        return cached
+    return [Path(card.base), *cached] if (Path(card.base) / "config.json").is_file() else cached
 
 
-def tokens_view(run: Trajectory, recorded: TokenRecord | None, cache: Path) -> TokensView:
-    """The run under the base its tokens were recorded with, if that is cached, else under the newest cached one."""
+def tokens_view(run: Trajectory, recorded: TokenRecord | None, project: Project) -> TokensView:
+    """The run under the base its tokens were recorded with, if that is ready here, else under the first known one."""
     from agentalign.training.render import render
 
-    folders = cached_bases(cache)
+    cache = project.cache
+    folders = known_bases(project, run.origin.reference)
     if not folders:
         raise DataError(
             "there is no base model in this project's cache, so no tokenizer. Run `agentalign train` or `agentalign demo` first."

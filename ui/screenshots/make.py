@@ -48,16 +48,19 @@ class HastyPolicy:
 
     def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
         """The expert's turns, some of them spoilt, the same ones every time."""
-        return [
-            turn._replace(message=_spoilt(turn.message, random.Random(f"{request.task.id} {len(request.messages)}")))
-            for request, turn in zip(requests, self.expert.act(requests), strict=True)
-        ]
+        turns = self.expert.act(requests)
+        return [_spoilt(turn, random.Random(f"{r.task.id} {len(r.messages)}")) for r, turn in zip(requests, turns, strict=True)]
 
 
-def _spoilt(message: Message, chance: random.Random) -> Message:
+def _spoilt(turn: PolicyTurn, chance: random.Random) -> PolicyTurn:
     slip = chance.random()
-    if not message.tool_calls or slip > 0.5:
-        return message
+    message = turn.message
+    if message is None or not message.tool_calls or slip > 0.5:
+        return turn
+    return turn._replace(message=_slip(message, slip))
+
+
+def _slip(message: Message, slip: float) -> Message:
     call = message.tool_calls[0]
     if slip < 0.25:
         return Message(role="assistant", content="All done! I have taken care of that for you. Is there anything else?")
