@@ -7,6 +7,7 @@ for a team needs logins, which this version does not have.
 import getpass
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -65,7 +66,8 @@ def serve_ui(project: Project, host: str = "127.0.0.1", port: int = 7860) -> Non
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=5
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # Ctrl+C is how this ends
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def person() -> str:
