@@ -256,6 +256,31 @@ def test_a_server_that_refuses_or_says_nothing_ends_the_run_with_a_sentence(serv
     assert "gave no answer" in gone.act([request_for(taskset, USER)])[0].error
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<html>a proxy's page</html>",
+        {"choices": [{"index": 0, "finish_reason": "stop"}]},
+        completion({"tool_calls": [{"id": "a", "type": "function", "function": {"arguments": "{}"}}]}),
+        completion({"tool_calls": [{"id": "a", "type": "function", "function": {"name": "add", "arguments": {"amount": 3}}}]}),
+    ],
+)
+def test_an_answer_of_another_form_ends_its_run_alone(serve, taskset, answer):
+    policy = EndpointPolicy(serve(lambda _, body: (200, answer if len(body["messages"]) == 1 else completion({"content": "x"}))).url, "served")
+    wrong, right = policy.act([request_for(taskset, USER), request_for(taskset, USER, USER)])
+    assert wrong.message is None
+    assert "cannot be read" in wrong.error
+    assert right.message is not None
+
+
+def test_a_call_without_an_id_is_a_call(serve, taskset):
+    function = {"name": "add", "arguments": '{"amount": 3}'}
+    server = serve(lambda *_: (200, completion({"tool_calls": [{"type": "function", "function": function}] * 2})))
+    (turn,) = EndpointPolicy(server.url, "served").act([request_for(taskset, USER)])
+    assert turn.message is not None
+    assert [call.id for call in turn.message.tool_calls] == ["call_0", "call_1"]
+
+
 def test_requests_are_sent_side_by_side_and_answered_in_order(serve, taskset):
     def answer(_: int, body: dict[str, Any]) -> tuple[int, Any]:
         return 200, completion({"content": body["messages"][-1]["content"]}, "length")

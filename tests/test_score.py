@@ -71,6 +71,7 @@ def test_only_the_named_criteria_are_answered(tmp_path: Path) -> None:
     ("name", "body", "words"),
     [
         ("short", "raise ValueError('no rhyme')", "ValueError: no rhyme"),
+        ("short", "from agentalign import ToolError; raise ToolError('no such tool')", "ToolError: no such tool"),
         ("short", "return 'yes'", "returned 'yes'"),
         ("short", "return 2", "outside the criterion's scale"),
         ("graded", "return True if False else 0", "outside the criterion's scale [1, 5]"),

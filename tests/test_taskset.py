@@ -96,6 +96,7 @@ def test_a_taskset_of_criteria_alone_loads_and_offers_no_tools() -> None:
         ({"taskset_yaml": "name: lights\nname: lights\n"}, ConfigError, "name"),
         ({"taskset_yaml": "- lights\n"}, TasksetError, "must be a mapping"),
         ({"taskset_yaml": "name: lights\nlimits: {max_turns: many}\n"}, TasksetError, "limits.max_turns"),
+        ({"taskset_yaml": "name: lights\nlimits: {max_turn: 3}\n"}, TasksetError, r"unknown key 'limits.max_turn'\. Known: max_turns"),
         ({"criteria_yaml": "good:\n  description: Good?\n  scale: [1, 1]\n"}, TasksetError, "low must be below high"),
         ({"criteria_yaml": "good:\n  describe: Good?\n"}, TasksetError, "unknown key 'describe'"),
         ({"criteria_yaml": "good: yes please\n"}, TasksetError, "must be a mapping with at least a description"),
@@ -136,6 +137,17 @@ def test_tasks_that_cannot_be_read_are_refused_with_a_reason(tmp_path: Path, fil
     taskset = load_taskset(lights(tmp_path, **files))
     with pytest.raises(TasksetError, match=words):
         taskset.tasks()
+
+
+def test_a_file_of_tasks_keeps_every_character_and_says_when_it_is_no_text(tmp_path: Path) -> None:
+    prompt = "one\u2028two\x85three"
+    row = json.dumps({"id": "a", "split": "train", "data": {"prompt": prompt}}, ensure_ascii=False)
+    place = lights(tmp_path, taskset_yaml="name: lights\ntasks: tasks.jsonl\n")
+    (place / "tasks.jsonl").write_text(f"{row}\r\n\n", encoding="utf-8", newline="")
+    assert [task.values["prompt"] for task in load_taskset(place).tasks()] == [prompt]
+    (place / "tasks.jsonl").write_bytes(b"\xff")
+    with pytest.raises(TasksetError, match=r"tasks\.jsonl: cannot be read"):
+        load_taskset(place).tasks()
 
 
 def test_task_data_is_an_object_and_cannot_be_changed_from_outside() -> None:

@@ -56,6 +56,8 @@ class Environment:
 CRITERIA = """
 import time
 
+from agentalign import ToolError
+
 def total(trajectory, task):
     return task.values["start"] / 10
 
@@ -70,6 +72,9 @@ def wrong(trajectory, task):
 
 def hang(trajectory, task):
     time.sleep(3600)
+
+def refused(trajectory, task):
+    raise ToolError("nobody reads this")
 """
 EXPERT = """
 from agentalign import Message
@@ -131,6 +136,8 @@ def test_both_kinds_of_pool_answer_alike(taskset: Taskset, where: str) -> None:
         )
         with pytest.raises(TeamCodeError, match=r"check 'wrong' returned 'good'"):
             pool.check("wrong", run(), task)
+        with pytest.raises(TeamCodeError, match=r"ToolError: nobody reads this"):  # an agent's error only where an agent called
+            pool.check("refused", run(), task)
         with pytest.raises(TeamCodeError, match=r"RuntimeError: the desk is on fire"):
             pool.call(0, call("break"))
         assert pool.call(0, call("add", 1)) == "8"

@@ -185,7 +185,12 @@ def _load_tasks(taskset: Taskset) -> list[Task]:
 
 def _read_jsonl(path: Path) -> list[Task]:
     tasks = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TasksetError(f"{path}: cannot be read ({error}). Save it as UTF-8 text, one task per line.") from None
+    # Not splitlines(): a line separator inside a text is a character of that text.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -210,7 +215,8 @@ def _record(cls: type[T], values: Mapping[str, JsonValue], source: str) -> T:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise TasksetError(f"{source}: unknown key '{place}'. Known: {', '.join(cls.model_fields)}.") from None
+            known = Limits.model_fields if first["loc"][0] == "limits" else cls.model_fields
+            raise TasksetError(f"{source}: unknown key '{place}'. Known: {', '.join(known)}.") from None
         raise TasksetError(f"{source}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}") from None
 
 

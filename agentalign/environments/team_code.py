@@ -124,7 +124,7 @@ class TeamCode:
 
     def call(self, slot: int, call: ToolCall) -> str:
         """See Pool.call."""
-        result = _guarded(f"{self._folder}: tool '{call.name}'", lambda: self._environment(slot).call(call))
+        result = _guarded(f"{self._folder}: tool '{call.name}'", lambda: self._environment(slot).call(call), allowed=(ToolError,))
         if not isinstance(result, str):
             raise TeamCodeError(f"{self._folder}: tool '{call.name}' returned {type(result).__name__}; call must return text.")
         return result
@@ -196,10 +196,10 @@ def _function(folder: Path, file: str, name: str) -> Callable[..., Any]:
     return cast(Callable[..., Any], function)
 
 
-def _guarded(what: str, run: Callable[[], T]) -> T:
+def _guarded(what: str, run: Callable[[], T], *, allowed: tuple[type[Exception], ...] = ()) -> T:
     try:
         return run()
-    except (ToolError, TasksetError):
+    except (TasksetError, *allowed):
         raise
     except Exception:  # noqa: BLE001 - it is the team's
         raise TeamCodeError(f"{what} failed. Its traceback:\n{_team_traceback()}") from None

@@ -191,12 +191,17 @@ class EndpointPolicy:
                 seed=turn_seed(self._seed, request) % 2**31,
                 **offered,
             )
-        except OpenAIError as error:
+        except (OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
             return PolicyTurn(None, error=f"{self._client.base_url}: the server gave no answer ({type(error).__name__}: {error}).")
-        if not reply.choices:
-            return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer has no choices.")
-        choice = reply.choices[0]
-        return PolicyTurn(_read(choice.message.model_dump()), stopped=choice.finish_reason != "length")
+        try:
+            if not reply.choices:
+                return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer has no choices.")
+            choice = reply.choices[0]
+            # The client does not check what a server sends: a page of HTML, a call without a name, arguments that are no text.
+            return PolicyTurn(_read(choice.message.model_dump(warnings=False)), stopped=choice.finish_reason != "length")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer cannot be read ({type(error).__name__}: {said}).")
 
 
 def openai_message(message: Message) -> dict[str, Any]:
@@ -215,10 +220,13 @@ def openai_message(message: Message) -> dict[str, Any]:
 
 
 def _read(entry: dict[str, Any]) -> Message:
-    calls = [call for call in entry.get("tool_calls") or () if call.get("function")]
+    calls = enumerate(call for call in entry.get("tool_calls") or () if call.get("function"))
     return Message(
         role="assistant",
         content=entry.get("content") or "",
         reasoning=entry.get("reasoning_content") or entry.get("reasoning") or "",
-        tool_calls=tuple(ToolCall(id=c["id"], name=c["function"]["name"], arguments=c["function"]["arguments"] or "{}") for c in calls),
+        tool_calls=tuple(
+            ToolCall(id=c.get("id") or f"call_{i}", name=c["function"]["name"], arguments=c["function"]["arguments"] or "{}")
+            for i, c in calls
+        ),
     )
