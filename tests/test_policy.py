@@ -266,8 +266,8 @@ def test_a_server_that_refuses_or_says_nothing_ends_the_run_with_a_sentence(serv
     ],
 )
 def test_an_answer_of_another_form_ends_its_run_alone(serve, taskset, answer):
-    policy = EndpointPolicy(serve(lambda _, body: (200, answer if len(body["messages"]) == 1 else completion({"content": "x"}))).url, "served")
-    wrong, right = policy.act([request_for(taskset, USER), request_for(taskset, USER, USER)])
+    server = serve(lambda _, body: (200, answer if len(body["messages"]) == 1 else completion({"content": "x"})))
+    wrong, right = EndpointPolicy(server.url, "served").act([request_for(taskset, USER), request_for(taskset, USER, USER)])
     assert wrong.message is None
     assert "cannot be read" in wrong.error
     assert right.message is not None
