@@ -107,9 +107,10 @@ RATER_RANK = {"human": 3, "judge": 2, "check": 1, "reward_model": 0}
 def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | None:
     """One number in [0, 1] for a run, or None where it cannot be known.
 
-    0 if any gate failed, else 0.1 + 0.9 x the weighted mean over the criteria that apply. None where a gate has an error or no score
-    of its current version, or nothing at all was scored. Per criterion the kind of rater with the highest rank counts; several
-    raters of that kind are averaged. Step scores count through their mean.
+    0 if any gate failed, else 0.1 + 0.9 x the weighted mean over the criteria that apply. None where a gate has an error, a gate that a
+    check answers has no score of its current version, or nothing at all was scored. A gate that waits for people or a judge is no
+    veto until they speak. Per criterion the kind of rater with the highest rank counts; several raters of that kind are averaged.
+    Step scores count through their mean.
     """
     by_criterion = _effective(scores)
     weighted, total = 0.0, 0.0
@@ -119,7 +120,7 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
         if criterion.gate:
             value = _mean_value(criterion, answers)
             not_applicable = bool(answers) and all(a.status == ScoreStatus.NOT_APPLICABLE for a in answers or ())
-            missing |= value is None and not not_applicable and criterion.kind == "check"
+            missing |= value is None and not not_applicable and (criterion.kind == "check" or bool(answers))
             failed |= value is not None and value < criterion.gate_at
             continue
         value = _mean_value(criterion, answers)

@@ -1,0 +1,75 @@
+"""One number of a run's scores, by hand: gates, weights, who counts, and what cannot be known."""
+
+import pytest
+
+from agentalign.records.criterion import Criterion, RaterKind, Score, ScoreStatus, overall, unit_values
+
+DONE = Criterion(name="done", description="Done?", kind="check", check="done", weight=3)
+TONE = Criterion(name="tone", description="Friendly?", scale=(1, 5), weight=1)
+CALLS = Criterion(name="calls", description="How many calls?", kind="check", check="calls", scale=(0, 10), higher_is_better=False)
+KEPT = Criterion(name="kept", description="Allowed?", kind="check", check="kept", gate=True)
+SAFE = Criterion(name="safe", description="Free of harm?", kind="judge", gate=True)
+
+
+def score(
+    name: str, value: float | None, kind: RaterKind = "check", *, rater: str = "", at: int = 0, step: int | None = None, version: int = 1
+) -> Score:
+    """A score; value None is an error."""
+    status = ScoreStatus.ERROR if value is None else ScoreStatus.VALUE
+    return Score(
+        trajectory="a" * 32, criterion=f"{name}@{version}", value=value, status=status, rater=rater or kind, rater_kind=kind, step=step,
+        time=f"2026-01-01T00:00:{at:02}.000000+00:00",
+    )  # fmt: skip
+
+
+def not_applicable(name: str) -> Score:
+    return Score(trajectory="a" * 32, criterion=f"{name}@1", status=ScoreStatus.NOT_APPLICABLE, rater="check", rater_kind="check")
+
+
+def test_the_mean_is_weighted_over_what_applies_on_each_scale() -> None:
+    criteria = (DONE, TONE, CALLS)
+    # (3 x 1 + 1 x 0.25 + 1 x 0.8) / 5 = 0.81
+    assert overall(criteria, [score("done", 1), score("tone", 2, "human"), score("calls", 2)]) == pytest.approx(0.1 + 0.9 * 0.81)
+    assert overall(criteria, [score("done", 1), not_applicable("calls")]) == pytest.approx(1.0)
+    assert overall(criteria, [score("done", 0)]) == pytest.approx(0.1)
+    assert overall(criteria, []) is None
+    assert unit_values(criteria, [score("tone", 2, "human"), score("calls", 2)]) == {"tone": 0.25, "calls": 0.8}
+
+
+def test_a_failed_gate_makes_the_run_worth_nothing_and_an_unknown_one_leaves_it_unknown() -> None:
+    done = score("done", 1)
+    assert overall((DONE, KEPT), [done, score("kept", 1)]) == pytest.approx(1.0)
+    assert overall((DONE, KEPT), [done, score("kept", 0)]) == 0.0
+    assert overall((DONE, KEPT), [done, not_applicable("kept")]) == pytest.approx(1.0)
+    assert overall((DONE, KEPT), [done, score("kept", None)]) is None
+    assert overall((DONE, KEPT), [done]) is None
+    assert overall((DONE, KEPT), [done, score("kept", 1, version=2)]) is None, "of another version"
+    assert overall((DONE, KEPT, SAFE), [done, score("kept", 0), score("safe", None, "judge")]) == 0.0, "one veto is enough"
+
+
+def test_a_gate_of_a_judge_waits_for_an_answer_but_its_error_is_not_a_pass() -> None:
+    done = score("done", 1)
+    assert overall((DONE, SAFE), [done]) == pytest.approx(1.0)
+    assert overall((DONE, SAFE), [done, score("safe", None, "judge")]) is None
+    assert overall((DONE, SAFE), [done, score("safe", None, "judge"), score("safe", 1, "human")]) == pytest.approx(1.0)
+    assert overall((DONE, SAFE), [done, score("safe", 1, "judge"), score("safe", 0, "human")]) == 0.0
+
+
+def test_people_count_before_judges_before_checks_before_reward_models_and_people_are_averaged() -> None:
+    answers = [score("done", 0.0, "reward_model"), score("done", 0.2), score("done", 0.4, "judge")]
+    assert [unit_values([DONE], answers[:count])["done"] for count in (1, 2, 3)] == [0.0, 0.2, 0.4]
+    people = [score("done", 1.0, "human", rater="ada"), score("done", 0.5, "human", rater="bob")]
+    assert unit_values([DONE], [*answers, *people])["done"] == 0.75
+
+
+def test_the_newest_answer_of_a_rater_counts_and_steps_count_through_their_mean() -> None:
+    changed = [score("done", 1, "human", at=5), score("done", 0, "human", at=9), score("done", 0.5, "human", at=1)]
+    assert unit_values([DONE], changed)["done"] == 0
+    assert unit_values([DONE], [score("done", 1, step=0), score("done", 0, step=1)])["done"] == 0.5
+    assert unit_values([DONE], [score("done", 1, at=1), score("done", None, at=2)]) == {}, "a check that broke later takes its answer back"
+
+
+def test_a_score_without_a_value_says_why_and_one_with_a_value_is_one() -> None:
+    for status, value in ((ScoreStatus.VALUE, None), (ScoreStatus.ERROR, 1.0), (ScoreStatus.NOT_APPLICABLE, 0.0)):
+        with pytest.raises(ValueError, match="contradict"):
+            Score(trajectory="a" * 32, criterion="done@1", status=status, value=value, rater="check", rater_kind="check")
