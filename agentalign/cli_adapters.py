@@ -11,7 +11,8 @@ from agentalign.errors import ConfigError
 
 def add(commands: Commands) -> None:
     """Declare them in the order of use."""
-    adapters = verbs(command(commands, "adapters", "look at adapters: lineage, figures, files"))
+    examples = "agentalign adapters\nagentalign adapters show order_desk@production\nagentalign adapters verify order_desk@3"
+    adapters = verbs(command(commands, "adapters", "look at adapters: lineage, figures, files", examples=examples))
     add_json(command(adapters, "list", "list every version of every adapter", run=_list))
     parser = command(adapters, "show", "show one adapter's card", run=_show, examples="agentalign adapters show order_desk@production")
     parser.add_argument("ref", metavar="NAME@V")

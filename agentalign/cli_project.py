@@ -23,7 +23,8 @@ def add_first(commands: Commands) -> None:
     )
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the current folder")
 
-    tasks = verbs(command(commands, "tasks", "look at tasksets, and check them"))
+    examples = "agentalign tasks\nagentalign tasks show order_desk --split dev\nagentalign tasks check hello"
+    tasks = verbs(command(commands, "tasks", "look at tasksets, and check them", examples=examples))
     add_json(command(tasks, "list", "list the tasksets of the project and those that came with agentalign", run=_tasks_list))
     parser = command(
         tasks,
@@ -50,7 +51,12 @@ def add_first(commands: Commands) -> None:
 def add_last(commands: Commands) -> None:
     """What goes round everything."""
     parser = command(
-        commands, "ui", "look at runs and rate them in a browser", run=_ui, more="It is served on this machine only, until Ctrl+C."
+        commands,
+        "ui",
+        "look at runs and rate them in a browser",
+        run=_ui,
+        more="It is served on this machine only, until Ctrl+C.",
+        examples="agentalign ui\nagentalign ui --port 8000",
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")

@@ -109,7 +109,8 @@ def add_base(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_runs(commands: Commands) -> None:
-    runs = verbs(command(commands, "runs", "look at stored runs"))
+    examples = "agentalign runs\nagentalign runs --taskset order_desk --stop error\nagentalign runs show 3fa9"
+    runs = verbs(command(commands, "runs", "look at stored runs", examples=examples))
     parser = command(
         runs,
         "list",

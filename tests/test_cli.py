@@ -97,6 +97,7 @@ def test_every_help_says_what_it_does_and_its_examples_are_right(command: str, c
     help = capsys.readouterr().out
     assert left.value.code == 0
     assert ". " in help or ".\n" in help
+    assert words_of(help) or command not in COMMANDS
     for example in words_of(help):
         assert parse(shlex.split(example)[1:]).run or "--help" in example
 
@@ -312,7 +313,11 @@ def test_ctrl_c_ends_with_130_and_a_sentence(project: Project) -> None:
     pipe = project.root / "pipe"
     os.mkfifo(pipe)
     command = [sys.executable, "-m", "agentalign.cli", "import", str(pipe), "--taskset", "hello"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=project.root) as child:
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background of a script inherit that it is ignored
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=project.root, preexec_fn=listen) as child:
         with pipe.open("w"):  # open as soon as the command reads from it
             child.send_signal(signal.SIGINT)
             _, said = child.communicate()
