@@ -9,7 +9,7 @@ FILES = {
 name: counter
 system_prompt: You count.
 replayable: true
-limits: {max_turns: 4, max_turn_tokens: 80, max_tokens: 4000, max_seconds: 600}
+limits: {max_turns: 4, max_turn_tokens: 80, max_tokens: 4000, max_seconds: 600, max_call_seconds: 120}
 tasks:
   - {id: one, split: train, family: easy, tags: [expert], data: {start: 1}}
   - {id: two, split: train, family: easy, data: {start: 2}}
