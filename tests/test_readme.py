@@ -57,6 +57,8 @@ def real_tree(listed: set[str]) -> set[str]:
         parts = name.split("/")
         if not (ROOT / name).exists() or parts[-1] == "__init__.py" or (len(parts) == 1 and name.startswith(".")):
             continue
+        if len(parts) > 1 and (ROOT / parts[0] / ".agentalign").is_dir():  # somebody's project, as the tour makes one
+            continue
         for depth in range(len(parts)):
             if "/".join(parts[:depth]) in listed:
                 entries.add("/".join(parts[: depth + 1]) + ("/" if depth + 1 < len(parts) else ""))
