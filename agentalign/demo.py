@@ -238,7 +238,14 @@ class _Demo:
         rows = [json.loads(line) for line in self._metrics(self._training(start, "sft"))]
         per_step = sum(row.get("seconds", 0.0) for row in rows) / max(1, sum("seconds" in row for row in rows))
         steps = max(1, int(self.seconds(stage) / per_step))
-        dials = {"start": start, "max_steps": steps, "learning_rate": 2e-4, "eval_every_steps": max(1, steps // 3)}
+        # The same new demonstrations that DPO had as corrections: else the control would only measure that it saw fewer.
+        dials = {
+            "start": start,
+            "origins": ["expert", "correction"],
+            "max_steps": steps,
+            "learning_rate": 2e-4,
+            "eval_every_steps": max(1, steps // 3),
+        }
         adapter: str = self.part(name, lambda: self._trained("sft", dials))
         self.result(name, adapter, seconds=self.seconds(name), training=self._training(adapter, "sft"), compared_to="sft", control=True)
 

@@ -49,7 +49,8 @@ def main() -> None:
 def _evaluations(project: Project, *, compute: bool) -> list[Evaluation]:
     """Of base, SFT, DPO and PPO on all test tasks; empty where the demo is not finished."""
     with Store(project.store_url) as store:
-        adapters = {training.recipe: training.adapter for training in store.trainings(TASKSET) if training.status == "done"}
+        # The first of each recipe is the stage; later ones are controls.
+        adapters = {training.recipe: training.adapter for training in reversed(store.trainings(TASKSET)) if training.status == "done"}
         names = ["base", *(adapters.get(recipe, "") for recipe in ("sft", "dpo", "ppo"))]
         if not all(names):
             return []

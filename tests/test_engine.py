@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from agentalign.errors import TrainingError
-from agentalign.training.engine import Evaluated, Learner, LossTerms, MicroBatch, Pass, Plan, Term, train
+from agentalign.training.engine import Evaluated, Learner, LossTerms, MicroBatch, Pass, Term, train
 from agentalign.training.losses import sft_loss
+from agentalign.training.schedule import Plan
 from agentalign.training.tree import build_tree
 from tests.test_attention import CONFIGS, make_model, three_levels_deep
 
@@ -130,6 +131,7 @@ def test_non_finite_step_is_skipped_and_several_end_the_training(tmp_path):
     assert torch.equal(weights(model), start)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["skipped"] == 1.0 for row in rows)
+    assert "loss" in rows[0]["not_finite"]
 
 
 def test_head_is_trained_with_its_adapter_and_resumed(tmp_path):

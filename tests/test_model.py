@@ -126,6 +126,13 @@ def test_merged_copy_computes_what_the_adapter_computes(model):
             torch.testing.assert_close(dict(bare.named_modules())[name].weight, plain_weight(module.base_layer))
 
 
+def test_merging_leaves_the_base_as_it_was(model):
+    before = logprobs(model, None)
+    model.merged_copy("policy")
+    model.merged_copy("policy")
+    assert torch.equal(logprobs(model, None), before)
+
+
 def test_four_bit_gradients_and_logprobs_are_the_same_before_and_after_an_evaluation(tmp_path):
     base = make_model(tmp_path, CONFIGS["llama"]).base
     model = Model.load(base, quantization="nf4", device="cpu", dtype=torch.float32)

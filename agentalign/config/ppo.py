@@ -21,7 +21,7 @@ class PPOConfig(TrainingConfig):
     samples_per_task: int = Field(default=4, ge=1)
     """Runs of each."""
     temperature: float = Field(default=0.8, gt=0, le=2)
-    """Sampling temperature of the rollouts."""
+    """Sampling temperature of the rollouts; log-probabilities are learned at 1."""
     kl_beta: float = Field(default=0.03, ge=0)
     """Price of a nat of divergence from the reference, in the reward."""
     gamma: float = Field(default=1.0, gt=0, le=1)
@@ -39,4 +39,4 @@ class PPOConfig(TrainingConfig):
     nll_coefficient: float = Field(default=0.05, ge=0)
     """Weight of replayed expert runs in the policy's loss (PPO-ptx); 0: none."""
     replay: int = Field(default=8, ge=0)
-    """Expert runs replayed per iteration."""
+    """Expert runs replayed per optimizer step."""

@@ -6,6 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from agentalign.config.ppo import PPOConfig
 from agentalign.environments.task import Task
@@ -78,7 +80,7 @@ class Acting:
         for score in scores:
             if score.trajectory in by_run:
                 by_run[score.trajectory].append(score)
-        for run, unit in zip(runs, self._reward_units(rendered), strict=True):
+        for run, unit in zip(runs, self._reward_units(rendered) if self.answered else [0.0] * len(runs), strict=True):
             for criterion in self.answered:
                 low, high = criterion.scale
                 value = low + (high - low) * (unit if criterion.higher_is_better else 1 - unit)
@@ -98,7 +100,8 @@ class Acting:
         """The reward model's opinion on [0, 1]: 0.5 is the mean of the runs it was made from."""
         mean, deviation = self.reward.metrics.get("reward_mean", 0.0), self.reward.metrics.get("reward_sd", 1.0)
         rewards = end_rewards(self.model, REWARD, [whole(run) for run in rendered], max_tokens=self.config.micro_batch_tokens)
-        return [1 / (1 + math.exp(-(reward - mean) / deviation)) for reward in rewards]
+        # exp overflows far from the mean, and a sigmoid is flat there anyway.
+        return [1 / (1 + math.exp(-max(-30.0, min(30.0, (reward - mean) / deviation)))) for reward in rewards]
 
     def _draw(self, seed: int) -> list[Task]:
         """Tasks without replacement, in proportion to how open their kind's outcome is (Efraimidis and Spirakis 2006)."""
@@ -111,16 +114,17 @@ class Acting:
         kl = float(np.mean([float((e.old_logprobs - e.reference_logprobs).sum()) for e in found])) if found else 0.0
         reward = float(np.mean([e.reward for e in found])) if found else 0.0
         rate = float(np.mean(success)) if success else float("nan")
-        logger.info(
-            "iteration %d: %d runs, %d usable, reward %.3f, success %.3f, kl %.3f nats per run",
-            iteration,
-            made,
-            len(found),
-            reward,
-            rate,
-            kl,
-        )
-        self.figures = {"reward/mean": reward, "success/train": rate, "kl": kl, "usable": float(len(found))}
+        gaps = [float((e.old_logprobs - _sampled(e)).abs().mean()) for e in found if len(_sampled(e)) == len(e.old_logprobs)]
+        gap = float(np.mean(gaps)) if gaps else float("nan")
+        text = "iteration %d: %d runs, %d usable, reward %.3f, success %.3f, kl %.3f nats per run, sampler off by %.3f nats per token"
+        logger.info(text, iteration, made, len(found), reward, rate, kl, gap)
+        figures = {"reward/mean": reward, "success/train": rate, "kl": kl, "usable": float(len(found)), "sampler_gap": gap}
+        self.figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _sampled(experience: Experience) -> Tensor:
+    """(M,) what the sampler recorded: bf16, one token at a time; the training path never uses it as a denominator."""
+    return torch.tensor([logprob for turn in experience.run.turns for logprob in turn.logprobs])
 
 
 def kind_of(task: Task) -> str:

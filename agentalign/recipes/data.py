@@ -77,8 +77,10 @@ class TokenStats(NamedTuple):
 
 def token_stats(rendered: Sequence[Rendered], *, batch_size: int) -> TokenStats:
     """Counts over runs; sharing is measured on the first step's worth of them."""
+    if not rendered:
+        return TokenStats(runs=0, tokens=0, trainable=0, longest=0, histogram=[], sharing=1.0)
     lengths = [run.n_tokens for run in rendered]
-    edges = [2**k for k in range(6, 20) if 2 ** (k - 1) < max(lengths)]
+    edges = [2**k for k in range(20) if 2 ** (k - 1) < max(lengths)]
     histogram = [(edge, sum(1 for n in lengths if edge // 2 < n <= edge)) for edge in edges]
     return TokenStats(
         runs=len(rendered),

@@ -29,10 +29,11 @@ from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.pairs import parting_step
 from agentalign.training.batches import step_items, steps_for
 from agentalign.training.dialect import Dialect
-from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Plan, Term, train
+from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Term, train
 from agentalign.training.losses import dpo_loss, nll_loss
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered
+from agentalign.training.schedule import Plan
 from agentalign.training.tree import build_tree, pack
 
 logger = logging.getLogger("agentalign")
@@ -74,11 +75,12 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         config, parent = resolve_start(work, config)
         # data
         preferences, runs = choose_preferences(work, config.criterion)
-        replay_runs = [r for r in work.train_runs(["expert"]) if r.steps] if config.replay else []
+        replay_runs = work.demonstrations() if config.replay and config.nll_coefficient else []
         data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
         replay = [data.rendered[r.id] for r in replay_runs if r.id in data.rendered]
         values = work.overalls(list(runs.values()))
-        good = {r for r, t in runs.items() if t.origin.kind in ("expert", "correction") or (values.get(r) or 0.0) >= GOOD}
+        trusted = {r for r, t in runs.items() if r not in values and t.origin.kind in ("expert", "correction")}
+        good = {r for r in runs if r in trusted or (values.get(r) or 0.0) >= GOOD} if config.nll_coefficient else set()
         pairs = make_pairs(preferences, runs, data, config, good)
         if dry_run:
             return _dry_run(work, config, data, pairs)
@@ -132,15 +134,28 @@ def make_pairs(
         DataError: nothing can be compared.
     """
     found: dict[tuple[Part, Part], Pair] = {}
+    left: Counter[str] = Counter()
     for preference in preferences:
         best, worst = preference.items[0], preference.items[-1]
         if best.trajectory not in data.rendered or worst.trajectory not in data.rendered:
+            left["a run was refused"] += 1
             continue
-        sides = _sides(data.rendered[best.trajectory], data.rendered[worst.trajectory], best.step, runs, config.credit)
-        if sides is not None and sides not in found:
+        parting = parting_step(runs[best.trajectory], runs[worst.trajectory])
+        if best.step is not None and not best.step == worst.step == parting:
+            left["the steps do not answer the same messages"] += 1
+            continue
+        # A preference about steps is never stretched over whole runs.
+        credit = "turn" if config.credit == "run" and best.step is not None else config.credit
+        sides = _sides(data.rendered[best.trajectory], data.rendered[worst.trajectory], parting, credit)
+        if sides is None:
+            left["nothing differs that the agent wrote"] += 1
+        elif sides in found:
+            left["the same comparison again"] += 1
+        else:
             anchor = best.trajectory if best.trajectory in good else None
-            ids = (best.trajectory, worst.trajectory)
-            found[sides] = Pair(*sides, preference.strength, ids, anchor, preference.source)
+            found[sides] = Pair(*sides, preference.strength, (best.trajectory, worst.trajectory), anchor, preference.source)
+    reasons = "".join(f"; {count} left out: {reason}" for reason, count in left.items())
+    logger.info("%d preferences make %d pairs%s", len(preferences), len(found), reasons)
     if not found:
         raise DataError(
             f"none of the {len(preferences)} preferences can be compared with credit '{config.credit}': their runs were refused "
@@ -149,14 +164,13 @@ def make_pairs(
     return list(found.values())
 
 
-def _sides(best: Rendered, worst: Rendered, step: int | None, runs: dict[str, Trajectory], credit: str) -> tuple[Part, Part] | None:
-    if credit == "run" and step is None:
+def _sides(best: Rendered, worst: Rendered, parting: int | None, credit: str) -> tuple[Part, Part] | None:
+    if credit == "run":
         return whole(best), whole(worst)
-    at = step if step is not None else parting_step(runs[best.trajectory], runs[worst.trajectory])
-    if at is None or at >= min(len(best.turns), len(worst.turns)):
+    if parting is None or parting >= min(len(best.turns), len(worst.turns)):
         return None
     # The worse side's context: it is what the policy really saw, and both sides answer the same messages.
-    context, chosen, rejected = worst.turns[at].context, best.turns[at].completion, worst.turns[at].completion
+    context, chosen, rejected = worst.turns[parting].context, best.turns[parting].completion, worst.turns[parting].completion
     if chosen == rejected:
         return None
     if credit == "token":

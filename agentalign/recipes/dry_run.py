@@ -35,7 +35,7 @@ def estimate(
     hidden, layers, inner = config.hidden_size, config.num_hidden_layers, config.intermediate_size
     parameters = layers * (2 * hidden * hidden + 3 * hidden * inner) + config.vocab_size * hidden
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    per_run = stats.tokens / stats.runs / stats.sharing
+    per_run = stats.tokens / max(1, stats.runs) / stats.sharing
     seconds = 6 * parameters * per_run * batch_size * steps / (0.4 * _flops(device))
     weight_bytes = {"nf4": 0.6, "int8": 1.1, "none": 2.0 if fast_bf16(device) else 4.0}[quantization]
     activation = 2 * layers * (14 * hidden + 4 * inner)

@@ -28,7 +28,7 @@ class Experience:
     reward: float
     """What the run was worth, in [0, 1]."""
     old_logprobs: Tensor
-    """(M,) under the policy that sampled it, computed on the training path."""
+    """(M,) under the policy that sampled it, at temperature 1 and computed on the training path."""
     reference_logprobs: Tensor
     """(M,)."""
     values: Floats
@@ -62,6 +62,8 @@ class ValueRows:
 
 def gather(model: Model, runs: Sequence[Rendered], rewards: Sequence[float], config: PPOConfig) -> list[Experience]:
     """Score the tokens under old policy and reference, the states under the critic, and make advantages of them."""
+    if not runs:
+        return []
     parts = [whole(run) for run in runs]
     old = fixed_logprobs(model, POLICY, parts, max_tokens=config.micro_batch_tokens)
     reference = fixed_logprobs(model, REFERENCE, parts, max_tokens=config.micro_batch_tokens)

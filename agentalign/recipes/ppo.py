@@ -30,13 +30,15 @@ from agentalign.recipes.experience import (
     policy_loss,
     value_loss,
 )
-from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
+from agentalign.recipes.workspace import Workspace, open_workspace, resolve_adapter, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.trajectory import Trajectory
 from agentalign.training.batches import epoch_order, step_items
+from agentalign.training.checkpoint import load_checkpoint
 from agentalign.training.dialect import Dialect
-from agentalign.training.engine import Learner, Pass, Plan, train
+from agentalign.training.engine import Learner, Pass, train
 from agentalign.training.model import Model
+from agentalign.training.schedule import Plan
 
 logger = logging.getLogger("agentalign")
 
@@ -46,11 +48,12 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
     # load
     with open_workspace(config, project) as work:
         config, parent = resolve_start(work, config)
-        card, reward_folder = work.registry.resolve(config.reward or work.adapter_name("reward"))
+        card, reward_folder = resolve_adapter(work, config.reward or work.adapter_name("reward"), "reward")
         config = config.model_copy(update={"reward": card.ref})
         # data
-        past, replay_runs = past_runs(work), [r for r in work.train_runs(["expert"]) if r.steps]
-        data = render_runs([*past, *replay_runs], work.store, Dialect.load(work.base), config)
+        past, replay_runs = past_runs(work), work.demonstrations()
+        learned = [*past, *replay_runs]
+        data = render_runs(learned, work.store, Dialect.load(work.base), config) if learned else RunData({}, [])
         if dry_run:
             return _dry_run(work, config, data)
         training, folder = work.begin("ppo", config, [*(r.id for r in past), *(r.id for r in replay_runs)])
@@ -136,21 +139,22 @@ def plan_of(config: PPOConfig) -> Plan:
 
 def warm_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, past: Sequence[Trajectory], folder: Path) -> int:
     """Teach the critic the returns of stored runs, in a training of its own, before its advantages steer anything."""
-    if (folder / "checkpoints").exists():
+    if load_checkpoint(folder / "checkpoints") is not None:
         return config.critic_warmup_steps  # an interrupted training: its checkpoint holds a critic that has learned more since
     runs = [r for r in past if r.id in data.rendered]
-    lessons = acting.lessons(runs, data)
+    size = config.tasks_per_iteration * config.samples_per_task // 2
+    wanted = epoch_order(len(runs), seed=config.seed, epoch=0)[: config.critic_warmup_steps * size]
+    lessons = acting.lessons([runs[i] for i in wanted], data)
     if not lessons or not config.critic_warmup_steps:
         logger.warning("no stored scored runs to teach the critic: the first advantages will be rough")
         return 0
 
     def steps(start: int) -> Iterator[Sequence[Pass]]:
-        size = config.tasks_per_iteration * config.samples_per_task // 2
         for step in range(start, config.critic_warmup_steps):
             chosen = [lessons[i] for i in step_items(len(lessons), batch_size=min(size, len(lessons)), seed=config.seed, step=step)]
             yield [Pass(CRITIC, critic_batches(chosen, config), value_loss)]
 
-    plan = Plan(total_steps=config.critic_warmup_steps, schedule="constant", save_every_steps=config.critic_warmup_steps)
+    plan = Plan(total_steps=config.critic_warmup_steps, schedule="constant")
     train(model, [critic(config)], steps, plan, folder=folder / "critic")
     return config.critic_warmup_steps
 

@@ -27,9 +27,10 @@ from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.training.batches import step_items, steps_for
 from agentalign.training.dialect import Dialect
-from agentalign.training.engine import Evaluated, Learner, LossTerms, MicroBatch, Pass, Plan, Term, train
+from agentalign.training.engine import Evaluated, Learner, LossTerms, MicroBatch, Pass, Term, train
 from agentalign.training.losses import reward_pair_loss, reward_regression_loss
 from agentalign.training.model import Model
+from agentalign.training.schedule import Plan
 from agentalign.training.tree import build_tree, pack
 
 ADAPTER = HEAD = "reward"
@@ -76,8 +77,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
         with work.recording(training):
             # model
             model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
-            model.load_adapter("start", parent)
-            model.copy_adapter("start", ADAPTER, trainable=True)
+            model.load_adapter(ADAPTER, parent, trainable=True)
             model.add_head(HEAD, 1)
 
             # loss
@@ -182,7 +182,10 @@ def ranked_loss(model: Model, micro: MicroBatch, config: RewardConfig) -> LossTe
 
 
 def held_out_accuracy(model: Model, held: Sequence[Ranked], config: RewardConfig) -> Evaluated:
-    """Share of held-out ordered pairs that the model puts right, and the mean margin; ties count half."""
+    """Share of held-out ordered pairs that the model puts right, and the mean margin; ties count half.
+
+    The best checkpoint is chosen by it, so the published figure is somewhat optimistic.
+    """
     gaps = [high - low for rewards in _rewards(model, held, config) for high, low in itertools.combinations(rewards, 2)]
     accuracy = sum(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps) / len(gaps)
     return Evaluated(accuracy, {"accuracy": accuracy, "margin": sum(gaps) / len(gaps), "pairs": float(len(gaps))})

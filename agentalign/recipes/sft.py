@@ -19,9 +19,10 @@ from agentalign.records.adapter import Training
 from agentalign.records.trajectory import Trajectory
 from agentalign.training.batches import step_items, steps_for
 from agentalign.training.dialect import Dialect
-from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Plan, Term, train
+from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Term, train
 from agentalign.training.losses import sft_loss
 from agentalign.training.model import Model
+from agentalign.training.schedule import Plan
 
 ADAPTER = "policy"
 

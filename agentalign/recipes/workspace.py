@@ -4,8 +4,10 @@ A training's id is a hash of its config and data. So running the same command ag
 returned as it is, an interrupted one goes on from its last checkpoint.
 """
 
+import fcntl
 import importlib.metadata
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from agentalign.config.project import Project
 from agentalign.config.training import TrainingConfig
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, load_taskset
-from agentalign.errors import AgentAlignError, DataError
+from agentalign.errors import AgentAlignError, DataError, TrainingError
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
 from agentalign.records.criterion import Score, overall
@@ -29,6 +31,7 @@ from agentalign.training.base import Base, prepare_base
 from agentalign.training.engine import Outcome
 from agentalign.training.model import Model
 
+logger = logging.getLogger("agentalign")
 C = TypeVar("C", bound=TrainingConfig)
 PACKAGES = ("agentalign", "torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 SUFFIX: dict[AdapterKind, str] = {"policy": "", "reward": "-reward", "value": "-value"}
@@ -57,8 +60,14 @@ class Workspace:
     def train_runs(self, origins: Iterable[str]) -> list[Trajectory]:
         """Stored runs to learn from, in a stable order: of the train split, or imported without a split. Never of dev or test."""
         kinds = set(origins)
-        found = [run for kind in sorted(kinds) for run in self.store.trajectories(RunFilter(taskset=self.taskset.name, origin_kind=kind))]
-        return [run for run in found if run.split in ("train", "")]
+        wanted = [RunFilter(taskset=self.taskset.name, origin_kind=kind, split=split) for kind in sorted(kinds) for split in ("train", "")]
+        return [run for one in wanted for run in self.store.trajectories(one)]
+
+    def demonstrations(self) -> list[Trajectory]:
+        """Expert runs of the train split that are not known to be bad: what is replayed under an anchor."""
+        runs = [run for run in self.train_runs(["expert"]) if run.steps]
+        values = self.overalls(runs)
+        return [run for run in runs if values.get(run.id, 1.0) not in (None, 0.0)]
 
     def overalls(self, runs: Sequence[Trajectory]) -> dict[str, float | None]:
         """Overall value by run id; None where it cannot be known, absent where nobody scored it."""
@@ -82,17 +91,49 @@ class Workspace:
             data_digest=data_digest,
             seed=config.seed,
         )
+        folder = self.project.trainings / training.id
         known = {one.id: one for one in self.store.trainings(self.taskset.name)}
         if training.id in known and known[training.id].status == "done":
-            return known[training.id], self.project.trainings / training.id
-        folder = self.project.trainings / training.id
+            return known[training.id], folder
+        for card in self.registry.list():
+            if card.training == training.id:  # killed between saving the adapter and saying so
+                return self._done(training, card.ref, ""), folder
+        self._mention_others(training, known.values())
         folder.mkdir(parents=True, exist_ok=True)
         self.store.save_training(training)
         return training, folder
 
+    def _mention_others(self, training: Training, known: Iterable[Training]) -> None:
+        """Data that grew since an interrupted training makes a new one; that must not look like a lost checkpoint."""
+        alike = [one for one in known if one.recipe == training.recipe and one.config == training.config and one.id != training.id]
+        for one in alike:
+            if one.status != "done":
+                logger.warning(
+                    "training %s has the same settings but other data and was not finished; this is a new one: %s", one.id, training.id
+                )
+
+    def _done(self, training: Training, ref: str, note: str) -> Training:
+        done = training.model_copy(update={"status": "done", "adapter": ref, "note": note, "updated": now()})
+        self.store.save_training(done)
+        return done
+
     @contextmanager
     def recording(self, training: Training) -> Iterator[None]:
-        """Mark the training as failed, with the reason, when it ends in an error."""
+        """Hold the training's folder alone, and mark the training as failed, with the reason, when it ends in an error.
+
+        Raises:
+            TrainingError: the same training is running elsewhere.
+        """
+        with (self.project.trainings / training.id / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise TrainingError(f"training {training.id} is running in another process; wait for it, or stop it there.") from None
+            with self._failing(training):
+                yield
+
+    @contextmanager
+    def _failing(self, training: Training) -> Iterator[None]:
         try:
             yield
         except (AgentAlignError, KeyboardInterrupt, Exception) as error:
@@ -149,8 +190,7 @@ class Workspace:
         )
         saved = self.registry.save(card, files)
         note = outcome.stopped or (f"dev gate kept step {outcome.best_step} of {outcome.steps}" if outcome.evaluations else "")
-        done = training.model_copy(update={"status": "done", "adapter": saved.ref, "note": note, "updated": now()})
-        self.store.save_training(done)
+        done = self._done(training, saved.ref, note)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return done
 
@@ -165,18 +205,28 @@ def open_workspace(config: TrainingConfig, project: Project) -> Iterator[Workspa
 
 
 def resolve_start(work: Workspace, config: C) -> tuple[C, Path]:
-    """The config with its start adapter as "name@version", and that adapter's folder.
+    """The config with its start adapter as "name@version", and that adapter's folder."""
+    card, folder = resolve_adapter(work, config.start or work.adapter_name("policy"), "policy")
+    return config.model_copy(update={"start": card.ref}), folder
+
+
+def resolve_adapter(work: Workspace, ref: str, kind: AdapterKind) -> tuple[AdapterCard, Path]:
+    """An adapter to build on, verified file by file.
 
     Raises:
-        DataError: the start was trained on another base or template.
+        RegistryError: it does not exist, or a file of it differs from its card.
+        DataError: it is of another kind, or was trained on another base or template.
     """
-    card, folder = work.registry.resolve(config.start or work.adapter_name("policy"))
+    card, folder = work.registry.resolve(ref)
+    if card.kind != kind:
+        raise DataError(f"adapter {card.ref} is a {card.kind} model, and a {kind} model is needed here; name another.")
     if card.base_digest != work.base.digest or card.template_digest != digest(work.base.template):
         raise DataError(
             f"adapter {card.ref} was trained on {card.base} (digest {card.base_digest[:12]}) with another base or chat template than "
             f"{work.base.name} ({work.base.digest[:12]}) has now; name the same base."
         )
-    return config.model_copy(update={"start": card.ref}), folder
+    work.registry.verify(card.ref)
+    return card, folder
 
 
 def _versions() -> dict[str, str]:

@@ -32,6 +32,7 @@ _UNSUPPORTED = (
     "fan_in_fan_out",
     "layers_pattern",
     "lora_bias",
+    "alora_invocation_tokens",
 )
 
 
@@ -124,6 +125,8 @@ def read_heads(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
         return {}
     tensors = _read_tensors(path)
     names = sorted({key.rsplit(".", 1)[0] for key in tensors})
-    if any(f"{name}.{part}" not in tensors for name in names for part in ("weight", "bias")):
-        raise RegistryError(f"{path}: every head needs a weight and a bias; found {', '.join(sorted(tensors))}.")
+    for name in names:
+        weight, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
+        if not _NAME.fullmatch(name) or weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+            raise RegistryError(f"{path}: every head needs a (outputs, hidden) weight and a bias; found {', '.join(sorted(tensors))}.")
     return {name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in names}

@@ -35,7 +35,7 @@ def tree_attention(
     agentalign_tree: TreeBatch,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_ignored: Any,
+    **extra: Any,
 ) -> tuple[Tensor, None]:
     """Attention function for transformers.
 
@@ -53,6 +53,9 @@ def tree_attention(
     """
     if attention_mask is not None or dropout:
         raise ModelError("tree attention takes neither a mask nor attention dropout; set attention_dropout to 0 in the base's config.")
+    odd = [name for name in ("softcap", "s_aux", "position_bias") if extra.get(name) is not None]
+    if odd:
+        raise ModelError(f"{type(module).__name__} attends with {odd[0]}, which tree attention does not compute; choose another base.")
     if query.device.type == "cpu":
         mixed: Tensor = _CpuTreeAttention.apply(query[0], key[0], value[0], agentalign_tree, scaling, sliding_window)  # type: ignore[no-untyped-call]
         return mixed[None], None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -49,7 +50,8 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     target, aside = folder / f"step-{snapshot.step:08d}", folder / f".writing-{snapshot.step:08d}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        for left in folder.glob(".writing-*"):  # of a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         aside.mkdir()
         for name in ("weights", "optimizer", "best"):
             save_file({k: v.detach().cpu().contiguous() for k, v in getattr(snapshot, name).items()}, aside / f"{name}.safetensors")
@@ -62,7 +64,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
             shutil.rmtree(target)
         aside.rename(target)
         _fsync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise TrainingError(
             f"checkpoint {target} was not written ({error}); the one before is untouched. Free some space and run the same command again."

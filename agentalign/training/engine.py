@@ -6,21 +6,22 @@ and reinforcement learning look fine while the policy collapses, so the dev gate
 including those of step 0, and a fall below the start ends the training.
 """
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from agentalign.errors import TrainingError
 from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
+from agentalign.training.metrics import forget_rows_after, short, write_row
 from agentalign.training.model import Model
+from agentalign.training.schedule import Plan, rate_share
 from agentalign.training.tree import TreeBatch
 
 logger = logging.getLogger("agentalign")
@@ -82,29 +83,6 @@ class Evaluated(NamedTuple):
     score: float
     """The figure that decides; higher is better."""
     metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long, how fast, how often."""
-
-    total_steps: int
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up; falls to `final_share`."""
-    warmup_steps: int = 0
-    final_share: float = 0.1
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    adam_eps: float = 1e-8
-    eval_every_steps: int = 0
-    """0: never."""
-    eval_at_start: bool = True
-    """Evaluate before step 0 too, so that the start can win. Wasted on a bare base."""
-    save_every_steps: int = 0
-    max_drop: float = 1.0
-    """Stop when an evaluation falls this far below the first one."""
-    patience: int = 0
-    """Stop after this many evaluations without a new best; 0: never."""
 
 
 @dataclass
@@ -181,7 +159,8 @@ class _Loop:
             if parameters
         ]
         self.optimizer = torch.optim.AdamW(rates, eps=plan.adam_eps, weight_decay=plan.weight_decay)
-        self.step = 0
+        self.metrics = folder / "metrics.jsonl"
+        self.step = self.first_step = 0
         self.skipped = 0
         self.tokens = 0
         self.best: dict[str, Tensor] = {}
@@ -194,25 +173,23 @@ class _Loop:
         began = time.monotonic()
         self.optimizer.zero_grad(set_to_none=True)
         metrics, involved = self._accumulate(passes)
-        norms = [_clip(group, self.plan.max_grad_norm) for group in self.groups]
-        if all(math.isfinite(v) for v in (*metrics.values(), *norms)):
-            self._set_rates()
+        norms = {
+            f"grad_norm/{one.adapter}": _clip(group, self.plan.max_grad_norm) for one, group in zip(self.learners, self.groups, strict=True)
+        }
+        metrics |= {name: value for p in passes for name, value in p.figures.items()} | norms
+        share = self._rate_share()
+        tokens = sum(micro.tree.n_tokens for p in passes for micro in p.micro_batches)
+        self.tokens += tokens
+        if math.isfinite(metrics["loss"]) and all(math.isfinite(norm) for norm in norms.values()):
+            self._set_rates(share)
             self.optimizer.step()
             self.skipped = 0
         else:
             self._skip(metrics, involved)
         self.step += 1
-        metrics |= {name: value for p in passes for name, value in p.figures.items() if math.isfinite(value)}
-        tokens = sum(micro.tree.n_tokens for p in passes for micro in p.micro_batches)
-        self.tokens += tokens
         seconds = time.monotonic() - began
-        metrics |= {f"grad_norm/{learner.adapter}": norm for learner, norm in zip(self.learners, norms, strict=True)}
-        metrics |= {
-            "learning_rate": self._rate_share() * self.learners[0].learning_rate,
-            "num_tokens": self.tokens,
-            "tokens_per_second": tokens / seconds,
-            "seconds": seconds,
-        }
+        metrics |= {"learning_rate": share * self.learners[0].learning_rate, "num_tokens": self.tokens}
+        metrics |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
         self._log(metrics)
         if (
             self.plan.eval_every_steps
@@ -220,7 +197,13 @@ class _Loop:
             and (self.step % self.plan.eval_every_steps == 0 or self.step == self.plan.total_steps)
         ):
             self.gate()
-        if self.plan.save_every_steps and self.step % self.plan.save_every_steps == 0 and self.step < self.plan.total_steps:
+        # Not after a stop: resumed, such a training would go on past its own rollback.
+        if (
+            not self.outcome.stopped
+            and self.plan.save_every_steps
+            and self.step % self.plan.save_every_steps == 0
+            and self.step < self.plan.total_steps
+        ):
             save_checkpoint(self.folder / "checkpoints", self._snapshot())
 
     def _accumulate(self, passes: Sequence[Pass]) -> tuple[dict[str, float], list[str]]:
@@ -248,41 +231,33 @@ class _Loop:
         return {name: total / weights.get(name, 1.0) for name, total in sums.items()}, involved
 
     def _skip(self, metrics: dict[str, float], involved: list[str]) -> None:
+        """Count a step that is not applied; end the training after several in a row."""
         self.skipped += 1
-        bad = sorted(name for name, value in metrics.items() if not math.isfinite(value)) or ["the gradient"]
-        logger.warning("step %d: %s is not finite; the step is skipped. Runs in it: %s", self.step, ", ".join(bad), " ".join(involved[:8]))
-        for name in bad:
-            metrics[name] = 0.0  # JSON has no NaN; `skipped` says that this row was not applied
+        bad = ", ".join(sorted(name for name, value in metrics.items() if not math.isfinite(value)))
+        logger.warning("step %d: %s is not finite; the step is skipped. Runs in it: %s", self.step, bad, " ".join(involved[:8]))
         metrics["skipped"] = 1.0
         if self.skipped >= MAX_SKIPPED_STEPS:
+            self._log(metrics)
             raise TrainingError(
-                f"{self.skipped} steps in a row had non-finite numbers ({', '.join(bad)}); the last good checkpoint is in "
+                f"{self.skipped} steps in a row had non-finite numbers ({bad}); the last good checkpoint is in "
                 f"{self.folder / 'checkpoints'}. Lower learning_rate, or look at the runs {' '.join(involved[:3])}."
             )
 
     def _rate_share(self) -> float:
-        plan, step = self.plan, self.step
-        if step < plan.warmup_steps:
-            return (step + 1) / plan.warmup_steps
-        progress = (step - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
-        shape = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[plan.schedule]
-        return plan.final_share + (1.0 - plan.final_share) * shape
-
-    def _set_rates(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * self._rate_share()
-
-    def _log(self, metrics: dict[str, float], **extra: float) -> None:
-        self.outcome.steps, self.outcome.last_metrics = self.step, metrics
-        row = {"step": self.step, **metrics, **extra}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({k: (round(v, 6) if isinstance(v, float) else v) for k, v in row.items()}) + "\n")
-        left = (time.monotonic() - self.started) / max(1, self.outcome.steps) * (self.plan.total_steps - self.step)
-        shown = " ".join(
-            f"{k} {v:.3g}" for k, v in metrics.items() if k in {"loss", "rewards/accuracies", "accuracy", "reward/mean", "kl", "eval/score"}
+        plan = self.plan
+        return rate_share(
+            self.step, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps, shape=plan.schedule, final_share=plan.final_share
         )
-        logger.info("step %d/%d %s (%.0f s left)", self.step, self.plan.total_steps, shown, left)
+
+    def _set_rates(self, share: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        self.outcome.steps, self.outcome.last_metrics = self.step, metrics
+        write_row(self.metrics, self.step, metrics)
+        left = (time.monotonic() - self.started) / max(1, self.step - self.first_step) * (self.plan.total_steps - self.step)
+        logger.info("step %d/%d %s (%.0f s left)", self.step, self.plan.total_steps, short(metrics), left)
 
     # ---------------------------------------------------------------- the dev gate
 
@@ -335,6 +310,7 @@ class _Loop:
 
     def resume(self) -> None:
         snapshot = load_checkpoint(self.folder / "checkpoints")
+        forget_rows_after(self.metrics, snapshot.step if snapshot else -1)
         if snapshot is None:
             return
         own = self._weights()
@@ -345,19 +321,12 @@ class _Loop:
                 parameter.copy_(snapshot.weights[name])
         restore_optimizer(self.optimizer, snapshot.optimizer)
         notes: dict[str, Any] = dict(snapshot.notes)
-        self.step, self.best, self.tokens = snapshot.step, snapshot.best, int(notes["tokens"])
+        self.step = self.first_step = snapshot.step
+        self.best, self.tokens = snapshot.best, int(notes["tokens"])
         self.outcome = Outcome(
             steps=self.step, best_step=int(notes["best_step"]), evaluations=[(int(s), float(v)) for s, v in notes["evaluations"]]
         )
-        _forget_rows_after(self.folder / "metrics.jsonl", self.step)
         logger.info("resumed at step %d from %s", self.step, self.folder / "checkpoints")
-
-
-def _forget_rows_after(path: Path, step: int) -> None:
-    """Steps that are run again would stand twice."""
-    if path.exists():
-        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
 
 
 def _add(sums: dict[str, float], weights: dict[str, float], name: str, values: Tensor, total: float | None) -> None:

@@ -11,8 +11,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -46,7 +48,6 @@ class Model:
         self.device = next(network.parameters()).device
         self.heads = nn.ModuleDict()
         self.tree_capable = tree_capable(network.config)
-        self._native_attention = network.config._attn_implementation
         self._peft: PeftModel | None = None
         self._adapters: dict[str, _Adapter] = {}
         self._active: str | None = None
@@ -319,14 +320,20 @@ class Model:
             self._merged.requires_grad_(False).eval()
         merged = dict(self._merged.named_modules())
         with torch.no_grad():
-            for name, module in self.network.named_modules():
-                layer = getattr(module, "base_layer", None)
-                if layer is None:
-                    continue
+            for name, layer, module in self._base_layers():
                 weight = plain_weight(layer)
-                if adapter is not None:
-                    weight += module.get_delta_weight(adapter).float()
+                if adapter is not None and module is not None and adapter in module.lora_A:
+                    # Never in place: an fp32 base hands out its own storage.
+                    weight = weight + module.get_delta_weight(adapter).float()
                 target = merged[name]
                 assert isinstance(target, nn.Linear)
                 target.weight.copy_(weight)
         return self._merged
+
+    def _base_layers(self) -> Iterator[tuple[str, nn.Module, LoraLayer | None]]:
+        """Linear layers whose weight differs from the base's files: quantized ones, and those under an adapter."""
+        for name, module in self.network.named_modules():
+            if isinstance(module, LoraLayer):
+                yield name, module.base_layer, module
+            elif isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt) and not name.endswith(".base_layer"):
+                yield name, module, None

@@ -47,6 +47,7 @@ def load_network(folder: Path, quantization: Quantization, *, dtype: torch.dtype
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} cannot be loaded as a causal language model: {error}. Give a Hugging Face folder or name.") from error
     _refuse_scaled_logits(network)
+    _refuse_biased_head(network)
     for module in network.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
@@ -70,6 +71,14 @@ def _refuse_scaled_logits(network: PreTrainedModel) -> None:
                 f"{type(network).__name__} changes its logits after the output matrix ({name} = {settings[name]}), which training on "
                 "log-probabilities here does not compute. Choose a base without it."
             )
+
+
+def _refuse_biased_head(network: PreTrainedModel) -> None:
+    if getattr(network.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(
+            f"{type(network).__name__} adds a bias to its logits, which training on log-probabilities here does not compute. "
+            "Choose a base without it."
+        )
 
 
 def plain_weight(module: nn.Module) -> Tensor:

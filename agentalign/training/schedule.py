@@ -1,0 +1,39 @@
+"""How long, how fast, how often: a training's plan, and its learning rate over the steps."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Shape = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how fast, how often."""
+
+    total_steps: int
+    schedule: Shape = "cosine"
+    """Shape of the learning rate after warm-up; falls to `final_share`."""
+    warmup_steps: int = 0
+    final_share: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    adam_eps: float = 1e-8
+    eval_every_steps: int = 0
+    """0: never."""
+    eval_at_start: bool = True
+    """Evaluate before step 0 too, so that the start can win. Wasted on a bare base."""
+    save_every_steps: int = 0
+    max_drop: float = 1.0
+    """Stop when an evaluation falls this far below the first one."""
+    patience: int = 0
+    """Stop after this many evaluations without a new best; 0: never."""
+
+
+def rate_share(step: int, *, total_steps: int, warmup_steps: int, shape: Shape, final_share: float) -> float:
+    """Linear warm-up to 1, then `shape` down to `final_share` (constant stays at 1)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    curve = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[shape]
+    return final_share + (1.0 - final_share) * curve
