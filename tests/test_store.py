@@ -100,7 +100,7 @@ def test_an_id_is_found_by_a_prefix_that_only_it_has(store: Store) -> None:
 def test_every_filter_finds_its_runs_and_no_others(store: Store) -> None:
     refund = run("t1", tool="refund", policy="desk@2", family="refund", split="dev", stop_reason=StopReason.ANSWERED)
     cancel = run("t2", family="cancel", split="train", said="50%_off\\ ÄPFEL")
-    other = run("t2", sample=1).model_copy(update={"taskset": "other"})
+    other = Trajectory.model_validate({**run("t2", sample=1).model_dump(), "taskset": "other", "id": ""})
     expert = Trajectory(taskset="desk", messages=(Message(role="user", content="hi"),), origin=Origin(kind="expert", reference="expert"))
     store.add([refund, cancel, other, expert])
     assert ids(store, taskset="desk") == [refund.id, cancel.id, expert.id]
