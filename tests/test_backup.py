@@ -136,6 +136,16 @@ def test_an_existing_file_is_not_overwritten_by_a_backup(tmp_path: Path) -> None
     assert backup(url, tmp_path / "b.db", force=True).trajectories == 5
 
 
+def test_a_store_is_not_backed_up_onto_itself(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    before = fill(url)
+    (tmp_path / "link.db").symlink_to(tmp_path / "store.db")
+    for name in ("store.db", "link.db"):
+        with pytest.raises(DataError, match="is the store itself"):
+            backup(url, tmp_path / name, force=True)
+    assert everything(url) == before
+
+
 def test_what_is_no_sound_backup_is_refused_and_replaces_nothing(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
     before = fill(url)

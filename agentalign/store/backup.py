@@ -25,6 +25,9 @@ from agentalign.store.schema import check_known, migrate, revision
 
 def backup(url: str, target: Path, *, force: bool = False) -> StoreReport:
     """Copy the store at `url`, as of one moment, into the file `target`; returns what the copy holds."""
+    live = database_path(url)
+    if live is not None and target.resolve() == live.resolve():
+        raise DataError(f"{target} is the store itself. Name another file.")
     if target.exists() and not force:
         raise DataError(f"{target} exists. Name another file, or force it to be replaced.")
     source = open_database(url)
