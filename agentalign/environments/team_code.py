@@ -197,9 +197,10 @@ def _function(folder: Path, file: str, name: str) -> Callable[..., Any]:
 
 
 def _guarded(what: str, run: Callable[[], T], *, allowed: tuple[type[Exception], ...] = ()) -> T:
+    passed_on: tuple[type[Exception], ...] = (TasksetError, *allowed)
     try:
         return run()
-    except (TasksetError, *allowed):
+    except passed_on:
         raise
     except Exception:  # noqa: BLE001 - it is the team's
         raise TeamCodeError(f"{what} failed. Its traceback:\n{_team_traceback()}") from None
