@@ -144,7 +144,7 @@ def test_head_is_trained_with_its_adapter_and_resumed(tmp_path):
     batch = micro(three_levels_deep())
     batch = MicroBatch(batch.tree, {"value": float(batch.tree.n_turns)})
     steps = lambda start: ([Pass("policy", [batch], pull)] for _ in range(start, 30))
-    learner = Learner("policy", ("value",), 1e-3, head_rate=3e-2)
+    learner = Learner("policy", ("value",), 1e-3, head_rate=1e-1)
     outcome = train(model, [learner], steps, Plan(total_steps=30, schedule="constant"), folder=tmp_path / "run")
     assert outcome.last_metrics["loss"] < 0.2
 

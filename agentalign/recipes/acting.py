@@ -118,8 +118,17 @@ class Acting:
         gap = float(np.mean(gaps)) if gaps else float("nan")
         text = "iteration %d: %d runs, %d usable, reward %.3f, success %.3f, kl %.3f nats per run, sampler off by %.3f nats per token"
         logger.info(text, iteration, made, len(found), reward, rate, kl, gap)
-        figures = {"reward/mean": reward, "success/train": rate, "kl": kl, "usable": float(len(found)), "sampler_gap": gap}
+        figures = {"reward/mean": reward, "success/train": rate, "kl": kl, "usable": float(len(found))}
+        figures |= {"sampler_gap": gap, "explained_variance": _explained(found)}
         self.figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _explained(found: Sequence[Experience]) -> float:
+    """Share of the returns' variance that the critic knew before this iteration's update; 1 is perfect, 0 a constant, below 0 harm."""
+    if not found:
+        return float("nan")
+    returns, values = (np.concatenate([getattr(e, name) for e in found]) for name in ("returns", "values"))
+    return float(1 - np.var(returns - values) / max(1e-8, float(np.var(returns))))
 
 
 def _sampled(experience: Experience) -> Tensor:

@@ -295,8 +295,11 @@ class Model:
         self.heads[name] = head
 
     def apply_head(self, name: str, rows: Tensor) -> Tensor:
-        """(R, H) hidden rows -> (R, outputs), fp32."""
-        values: Tensor = self._head(name)(rows.float())
+        """(R, H) hidden rows -> (R, outputs), fp32.
+
+        Rows are divided by sqrt(H): Adam moves every weight by its rate, so an output of a wide head would jump by rate x H x |row|.
+        """
+        values: Tensor = self._head(name)(rows.float() / rows.shape[-1] ** 0.5)
         return values
 
     def _head(self, name: str) -> nn.Linear:
