@@ -28,6 +28,9 @@ Choice = Literal["left_far", "left", "tie", "right", "right_far", "both_bad"]
 NEWEST = 2000
 """Pairs are drawn among this many of a taskset's newest runs."""
 
+NEWEST_UNNAMED = 300
+"""And of runs that name no task among these, because each has to be read whole."""
+
 PER_TASK = 40
 """And among this many of one task's: pairs grow with the square."""
 
@@ -100,18 +103,22 @@ def open_pair(store: Store, taskset: str, rater: str) -> tuple[tuple[Trajectory,
     """Two runs of one task that this rater has not compared yet, by chance, and how many such pairs there are; None where none is left."""
     done = {frozenset(item.trajectory for item in p.items) for p in store.preferences(taskset, source="human") if p.rater == rater}
     tasks: dict[str, list[RunRow]] = {}
-    for row in store.runs(RunFilter(taskset=taskset), limit=NEWEST).rows:
-        tasks.setdefault(_task_of(store, row), []).append(row)
-    pairs = [pair for rows in tasks.values() for pair in _different(rows[:PER_TASK]) if frozenset((pair[0].id, pair[1].id)) not in done]
+    rows = store.runs(RunFilter(taskset=taskset), limit=NEWEST).rows
+    unnamed = _keys_of_unnamed(store, [row.id for row in rows if row.task_id is None][:NEWEST_UNNAMED])
+    for row in rows:
+        task = "task/" + row.task_id if row.task_id is not None else unnamed.get(row.id)
+        if task is not None:
+            tasks.setdefault(task, []).append(row)
+    pairs = [pair for group in tasks.values() for pair in _different(group[:PER_TASK]) if frozenset((pair[0].id, pair[1].id)) not in done]
     if not pairs:
         return None
     first, second = secrets.choice(pairs)
     return (store.trajectory(first.id), store.trajectory(second.id)), len(pairs)
 
 
-def _task_of(store: Store, row: RunRow) -> str:
-    # Imported runs that name no task are told apart by how they begin, which only the whole run says.
-    return "task/" + row.task_id if row.task_id is not None else store.trajectory(row.id).same_task_key()
+def _keys_of_unnamed(store: Store, ids: Sequence[str]) -> dict[str, str]:
+    """Imported runs that name no task are told apart by how they begin, which only the whole run says."""
+    return {run.id: run.same_task_key() for run in store.trajectories(RunFilter(ids=tuple(ids)))} if ids else {}
 
 
 def _different(rows: Sequence[RunRow]) -> list[tuple[RunRow, RunRow]]:

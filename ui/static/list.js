@@ -122,7 +122,7 @@ export async function showList(view, { query, root }) {
 function chooser(name, label, values, chosen, change) {
   const all = chosen && !values.includes(chosen) ? [chosen, ...values] : values;
   const options = all.map((value) => h("option", { value, selected: value === chosen }, visible(value)));
-  return h("select", { "aria-label": label, class: chosen ? "set" : "", onchange: (event) => change(name, event.target.value) }, h("option", { value: "" }, label), options);
+  return h("select", { "aria-label": label, class: chosen ? "set" : "", disabled: !all.length, onchange: (event) => change(name, event.target.value) }, h("option", { value: "" }, label), options);
 }
 
 function exporter(taskset) {
@@ -156,7 +156,7 @@ function line(row, wanted, screen, update) {
     h("td", { class: "task" }, task),
     h("td", {}, visible(row.family)),
     h("td", { class: "dim" }, visible(row.split)),
-    h("td", { class: "policy" }, visible(row.policy)),
+    h("td", { class: "policy", title: row.policy }, maker(row.policy)),
     h("td", {}, stopChip(row.stop_reason)),
     h("td", { class: "number" }, String(row.n_steps)),
     h("td", { class: "number" }, String(row.n_calls)),
@@ -173,6 +173,11 @@ function empty(isFiltered) {
     h("p", {}, isFiltered ? "No run matches these filters." : "There are no runs yet."),
     isFiltered ? null : h("p", { class: "dim" }, "Make some with `agentalign rollout`, read some with `agentalign import`, or run `agentalign demo`."),
   );
+}
+
+/** Who made a run; an imported file is named by the beginning of its digest. */
+export function maker(policy) {
+  return visible(/^[0-9a-f]{32,}$/.test(policy) ? `file ${policy.slice(0, 8)}` : policy);
 }
 
 /** Why a run ended, coloured where it is a reason for concern. */

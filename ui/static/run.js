@@ -2,7 +2,7 @@
 
 import { h, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
-import { listed, meter, readMore, stopChip } from "./list.js";
+import { listed, maker, meter, readMore, stopChip } from "./list.js";
 import { addressOf, go, note, notice } from "./place.js";
 import { cardsOf, giveMark, makeMarks, number, panel, placeOf, settle, verdict } from "./rate.js";
 import { onSave, read } from "./save.js";
@@ -14,7 +14,7 @@ export async function showRun(view, { id, query, root }) {
   const marks = makeMarks(run);
   const nSteps = run.timeline.filter((entry) => entry.kind === "step").length;
   const asked = Number.parseInt(query.get("s") ?? "", 10);
-  const screen = { step: asked >= 0 && asked < nSteps ? asked : null, card: null, tokens: false };
+  const screen = { step: asked >= 0 && asked < nSteps ? asked : null, card: null };
 
   const rows = h("div", { class: "timeline" });
   const side = h("aside", { class: "rating", "aria-label": "Rating" });
@@ -27,7 +27,7 @@ export async function showRun(view, { id, query, root }) {
   };
   rows.append(...timeline(run.timeline, { extra, onPick: (entry) => entry.kind === "step" && selectStep(entry.step, false) }));
   if (run.error) rows.append(h("article", { class: "entry has-error" }, h("header", {}, h("span", { class: "role" }, h("b", {}, "Error"))), h("pre", { class: "result" }, visible(run.error))));
-  const shownTokens = h("div", { class: "tokens", hidden: true });
+  const tokens = tokenView(run, rows);
 
   let cards = [];
   const drawMarks = () => {
@@ -94,31 +94,40 @@ export async function showRun(view, { id, query, root }) {
     const value = key === "x" ? null : cards[index].criterion.marks.find((mark) => mark.key === key)?.value;
     if (value !== undefined) actions.mark(index, value);
   };
-  const showTokens = async () => {
-    screen.tokens = !screen.tokens;
-    tokensButton.setAttribute("aria-pressed", String(screen.tokens));
-    rows.hidden = screen.tokens;
-    shownTokens.hidden = !screen.tokens;
-    if (!screen.tokens || shownTokens.childNodes.length) return;
-    shownTokens.append(h("p", { class: "dim" }, "Reading the tokenizer …"));
-    try {
-      shownTokens.replaceChildren(...tokenTurns(await read(`/api/runs/${run.id}/tokens`)));
-    } catch (error) {
-      shownTokens.replaceChildren(h("p", { class: "fault" }, visible(error.message)));
-    }
-  };
-  const tokensButton = h("button", { type: "button", class: "quiet", "aria-pressed": "false", title: "What a training sees, and which tokens it learns", onclick: () => showTokens() }, "Tokens ", h("kbd", {}, "t"));
   const neighbours = await neighboursOf(run.id).catch(() => ({ before: null, next: null, text: "" }));
   const leave = (to, which) => (to ? go("run", to) : notice(root, `There is no ${which} run in the list.`));
 
-  view.append(head(run, neighbours, run.bases > 0 && tokensButton, nSteps), h("div", { class: "split" }, h("div", { class: "left" }, rows, shownTokens), side));
+  view.append(head(run, neighbours, run.bases > 0 && tokens.button, nSteps), h("div", { class: "split" }, h("div", { class: "left" }, rows, tokens.box), side));
   drawMarks();
   const stop = onSave((change) => {
     if (settle(marks, change)) drawMarks();
   });
   view.addEventListener("gone", () => stop());
   if (screen.step !== null) view.addEventListener("shown", () => selectStep(screen.step));
-  useKeys([
+  useKeys(keysOf(run, { press, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours }));
+}
+
+/** The token view: its button, its box, and `toggle`, which reads the tokens on first use. */
+function tokenView(run, rows) {
+  const box = h("div", { class: "tokens", hidden: true });
+  const button = h("button", { type: "button", class: "quiet", "aria-pressed": "false", title: "What a training sees, and which tokens it learns", onclick: () => toggle() }, "Tokens ", h("kbd", {}, "t"));
+  const toggle = async () => {
+    box.hidden = !box.hidden;
+    rows.hidden = !box.hidden;
+    button.setAttribute("aria-pressed", String(rows.hidden));
+    if (box.childNodes.length) return;
+    box.append(h("p", { class: "dim" }, "Reading the tokenizer …"));
+    try {
+      box.replaceChildren(...tokenTurns(await read(`/api/runs/${run.id}/tokens`)));
+    } catch (error) {
+      box.replaceChildren(h("p", { class: "fault" }, visible(error.message)));
+    }
+  };
+  return { button, box, toggle };
+}
+
+function keysOf(run, { press, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours }) {
+  return [
     { keys: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"], label: "0 … 9", does: "give the mark with this digit, then on to the next question", act: press },
     { keys: ["x"], label: "x", does: "the criterion does not apply", act: press },
     { keys: ["m"], label: "m", does: "note on the marked criterion (Enter saves)", act: () => side.querySelector(".card.active textarea")?.focus() },
@@ -130,11 +139,11 @@ export async function showRun(view, { id, query, root }) {
     { keys: ["o"], label: "o", does: "fold or unfold the step", act: () => toggleAt(rows) },
     { keys: ["O"], label: "O", does: "fold or unfold all", act: () => toggleAll(rows) },
     { keys: ["e"], label: "e", does: "next error", act: () => nextError(rows, screen, selectStep) },
-    ...(run.bases ? [{ keys: ["t"], label: "t", does: "as tokens: what is trained", act: () => showTokens() }] : []),
+    ...(run.bases ? [{ keys: ["t"], label: "t", does: "as tokens: what is trained", act: () => tokens.toggle() }] : []),
     { keys: ["n"], label: "n", does: "next run of the list", act: () => leave(neighbours.next, "next") },
     { keys: ["p"], label: "p", does: "run before", act: () => leave(neighbours.before, "earlier") },
     { keys: ["l"], label: "l", does: "back to the list", act: () => (location.hash = "#/runs" + (listed.query ? "?" + listed.query : "")) },
-  ]);
+  ];
 }
 
 function head(run, neighbours, tokensButton, nSteps) {
@@ -149,7 +158,7 @@ function head(run, neighbours, tokensButton, nSteps) {
     h("h1", { title: run.id }, visible(run.task_id ?? run.id.slice(0, 12))),
     run.family && h("span", { class: "chip calm" }, visible(run.family)),
     run.split && h("span", { class: "dim" }, visible(run.split)),
-    h("span", { class: "fact" }, h("span", { class: "dim" }, run.origin_kind, " by "), visible(run.policy)),
+    h("span", { class: "fact" }, h("span", { class: "dim" }, run.origin_kind, run.origin_kind === "import" ? " of " : " by "), maker(run.policy)),
     stopChip(run.stop_reason),
     fact(String(nSteps), nSteps === 1 ? "step" : "steps"),
     fact(String(calls), calls === 1 ? "call" : "calls"),
