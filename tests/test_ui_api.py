@@ -35,7 +35,7 @@ def store(project: Project) -> Iterator[Store]:
 
 @pytest.fixture
 def client(project: Project) -> Iterator[TestClient]:
-    app = create_api(project, rater="maria")
+    app = create_api(project, rater="rater")
     with TestClient(app, base_url=HOME) as client:
         client.get("/")  # opening the page signs the cookie
         yield client
@@ -76,7 +76,7 @@ def test_another_page_can_neither_read_nor_rate(client: TestClient, store: Store
 def test_without_the_signed_cookie_nothing_is_told_or_taken(project: Project, store: Store) -> None:
     run = make_run()
     store.add([run])
-    with TestClient(create_api(project, rater="maria"), base_url=HOME) as nobody:
+    with TestClient(create_api(project, rater="rater"), base_url=HOME) as nobody:
         assert nobody.get("/api/session").status_code == 401
         assert nobody.get(f"/api/runs/{run.id}").status_code == 401
         assert nobody.get("/api/export/scores.csv").status_code == 401
@@ -85,12 +85,12 @@ def test_without_the_signed_cookie_nothing_is_told_or_taken(project: Project, st
         name, value = next(iter(nobody.cookies.items()))
         assert "HttpOnly" in page.headers["set-cookie"]
         assert "SameSite=Strict" in page.headers["set-cookie"]
-        assert nobody.get("/api/session").json()["rater"] == "maria"
+        assert nobody.get("/api/session").json()["rater"] == "rater"
         nobody.cookies.clear()
         forged = {"Cookie": f"{name}={value[:-1]}{'A' if value[-1] != 'A' else 'B'}"}
         assert nobody.get("/api/session", headers=forged).status_code == 401
         assert nobody.get("/api/session", headers={"Cookie": f"{name}=eve"}).status_code == 401
-    with TestClient(create_api(project, rater="maria"), base_url=HOME) as later:
+    with TestClient(create_api(project, rater="rater"), base_url=HOME) as later:
         assert later.get("/api/session", headers={"Cookie": f"{name}={value}"}).status_code == 200, "a restart ends no session"
 
 
@@ -99,7 +99,7 @@ def test_who_rates_is_never_read_from_the_payload(client: TestClient, store: Sto
     store.add([run])
     assert client.post("/api/scores", json=mark(run, rater="eve")).status_code == 422
     assert client.post("/api/scores?rater=eve", json=mark(run)).status_code == 200
-    assert [score.rater for score in store.scores()] == ["maria"]
+    assert [score.rater for score in store.scores()] == ["rater"]
 
 
 def test_a_body_over_the_cap_is_refused_however_it_is_sent(client: TestClient, store: Store) -> None:
@@ -200,7 +200,7 @@ def test_a_run_comes_with_the_teams_criteria_and_every_verdict(client: TestClien
         [
             Score(trajectory=run.id, criterion="solved@1", value=0, rater="check", rater_kind="check", time="2026-01-01T00:00:00"),
             Score(trajectory=run.id, criterion="solved@1", value=1, rater="check", rater_kind="check", time="2026-01-02T00:00:00"),
-            Score(trajectory=run.id, criterion="tone@1", value=2, rater="maria", rater_kind="human"),
+            Score(trajectory=run.id, criterion="tone@1", value=2, rater="rater", rater_kind="human"),
         ]
     )
     page = client.get(f"/api/runs/{run.id}").json()
@@ -296,7 +296,7 @@ def test_a_mark_is_acknowledged_only_after_the_commit(project: Project, monkeypa
             return report
 
         monkeypatch.setattr(Store, "add_scores", watched)
-        with TestClient(create_api(project, rater="maria"), base_url=HOME) as client:
+        with TestClient(create_api(project, rater="rater"), base_url=HOME) as client:
             client.get("/")
             answer = client.post("/api/scores", json=mark(run))
         assert answer.json() == {"saved": True, "id": store.scores()[0].id, "known": False}
@@ -372,7 +372,7 @@ def test_sides_are_drawn_once_and_survive_a_restart(project: Project) -> None:
     with Store(project.store_url) as store:
         store.add(runs)
     for _restart in range(2):
-        with TestClient(create_api(project, rater="maria"), base_url=HOME) as client:
+        with TestClient(create_api(project, rater="rater"), base_url=HOME) as client:
             client.get("/")
             for _ in range(3):
                 drawn = client.post("/api/compare", json={"runs": [runs[0].id, runs[1].id]}).json()
@@ -410,7 +410,7 @@ def test_a_choice_becomes_a_preference(
     assert [client.post("/api/preferences", json=vote).json()["known"] for _ in range(2)] == [False, True]
     (preference,) = store.preferences("desk")
     assert (preference.strength, preference.tie, preference.both_bad, preference.decided) == (strength, tie, both_bad, better is not None)
-    assert (preference.source, preference.rater, preference.note) == ("human", "maria", "clear")
+    assert (preference.source, preference.rater, preference.note) == ("human", "rater", "clear")
     sides = {side: by_answer[drawn[side]["timeline"][-1]["text"]].id for side in ("left", "right")}
     assert preference.left == sides["left"]
     if better:
@@ -445,4 +445,4 @@ def test_the_filter_for_unrated_runs_is_about_one_person(store: Store) -> None:
     store.add([run])
     store.add_scores([Score(trajectory=run.id, criterion="tone@1", value=3, rater="paul", rater_kind="human")])
     assert store.runs(RunFilter(unrated_by="paul")).total == 0
-    assert store.runs(RunFilter(unrated_by="maria")).total == 1
+    assert store.runs(RunFilter(unrated_by="rater")).total == 1

@@ -31,7 +31,7 @@ def rows_of(lines: Iterable[str]) -> list[dict[str, str]]:
 
 
 def score(**fields: object) -> Score:
-    return Score.model_validate({"trajectory": "t", "criterion": "tone@1", "value": 4, "rater": "maria", "rater_kind": "human"} | fields)
+    return Score.model_validate({"trajectory": "t", "criterion": "tone@1", "value": 4, "rater": "rater", "rater_kind": "human"} | fields)
 
 
 def runs_as_formula(cell: str) -> bool:
@@ -72,7 +72,7 @@ def test_json_lines_read_back_equal(notes: list[str], status: str) -> None:
     scores = [
         score(note=note, status=status, value=0.1 + 0.2 if status == "value" else None, step=index) for index, note in enumerate(notes)
     ]
-    preference = Preference(taskset="desk", items=(Item("a"), Item("b")), source="human", rater="maria", note=notes[0], left="b")
+    preference = Preference(taskset="desk", items=(Item("a"), Item("b")), source="human", rater="rater", note=notes[0], left="b")
     lines = list(rating_lines([*scores, preference]))
     assert [read_rating_line(line, "file") for line in lines] == [*scores, preference]
     assert all(line.endswith("\n") and "\n" not in line[:-1] for line in lines)
@@ -108,7 +108,7 @@ def test_preferences_say_better_and_worse_in_columns() -> None:
 
 def test_exports_come_as_files_of_everything_or_of_one_taskset(tmp_path: Path) -> None:
     project = make_desk(tmp_path)
-    with Store(project.store_url) as store, TestClient(create_api(project, rater="maria"), base_url=HOME) as client:
+    with Store(project.store_url) as store, TestClient(create_api(project, rater="rater"), base_url=HOME) as client:
         client.get("/")
         runs = [make_run(answer="Yes."), make_run(answer="No.", sample=1), make_run(taskset="other")]
         store.add(runs)
@@ -118,7 +118,7 @@ def test_exports_come_as_files_of_everything_or_of_one_taskset(tmp_path: Path) -
             score(trajectory=runs[2].id, value=1),
         ]
         store.add_scores(stored)
-        preference = Preference(taskset="desk", items=(Item(runs[0].id), Item(runs[1].id)), source="human", rater="maria", note="+1+1")
+        preference = Preference(taskset="desk", items=(Item(runs[0].id), Item(runs[1].id)), source="human", rater="rater", note="+1+1")
         store.add_preferences([preference])
 
         answer = client.get("/api/export/scores.jsonl")

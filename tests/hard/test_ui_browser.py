@@ -33,7 +33,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        self.server = uvicorn.Server(uvicorn.Config(create_app(self.project, rater="maria"), port=self.port, log_level="error"))
+        self.server = uvicorn.Server(uvicorn.Config(create_app(self.project, rater="rater"), port=self.port, log_level="error"))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:
@@ -138,7 +138,7 @@ def test_a_run_is_rated_by_keyboard_alone(watched: Watched, server: Server, stor
         (second.id, "good_step@1", 1, None, ""),
         (first.id, "tone@1", None, 2, ""),
     ]
-    assert {s.rater for s in store.scores()} == {"maria"}
+    assert {s.rater for s in store.scores()} == {"rater"}
     page.keyboard.press("p")
     expect(page.locator('.card[data-criterion="tone@1"] .mark.chosen')).to_have_text("4", timeout=PATIENCE)
 

@@ -83,7 +83,7 @@ def fill(project: Project) -> Taskset:
         score_stored(store, taskset, pool=pool)
         key = taskset.criterion("tone").key
         rated = store.runs(limit=60).rows[3::7]
-        store.add_scores([Score(trajectory=row.id, criterion=key, value=4, rater="maria", rater_kind="human") for row in rated])
+        store.add_scores([Score(trajectory=row.id, criterion=key, value=4, rater="rater", rater_kind="human") for row in rated])
     return taskset
 
 
@@ -139,7 +139,7 @@ def main() -> None:
         project = Project.create(Path(folder))
         fill(project)
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM_FLAGS)
-        with serving(project, "maria") as url:
+        with serving(project, "rater") as url:
             shoot(browser, url, "light", "")
             if "--dark" in sys.argv:
                 shoot(browser, url, "dark", "-dark")
