@@ -17,6 +17,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Toy tensors gain nothing from threads, and threads that wait for each other on a busy machine cost minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A team's own database must never see a test.
 os.environ.pop("AGENTALIGN_DATABASE_URL", None)
 
