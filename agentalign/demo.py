@@ -87,24 +87,27 @@ PRESETS = {
 }
 
 
-def run(project: Project, preset: str, seed: int) -> Path:
+def run(project: Project, preset: str, seed: int, *, taskset: str = TASKSET) -> Path:
     """Everything; returns the path of report.json.
 
     Args:
         preset: "quick", "default" or "full".
         seed: draws adapters, samples and orders; the tasks stay the same.
+        taskset: any with an expert, tasks tagged "expert" among others, and recipes/ of its own.
     """
     with Store(project.store_url) as store:
-        return _Demo(project, store, preset, seed).whole_way()
+        return _Demo(project, store, preset, seed, taskset).whole_way()
 
 
 class _Demo:
     """One demo of one preset and seed, with what is done so far."""
 
-    def __init__(self, project: Project, store: Store, preset: str, seed: int) -> None:
+    def __init__(self, project: Project, store: Store, preset: str, seed: int, taskset: str) -> None:
         self.project, self.store, self.preset, self.seed = project, store, PRESETS[preset], seed
         self.folder = project.state / "demo" / f"{preset}-{seed}"
-        self.taskset: Taskset = load_taskset(TASKSET, project.tasks)
+        self.taskset: Taskset = load_taskset(taskset, project.tasks)
+        self.name = self.taskset.name
+        self.base = self.config("sft", {})
         self.done: dict[str, Any] = {}
         if (self.folder / "done.json").exists():
             self.done = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
@@ -150,19 +153,21 @@ class _Demo:
         self.result(stage, adapter, seconds=self.seconds(stage, *extra), training=training, evaluated=evaluated)
         return adapter
 
-    def _trained(self, recipe: str, more: dict[str, Any]) -> str:
+    def config(self, recipe: str, more: dict[str, Any]) -> TrainingConfig:
+        """The taskset's settings of a recipe, with the preset's and the stage's."""
         classes: dict[str, type[TrainingConfig]] = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig, "ppo": PPOConfig}
         file = self.taskset.folder / "recipes" / f"{recipe}.yaml"
-        config = resolve(
-            classes[recipe], strict_yaml.load(file), {"seed": self.seed, **self.preset.overrides.get(recipe, {}), **more}, str(file)
-        )
+        dials = {"seed": self.seed, **self.preset.overrides.get(recipe, {}), **more}
+        return resolve(classes[recipe], strict_yaml.load(file), dials, str(file))
+
+    def _trained(self, recipe: str, more: dict[str, Any]) -> str:
         module = {"sft": sft, "dpo": dpo, "reward": reward, "ppo": ppo}[recipe]
-        training: Training | DryRun = module.run(config, self.project)
+        training: Training | DryRun = module.run(self.config(recipe, more), self.project)  # type: ignore[attr-defined]
         assert isinstance(training, Training)
         return training.adapter
 
     def _training(self, adapter: str, recipe: str) -> Training:
-        return next(one for one in self.store.trainings(TASKSET) if one.adapter == adapter and one.recipe == recipe)
+        return next(one for one in self.store.trainings(self.name) if one.adapter == adapter and one.recipe == recipe)
 
     def result(
         self, stage: str, adapter: str, *, seconds: float, training: Training | None = None, evaluated: bool = True, **rest: Any
@@ -172,7 +177,7 @@ class _Demo:
             self.part(f"evaluate {stage}", lambda: self._evaluated(adapter))
         rows = [json.loads(line) for line in self._metrics(training)] if training else []
         notes = [training.note] if training and training.note else []
-        evaluation = stored_evaluation(self.project, adapter, TASKSET, "test") if evaluated else None
+        evaluation = stored_evaluation(self.project, adapter, self.name, "test") if evaluated else None
         self.stages.append(StageResult(stage, adapter, evaluation, seconds, metrics=rows, notes=notes, **rest))
 
     def _metrics(self, training: Training) -> list[str]:
@@ -180,8 +185,11 @@ class _Demo:
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def _evaluated(self, adapter: str) -> float:
-        plan = EvalPlan(split="test", limit=self.preset.eval_tasks)
-        found = evaluate(self.project, self.store, adapter, taskset=TASKSET, plan=plan, progress=_progress(f"{adapter} on test")).evaluation
+        base = self.base
+        plan = EvalPlan(split="test", limit=self.preset.eval_tasks, base=base.base, quantization=base.quantization)
+        found = evaluate(
+            self.project, self.store, adapter, taskset=self.name, plan=plan, progress=_progress(f"{adapter} on test")
+        ).evaluation
         rate = found.headline.success
         logger.info(
             "%s: success %.1f %% [%.1f, %.1f] on %d held-out tasks", adapter, 100 * rate.mean, 100 * rate.low, 100 * rate.high, rate.n
@@ -216,7 +224,7 @@ class _Demo:
         """The reviewer shows how the failed tasks are done; these runs become the better side of step pairs."""
         shown = {task.id for task in self.taskset.tasks("train") if "expert" in task.tags}
         runs = [
-            run for run in self.store.trajectories() if run.taskset == TASKSET and run.origin.kind == "rollout" and run.split == "train"
+            run for run in self.store.trajectories() if run.taskset == self.name and run.origin.kind == "rollout" and run.split == "train"
         ]
         values = overalls(self.store, [run.id for run in runs], self.project.tasks)
         failed = {run.task_id for run in runs if (values.get(run.id) or 0.0) < FAILED} - shown
@@ -253,7 +261,7 @@ class _Demo:
         """Promote what the gate lets through, and write the report."""
         try:
             promote(self.project, final, "production")
-            name = f"{TASKSET}@production"
+            name = f"{self.name}@production"
         except RegistryError as error:
             logger.warning("not promoted: %s", error)
             name = final
@@ -262,7 +270,7 @@ class _Demo:
             f'agentalign.load_agent("{name}") loads the adapter; agentalign export {name} DIR writes it for vLLM.',
         ]
         seconds = sum(entry["seconds"] for entry in self.done.values())
-        paths = write_demo_report(self.folder, self.stages, base=SFTConfig(taskset=TASKSET).base, seconds=seconds, notes=notes)
+        paths = write_demo_report(self.folder, self.stages, base=self.base.base, seconds=seconds, notes=notes)
         for note in (f"the report: {paths.html}", *notes):
             logger.info(note)
         return paths.json
