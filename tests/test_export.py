@@ -14,10 +14,11 @@ from small_base import TEMPLATE, add_adapter, make_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentalign.config.project import Project
-from agentalign.deployment.check import expected_tensors, gate
+from agentalign.deployment.check import expected_tensors, gate, promote
 from agentalign.deployment.export import export, fixed_template
 from agentalign.errors import RegistryError
 from agentalign.evaluation.evaluate import Evaluation, summarise
+from agentalign.evaluation.report import write_report
 from agentalign.records.criterion import Criterion, Score
 from agentalign.records.trajectory import Message, Origin, Trajectory
 from agentalign.rollouts.bundle import open_bundle
@@ -162,6 +163,19 @@ def test_the_gate_needs_an_evaluation_of_this_very_adapter_on_the_same_split(mad
     assert not gate(made, "hello@2", evaluation=evaluation("hello@1", [True])).passed
     assert not gate(made, "hello@2", evaluation=evaluation("hello@2", [True]), production=evaluation("hello@1", [True], "dev")).passed
     assert gate(made, "hello@2", evaluation=None, forced="first version").passed
+
+
+def test_what_is_in_production_must_have_been_measured_on_the_same_split(project: Project) -> None:
+    def measured(ref: str, split: str) -> None:
+        write_report(project.state / "evaluations" / "hello" / f"{ref}-{split}", evaluation(ref, [True] * 10, split))
+
+    measured("hello@1", "test")
+    assert promote(project, "hello@1", "production").passed, "nothing to beat"
+    measured("hello@2", "dev")
+    with pytest.raises(RegistryError, match=r"hello@1 is in production and was not evaluated on split dev.*--against hello@1 --split dev"):
+        promote(project, "hello@2", "production")
+    measured("hello@1", "dev")
+    assert promote(project, "hello@2", "production").passed
 
 
 def republish(project: Project, change: str) -> str:

@@ -22,16 +22,18 @@ from agentalign.store.registry import Registry
 from agentalign.training.adapter_files import AdapterConfig, read_adapter
 
 SPLITS = ("test", "dev", "train")
+NOT_WORSE = "not worse than production"
 
 
 def gate(
-    project: Project, ref: str, *, evaluation: Evaluation | None, production: Evaluation | None = None, forced: str = ""
+    project: Project, ref: str, *, evaluation: Evaluation | None, production: Evaluation | None = None, rival: str = "", forced: str = ""
 ) -> GateReport:
     """Ask every question about an adapter.
 
     Args:
         evaluation: how good it is; None fails the gate.
-        production: the version in production on the same split; None where there is none to beat.
+        production: the version in production on the same split; None where there is none to beat, or it was not evaluated.
+        rival: the version in production, "name@version"; without its evaluation the gate fails. Empty where there is none to beat.
         forced: a reason to promote it although a check fails.
     """
     bundle = open_bundle(project, ref)
@@ -44,7 +46,11 @@ def gate(
     ]
     if evaluation is not None and production is not None:
         before, after = production, evaluation
-        questions.append(("not worse than production", lambda: _not_worse(before, after)))
+        questions.append((NOT_WORSE, lambda: _not_worse(before, after)))
+    elif evaluation is not None and rival:
+        problem = f"{rival} is in production and was not evaluated on split {evaluation.split}. Compare them: "
+        problem += f"`agentalign eval {bundle.card.ref} --against {rival} --split {evaluation.split}`."
+        questions.append((NOT_WORSE, lambda: _fine(problem, "")))
     return GateReport(adapter=bundle.card.ref, checks=tuple(_ask(name, question) for name, question in questions), forced=forced)
 
 
@@ -60,7 +66,7 @@ def promote(project: Project, ref: str, stage: str, *, forced: str = "") -> Gate
     found = {split: stored_evaluation(project, card.ref, card.taskset, split) for split in SPLITS}
     rivals = {split: stored_evaluation(project, before, card.taskset, split) if before else None for split in SPLITS}
     split = max(SPLITS, key=lambda one: (found[one] is not None, rivals[one] is not None))
-    report = gate(project, card.ref, evaluation=found[split], production=rivals[split], forced=forced)
+    report = gate(project, card.ref, evaluation=found[split], production=rivals[split], rival=before or "", forced=forced)
     registry.promote(card.ref, stage, report)
     return report
 
