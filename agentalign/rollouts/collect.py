@@ -1,6 +1,6 @@
 """Runs made and kept: which tasks, who acts, and into the store as they come.
 
-A run is stored before many more are made, so that a kill loses seconds of work.
+Runs are stored as they come, in the order of the jobs: what is interrupted loses the runs under way and those that wait for one of them.
 """
 
 from collections import Counter
@@ -98,14 +98,16 @@ def collect(
     runs: list[Trajectory] = []
     sampled: dict[str, int] = {}
     stored = 0
-    for result in rollout(taskset, policy, jobs, seed=seed, origin_kind=kind, pool=pool, batch=batch, progress=progress):
-        runs.append(result.trajectory)
-        waiting.append(result)
-        if result.tokens:
-            sampled[result.trajectory.id] = sum(len(turn.completion) for turn in result.tokens.turns)
-        if len(waiting) >= STORED_AT_ONCE:
-            stored += _store(store, waiting)
-    stored += _store(store, waiting)
+    try:
+        for result in rollout(taskset, policy, jobs, seed=seed, origin_kind=kind, pool=pool, batch=batch, progress=progress):
+            runs.append(result.trajectory)
+            waiting.append(result)
+            if result.tokens:
+                sampled[result.trajectory.id] = sum(len(turn.completion) for turn in result.tokens.turns)
+            if len(waiting) >= STORED_AT_ONCE:
+                stored += _store(store, waiting)
+    finally:
+        stored += _store(store, waiting)
     return Collected(tuple(runs), stored, len(runs) - stored, sampled)
 
 
