@@ -91,7 +91,7 @@ def _add_rollout(commands: Commands) -> None:
     parser.add_argument("--model", metavar="NAME", help="with --endpoint: the model to ask for")
     parser.add_argument("--split", default="train", help="default: %(default)s")
     parser.add_argument("--tag", help="only tasks with this tag")
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help="so many tasks, spread evenly over the split")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="so many tasks of the split, drawn by chance, always the same")
     parser.add_argument("--n", type=at_least(1), default=1, metavar="N", help="runs per task; default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")

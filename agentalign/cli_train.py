@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--taskset", metavar="NAME", help="default: the adapter's own")
     parser.add_argument("--split", default="test", help="choose by dev, report test; default: %(default)s")
     parser.add_argument("--samples", type=at_least(1), default=1, metavar="N", help="runs per task; default: %(default)s")
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help="so many tasks, spread evenly over the split")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="so many tasks of the split, drawn by chance, always the same")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     add_base(parser)

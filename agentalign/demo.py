@@ -162,7 +162,7 @@ class _Demo:
 
     def _trained(self, recipe: str, more: dict[str, Any]) -> str:
         module = {"sft": sft, "dpo": dpo, "reward": reward, "ppo": ppo}[recipe]
-        training: Training | DryRun = module.run(self.config(recipe, more), self.project)  # type: ignore[attr-defined]
+        training: Training | DryRun = module.run(self.config(recipe, more), self.project)
         assert isinstance(training, Training)
         return training.adapter
 

@@ -34,7 +34,7 @@ class EvalPlan(NamedTuple):
     samples: int = 1
     """Runs per task; more than one gives pass^k."""
     limit: int | None = None
-    """Tasks, spread evenly over the split; None for all."""
+    """Tasks, drawn by chance but always the same ones; None for all."""
     temperature: float = 0.0
     seed: int = 0
     base: str = "smollm2-135m"

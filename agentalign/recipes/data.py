@@ -1,7 +1,7 @@
 """From stored runs to micro-batches: rendered once, refused by name, packed to a token budget."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -59,6 +59,15 @@ def render_runs(runs: Sequence[Trajectory], store: Store, dialect: Dialect, conf
             f"refused (max_refused); at least one must be left.{first}"
         )
     return RunData(rendered, refused)
+
+
+def by_family(runs: Sequence[Trajectory], rendered: Mapping[str, Rendered]) -> list[list[Rendered]]:
+    """The rendered ones of these runs, a list per family."""
+    groups: dict[str, list[Rendered]] = {}
+    for run in runs:
+        if run.id in rendered:
+            groups.setdefault(run.family, []).append(rendered[run.id])
+    return list(groups.values())
 
 
 class TokenStats(NamedTuple):

@@ -37,7 +37,10 @@ class DevGate:
         self.evaluations: dict[int, Evaluation] = {}
 
     def __call__(self, step: int) -> Evaluated:
-        """Success is what counts; ties are broken by the mean overall value."""
+        """Success is what counts, and what a family lost since the first evaluation counts against it once more.
+
+        Without that a gain in one family pays for the collapse of another. Ties are broken by the mean overall value.
+        """
         began = time.monotonic()
         evaluation = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool)
         self.evaluations[step] = evaluation
@@ -45,7 +48,12 @@ class DevGate:
         overall = found.overall.mean if found.overall else 0.0
         families = {f"family/{group.name}": group.success.mean for group in evaluation.families}
         logger.info("dev after step %d: success %.3f, overall %.3f (%.0f s)", step, found.success.mean, overall, time.monotonic() - began)
-        return Evaluated(found.success.mean + 0.01 * overall, {"success": found.success.mean, "overall": overall, **families})
+        start = {group.name: group.success.mean for group in next(iter(self.evaluations.values())).families}
+        lost = sum(group.n * max(0.0, start.get(group.name, 0.0) - group.success.mean) for group in evaluation.families) / found.n
+        return Evaluated(
+            found.success.mean - lost + 0.01 * overall,
+            {"lost in families": lost, "success": found.success.mean, "overall": overall, **families},
+        )
 
 
 def act_out(model: Model, adapter: str | None, taskset: Taskset, tasks: list[Task], pool: Pool) -> Evaluation:

@@ -18,7 +18,7 @@ from agentalign.config.dpo import DPOConfig
 from agentalign.config.project import Project
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
-from agentalign.recipes.data import Part, RunData, Turn, fixed_logprobs, render_runs, token_stats, whole
+from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import DevGate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.preferences import choose_preferences
@@ -27,7 +27,7 @@ from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.pairs import parting_step
-from agentalign.training.batches import step_items, steps_for
+from agentalign.training.batches import even_items, step_items, steps_for
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Term, train
 from agentalign.training.losses import dpo_loss, nll_loss
@@ -77,14 +77,14 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         preferences, runs = choose_preferences(work, config.criterion)
         replay_runs = work.demonstrations() if config.replay and config.nll_coefficient else []
         data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
-        replay = [data.rendered[r.id] for r in replay_runs if r.id in data.rendered]
+        replay = by_family(replay_runs, data.rendered)
         values = work.overalls(list(runs.values()))
         trusted = {r for r, t in runs.items() if r not in values and t.origin.kind in ("expert", "correction")}
         good = {r for r in runs if r in trusted or (values.get(r) or 0.0) >= GOOD} if config.nll_coefficient else set()
         pairs = make_pairs(preferences, runs, data, config, good)
         if dry_run:
             return _dry_run(work, config, data, pairs)
-        training, folder = work.begin("dpo", config, [*(p.id for p in preferences), *(run.trajectory for run in replay)])
+        training, folder = work.begin("dpo", config, [*(p.id for p in preferences), *(run.id for run in replay_runs)])
         if training.status == "done":
             return training
         with work.recording(training), WorkerPool(work.taskset) as pool:
@@ -92,18 +92,14 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
             model.load_adapter(ADAPTER, parent, trainable=True)
             pairs = with_reference(model, pairs, config)
-            counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": len(replay)})
+            counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": sum(len(family) for family in replay)})
             total = _total_steps(pairs, config)
 
             # loss
             def steps(start: int) -> Iterator[Sequence[Pass]]:
                 for step in range(start, total):
                     chosen = [pairs[i] for i in step_items(len(pairs), batch_size=config.batch_size, seed=config.seed, step=step)]
-                    again = (
-                        [replay[i] for i in step_items(len(replay), batch_size=config.replay, seed=config.seed + 1, step=step)]
-                        if replay
-                        else []
-                    )
+                    again = even_items(replay, batch_size=config.replay, seed=config.seed + 1, step=step) if replay else []
                     batches = pair_batches(chosen, again, data.rendered, max_tokens=config.micro_batch_tokens)
                     yield [Pass(ADAPTER, batches, lambda model, micro: pair_loss(model, micro, config))]
 

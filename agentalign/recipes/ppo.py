@@ -16,7 +16,7 @@ from agentalign.environments.team_code import Pool
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.acting import Acting, task_weights
-from agentalign.recipes.data import RunData, render_runs, token_stats
+from agentalign.recipes.data import RunData, by_family, render_runs, token_stats
 from agentalign.recipes.dev_gate import DevGate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.experience import (
@@ -33,7 +33,7 @@ from agentalign.recipes.experience import (
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_adapter, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.trajectory import Trajectory
-from agentalign.training.batches import epoch_order, step_items
+from agentalign.training.batches import epoch_order, even_items, step_items
 from agentalign.training.checkpoint import load_checkpoint
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import Learner, Pass, train
@@ -64,7 +64,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             model = load_models(work, config, parent, reward_folder)
             acting = Acting(model, work, pool, config, card, task_weights(work, past), training.id)
             critic_steps = warm_critic(model, config, acting, data, past, folder)
-            replay = [data.rendered[r.id] for r in replay_runs if r.id in data.rendered]
+            replay = by_family(replay_runs, data.rendered)
 
             # loss
             def steps(start: int) -> Iterator[Sequence[Pass]]:
@@ -72,11 +72,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                     experience = acting.experience(iteration)
                     for part, runs in enumerate(_shares(experience, config, iteration)):
                         step = iteration * config.num_mini_batches + part
-                        again = (
-                            [replay[i] for i in step_items(len(replay), batch_size=config.replay, seed=config.seed, step=step)]
-                            if replay
-                            else []
-                        )
+                        again = even_items(replay, batch_size=config.replay, seed=config.seed, step=step) if replay else []
                         yield [
                             Pass(
                                 POLICY, policy_batches(runs, again, config), lambda m, micro: policy_loss(m, micro, config), acting.figures
@@ -89,7 +85,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                 model, learners(config), steps, plan_of(config), folder=folder, evaluate=_gate(model, work, pool, config), best_of=POLICY
             )
             # save
-            counts = {"rollouts": acting.made, "critic warm-up steps": critic_steps, "replay": len(replay)}
+            counts = {"rollouts": acting.made, "critic warm-up steps": critic_steps, "replay": sum(len(family) for family in replay)}
             return work.publish(
                 training, folder, model, POLICY, kind="policy", parents=[config.start or "", card.ref], counts=counts, outcome=outcome
             )

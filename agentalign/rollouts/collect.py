@@ -3,6 +3,7 @@
 Runs are stored as they come, in the order of the jobs: what is interrupted loses the runs under way and those that wait for one of them.
 """
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -40,7 +41,7 @@ class Collected(NamedTuple):
 def choose_jobs(
     taskset: Taskset, split: str | None = None, tag: str | None = None, *, limit: int | None = None, samples: int = 1
 ) -> list[Job]:
-    """Jobs for the tasks of a split that carry a tag, each sampled so often; `limit` takes that many tasks, evenly spread."""
+    """Jobs for the tasks of a split that carry a tag, each sampled so often; `limit` takes that many tasks, drawn by chance."""
     tasks = [task for task in taskset.tasks(split) if tag is None or tag in task.tags]
     if not tasks:
         wanted = " ".join(word for word in (f"in split '{split}'" if split else "", f"with tag '{tag}'" if tag else "") if word)
@@ -74,11 +75,11 @@ def choose_policy(
 
 
 def spread(tasks: Sequence[Task], limit: int | None) -> list[Task]:
-    """At most `limit` tasks, evenly over the list."""
+    """At most `limit` tasks, drawn by chance but always the same: a stride would fall in step with a generator's branches."""
     # Generators write family after family: the first hundred tasks would be of one kind.
     if limit is None or limit >= len(tasks):
         return list(tasks)
-    return [tasks[index * len(tasks) // limit] for index in range(limit)]
+    return [tasks[index] for index in sorted(random.Random(0).sample(range(len(tasks)), limit))]
 
 
 def collect(

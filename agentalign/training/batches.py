@@ -1,7 +1,10 @@
 """Which items a step trains on: a pure function of (seed, step), so a resumed training sees what an uninterrupted one would have."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def epoch_order(n_items: int, *, seed: int, epoch: int) -> list[int]:
@@ -21,12 +24,15 @@ def step_items(n_items: int, *, batch_size: int, seed: int, step: int) -> list[i
     return [orders[epoch][offset] for epoch, offset in chosen]
 
 
+def even_items(groups: Sequence[Sequence[T]], *, batch_size: int, seed: int, step: int) -> list[T]:
+    """`batch_size` items of one step, each group as often as any other however large it is: what is replayed must not forget the rare."""
+    chosen = []
+    for place in step_items(len(groups), batch_size=batch_size, seed=seed, step=step):
+        order = epoch_order(len(groups[place]), seed=seed, epoch=place)
+        chosen.append(groups[place][order[step % len(order)]])
+    return chosen
+
+
 def steps_for(n_items: int, *, batch_size: int, epochs: float) -> int:
     """Optimizer steps that see every item `epochs` times, rounded up."""
     return max(1, -(-int(n_items * epochs) // batch_size))
-
-
-def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Consecutive slices of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
