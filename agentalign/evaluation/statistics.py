@@ -23,6 +23,10 @@ _CHUNK = 500
 """Resamples drawn at once: keeps the memory of 10,000 x thousands of tasks small."""
 
 
+FEWEST = 10
+"""Tasks that a difference needs before it is called one."""
+
+
 class Rate(Record):
     """A mean of values in [0, 1] with its 95 % Wilson interval."""
 
@@ -46,7 +50,12 @@ class Difference(Record):
 
     @property
     def verdict(self) -> str:
-        """Either "better" or "worse" where the interval lies wholly on one side of 0, else "not shown"."""
+        """Either "better" or "worse" where the interval lies wholly on one side of 0, else "not shown".
+
+        Below `FEWEST` tasks it is never shown: resampling two tasks that both changed gives an interval without width.
+        """
+        if self.n < FEWEST:
+            return "not shown"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "not shown"
 
 
