@@ -22,7 +22,7 @@ from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logpro
 from agentalign.recipes.dev_gate import DevGate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.preferences import choose_preferences
-from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
+from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
@@ -33,7 +33,6 @@ from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Ter
 from agentalign.training.losses import dpo_loss, nll_loss
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered
-from agentalign.training.schedule import Plan
 from agentalign.training.tree import build_tree, pack
 
 logger = logging.getLogger("agentalign")
@@ -105,15 +104,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
 
             # train
             gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
-            plan = Plan(
-                total_steps=total,
-                schedule=config.lr_scheduler_type,
-                warmup_steps=config.warmup_steps,
-                max_grad_norm=config.max_grad_norm,
-                eval_every_steps=config.eval_every_steps,
-                save_every_steps=config.save_every_steps,
-                max_drop=config.max_drop,
-            )
+            plan = plan_for(config, total)
             outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
             # save
             return work.publish(

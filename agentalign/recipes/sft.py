@@ -14,7 +14,7 @@ from agentalign.errors import DataError
 from agentalign.recipes.data import RunData, render_runs, sft_batches, token_stats
 from agentalign.recipes.dev_gate import DevGate
 from agentalign.recipes.dry_run import DryRun, estimate
-from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
+from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.trajectory import Trajectory
 from agentalign.training.batches import step_items, steps_for
@@ -22,7 +22,6 @@ from agentalign.training.dialect import Dialect
 from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Term, train
 from agentalign.training.losses import sft_loss
 from agentalign.training.model import Model
-from agentalign.training.schedule import Plan
 
 ADAPTER = "policy"
 
@@ -60,16 +59,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
 
             # train
             gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
-            plan = Plan(
-                total_steps=total,
-                schedule=config.lr_scheduler_type,
-                warmup_steps=config.warmup_steps,
-                max_grad_norm=config.max_grad_norm,
-                eval_every_steps=config.eval_every_steps,
-                save_every_steps=config.save_every_steps,
-                max_drop=config.max_drop,
-                eval_at_start=parent is not None,
-            )
+            plan = plan_for(config, total, eval_at_start=parent is not None)
             outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
             # save
             counts: dict[str, int] = {

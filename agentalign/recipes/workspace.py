@@ -30,6 +30,7 @@ from agentalign.store.store import Store
 from agentalign.training.base import Base, prepare_base
 from agentalign.training.engine import Outcome
 from agentalign.training.model import Model
+from agentalign.training.schedule import Plan
 
 logger = logging.getLogger("agentalign")
 C = TypeVar("C", bound=TrainingConfig)
@@ -202,6 +203,20 @@ def open_workspace(config: TrainingConfig, project: Project) -> Iterator[Workspa
     base = prepare_base(config.base, project.cache)
     with Store(project.store_url) as store:
         yield Workspace(project, taskset, base, store, Registry(project.adapters))
+
+
+def plan_for(config: TrainingConfig, total_steps: int, *, eval_at_start: bool = True) -> Plan:
+    """The engine's plan as the shared dials say it."""
+    return Plan(
+        total_steps=total_steps,
+        schedule=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        max_grad_norm=config.max_grad_norm,
+        eval_every_steps=config.eval_every_steps,
+        eval_at_start=eval_at_start,
+        save_every_steps=config.save_every_steps,
+        max_drop=config.max_drop,
+    )
 
 
 def resolve_start(work: Workspace, config: C) -> tuple[C, Path]:
