@@ -7,8 +7,7 @@ to us. Surprise: one 4-D mask for the whole batch would be silently wrong on sli
 recurrent or convolutional layers tree-shaped; those models take padded rows instead (`tree_capable`).
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +15,11 @@ from torch import Tensor
 from transformers import AttentionInterface, PretrainedConfig
 
 from agentalign.errors import ModelError
+from agentalign.training.cpu_attention import CpuTreeAttention
 from agentalign.training.tree import Segment, TreeBatch
 
 TREE_ATTENTION = "agentalign_tree"
 TREE_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-BLOCK_ROWS = 128
-"""Queries computed at once on a CPU: small enough to skip most of the upper triangle, large enough for fast products."""
 
 
 def tree_attention(
@@ -57,7 +55,7 @@ def tree_attention(
     if odd:
         raise ModelError(f"{type(module).__name__} attends with {odd[0]}, which tree attention does not compute; choose another base.")
     if query.device.type == "cpu":
-        mixed: Tensor = _CpuTreeAttention.apply(query[0], key[0], value[0], agentalign_tree, scaling, sliding_window)  # type: ignore[no-untyped-call]
+        mixed: Tensor = CpuTreeAttention.apply(query[0], key[0], value[0], agentalign_tree, scaling, sliding_window)  # type: ignore[no-untyped-call]
         return mixed[None], None
     return _sdpa_tree_attention(query, key, value, agentalign_tree, scaling, sliding_window), None
 
@@ -75,101 +73,6 @@ def _sdpa_tree_attention(query: Tensor, key: Tensor, value: Tensor, tree: TreeBa
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2)
-
-
-class _Block(NamedTuple):
-    """Some rows of a segment and how many of its keys they can see."""
-
-    rows: slice
-    visible: int
-
-
-def _blocks(segment: Segment) -> Iterator[_Block]:
-    for start in range(segment.start, segment.end, BLOCK_ROWS):
-        end = min(start + BLOCK_ROWS, segment.end)
-        yield _Block(slice(start, end), segment.depth + end - segment.start)
-
-
-class _CpuTreeAttention(torch.autograd.Function):
-    """All segments of one layer in one node of the autograd graph.
-
-    torch's CPU flash kernel reaches a fifth of the speed of a bf16 matrix product here, and a graph node per segment would
-    write a zero-filled (T, d) gradient for every slice. Scores are recomputed in the backward, so nothing T x T is kept.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: TreeBatch, scaling: float, window: int | None) -> Tensor:
-        heads, size, width = query.shape
-        groups = heads // key.shape[0]
-        output = query.new_empty(size, heads, width)
-        for segment in tree.segments:
-            keys, values = _gather(key, segment), _gather(value, segment)
-            for block in _blocks(segment):
-                weights = _weights(_rows(query, block, groups), keys[:, : block.visible], tree, segment, block, scaling, window)
-                mixed = torch.bmm(weights.to(value.dtype), values[:, : block.visible])  # (kv heads, groups x rows, d)
-                output[block.rows] = mixed.view(heads, -1, width).transpose(0, 1)
-        ctx.save_for_backward(query, key, value)
-        ctx.settings = (tree, scaling, window)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        query, key, value = ctx.saved_tensors
-        tree, scaling, window = ctx.settings
-        heads, _, width = query.shape
-        groups = heads // key.shape[0]
-        upstream = gradients[0].transpose(0, 1)  # (heads, T, d)
-        d_query = torch.empty_like(query)
-        # Shared ancestors collect from every branch: summed in fp32, or many small parts would be lost to rounding.
-        d_key, d_value = (torch.zeros(side.shape, dtype=torch.float32) for side in (key, value))
-        for segment in tree.segments:
-            keys, values = _gather(key, segment), _gather(value, segment)
-            d_keys, d_values = (torch.zeros(keys.shape, dtype=torch.float32) for _ in range(2))
-            for block in _blocks(segment):
-                seen = block.visible
-                rows, d_out = _rows(query, block, groups), _rows(upstream, block, groups)
-                weights = _weights(rows, keys[:, :seen], tree, segment, block, scaling, window)
-                d_values[:, :seen] += torch.bmm(weights.to(value.dtype).transpose(1, 2), d_out)
-                d_weights = torch.bmm(d_out, values[:, :seen].transpose(1, 2)).float()
-                inner = (d_weights.mul_(weights)).sum(dim=-1, keepdim=True)
-                d_scores = d_weights.addcmul_(weights, inner, value=-1.0).mul_(scaling).to(query.dtype)
-                d_query[:, block.rows] = torch.bmm(d_scores, keys[:, :seen]).view(heads, -1, width)
-                d_keys[:, :seen] += torch.bmm(d_scores.transpose(1, 2), rows)
-            _scatter(d_key, d_keys, segment)
-            _scatter(d_value, d_values, segment)
-        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
-
-
-def _gather(side: Tensor, segment: Segment) -> Tensor:
-    """(kv heads, depth + own, d) keys or values of the ancestors and the segment, in order of depth."""
-    own = side[:, segment.start : segment.end]
-    return torch.cat([*(side[:, a:b] for a, b in segment.ancestors), own], dim=1) if segment.ancestors else own
-
-
-def _scatter(total: Tensor, part: Tensor, segment: Segment) -> None:
-    at = 0
-    for a, b in (*segment.ancestors, (segment.start, segment.end)):
-        total[:, a:b] += part[:, at : at + b - a]
-        at += b - a
-
-
-def _rows(query: Tensor, block: _Block, groups: int) -> Tensor:
-    """(kv heads, groups x rows, d): the query heads that share a key head stand under each other, so no key is copied."""
-    heads, _, width = query.shape
-    return query[:, block.rows].reshape(heads // groups, -1, width)
-
-
-def _weights(rows: Tensor, keys: Tensor, tree: TreeBatch, segment: Segment, block: _Block, scaling: float, window: int | None) -> Tensor:
-    """(kv heads, groups x rows, keys) softmax of the scores, fp32."""
-    scores = torch.bmm(rows, keys.transpose(1, 2)).float().mul_(scaling)
-    mask = _mask(tree, segment, block.rows, window, scores)
-    if mask is None:
-        size = block.rows.stop - block.rows.start
-        mask = torch.full((size, size), float("-inf")).triu_(1)
-    seen = mask.shape[1]
-    view = scores.view(scores.shape[0], -1, mask.shape[0], scores.shape[2])
-    view[..., scores.shape[2] - seen :] += mask
-    return torch.softmax(scores, dim=-1)
 
 
 def _mask(tree: TreeBatch, segment: Segment, rows: slice, window: int | None, like: Tensor) -> Tensor | None:
