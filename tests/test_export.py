@@ -178,6 +178,32 @@ def test_what_is_in_production_must_have_been_measured_on_the_same_split(project
     assert promote(project, "hello@2", "production").passed
 
 
+def test_production_must_have_been_measured_by_the_same_plan(project: Project) -> None:
+    def measured(ref: str, successes: list[bool], limit: str | int = "all") -> None:
+        settings: dict[str, str | int | float] = {"samples": 1, "tasks": limit, "temperature": 0.0}
+        found = evaluation(ref, successes).model_copy(update={"settings": settings})
+        write_report(project.state / "evaluations" / "hello" / f"{ref}-test" / str(limit), found)
+
+    measured("hello@1", [True] * 40)
+    assert promote(project, "hello@1", "production").passed, "nothing to beat"
+    measured("hello@2", [True] * 10, limit=10)
+    with pytest.raises(RegistryError, match=r"hello@1 .* was not evaluated .* by the same plan.*--against hello@1 --split test`"):
+        promote(project, "hello@2", "production")
+    measured("hello@1", [True] * 10, limit=10)
+    measured("hello@2", [True] * 10 + [False] * 30)
+    with pytest.raises(RegistryError, match="worse beyond chance"):
+        promote(project, "hello@2", "production")
+    measured("hello@2", [True] * 40)
+    report = promote(project, "hello@2", "production")
+    assert "on 40 tasks" in next(check.detail for check in report.checks if check.name == "evaluated")
+
+
+def test_the_gate_compares_nothing_that_was_measured_by_different_plans(made: Project) -> None:
+    half = evaluation("hello@1", [True] * 10).model_copy(update={"settings": {"tasks": 10}})
+    report = gate(made, "hello@2", evaluation=evaluation("hello@2", [True] * 20), production=half)
+    assert [check.name for check in report.checks if not check.passed] == ["not worse than production"]
+
+
 def republish(project: Project, change: str) -> str:
     """A version whose weights were spoilt before it was saved: its files verify, its weights do not."""
     card, folder = Registry(project.adapters).resolve("hello@1")

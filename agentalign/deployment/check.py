@@ -4,7 +4,7 @@ PEFT loads truncated, misnamed or NaN adapters without a word, so completeness a
 on the meta device: no weights of the base are loaded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from agentalign.config.project import Project
 from agentalign.errors import AgentAlignError, RegistryError
 from agentalign.evaluation.compare import compare
 from agentalign.evaluation.evaluate import Evaluation
-from agentalign.evaluation.run_eval import stored_evaluation
+from agentalign.evaluation.run_eval import stored_evaluations
 from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.rollouts.bundle import Bundle, open_bundle, other_base, other_template
 from agentalign.store.registry import Registry
@@ -32,7 +32,7 @@ def gate(
 
     Args:
         evaluation: how good it is; None fails the gate.
-        production: the version in production on the same split; None where there is none to beat, or it was not evaluated.
+        production: the version in production by the same plan on the same split; None where there is none to beat, or it has no such one.
         rival: the version in production, "name@version"; without its evaluation the gate fails. Empty where there is none to beat.
         forced: a reason to promote it although a check fails.
     """
@@ -48,7 +48,7 @@ def gate(
         before, after = production, evaluation
         questions.append((NOT_WORSE, lambda: _not_worse(before, after)))
     elif evaluation is not None and rival:
-        problem = f"{rival} is in production and was not evaluated on split {evaluation.split}. Compare them: "
+        problem = f"{rival} is in production and was not evaluated on split {evaluation.split} by the same plan. Compare them: "
         problem += f"`agentalign eval {bundle.card.ref} --against {rival} --split {evaluation.split}`."
         questions.append((NOT_WORSE, lambda: _fine(problem, "")))
     return GateReport(adapter=bundle.card.ref, checks=tuple(_ask(name, question) for name, question in questions), forced=forced)
@@ -57,16 +57,20 @@ def gate(
 def promote(project: Project, ref: str, stage: str, *, forced: str = "") -> GateReport:
     """Run the gate on stored evaluations and promote the version if it passes or a reason is given.
 
-    Of the splits that this version was evaluated on, the one that production was evaluated on too speaks; else test before dev.
+    Of the splits that this version was evaluated on, the one that production was evaluated on too speaks; else test before dev. On a
+    split its largest plan speaks, and production must have been evaluated by that same plan: what twenty tasks say is no match for all.
     """
     registry = Registry(project.adapters)
     card, _ = registry.resolve(ref)
     held = registry.stages(card.name).get("production")
     before = f"{card.name}@{held}" if held is not None and held != card.version else None
-    found = {split: stored_evaluation(project, card.ref, card.taskset, split) for split in SPLITS}
-    rivals = {split: stored_evaluation(project, before, card.taskset, split) if before else None for split in SPLITS}
-    split = max(SPLITS, key=lambda one: (found[one] is not None, rivals[one] is not None))
-    report = gate(project, card.ref, evaluation=found[split], production=rivals[split], rival=before or "", forced=forced)
+    sides = []
+    for split in SPLITS:
+        found = stored_evaluations(project, card.ref, card.taskset, split)
+        rivals = stored_evaluations(project, before, card.taskset, split) if before else []
+        sides.append(_speaking(found, rivals))
+    evaluation, production = max(sides, key=lambda side: (side[0] is not None, side[1] is not None))
+    report = gate(project, card.ref, evaluation=evaluation, production=production, rival=before or "", forced=forced)
     registry.promote(card.ref, stage, report)
     return report
 
@@ -81,6 +85,13 @@ def expected_tensors(base_folder: Path, config: AdapterConfig) -> dict[str, tupl
             shapes[f"base_model.model.{name}.lora_A.weight"] = (config.r, module.in_features)
             shapes[f"base_model.model.{name}.lora_B.weight"] = (module.out_features, config.r)
     return shapes
+
+
+def _speaking(found: Sequence[Evaluation], rivals: Sequence[Evaluation]) -> tuple[Evaluation | None, Evaluation | None]:
+    """Of the evaluations over the most tasks the one that production has a match for, and the match; else the first of them."""
+    largest = [one for one in found if one.settings.get("tasks") == found[0].settings.get("tasks")]
+    pairs = [(one, rival) for one in largest for rival in rivals if rival.settings == one.settings]
+    return pairs[0] if pairs else (largest[0] if largest else None, None)
 
 
 def _ask(name: str, question: Callable[[], str]) -> GateCheck:
@@ -124,13 +135,18 @@ def _evaluated(bundle: Bundle, evaluation: Evaluation | None) -> str:
 
 
 def _not_worse(before: Evaluation, after: Evaluation) -> str:
-    if (before.taskset, before.split) != (after.taskset, after.split):
+    if (before.taskset, before.split, before.settings) != (after.taskset, after.split, after.settings):
         raise RegistryError(
-            f"production ({before.adapter}) was evaluated on {before.taskset}, {before.split}, this one on {after.taskset}, {after.split}; "
-            f"evaluate both on one split: `agentalign eval {after.adapter} --against {before.adapter}`."
+            f"production ({before.adapter}) was evaluated on {_plan(before)}, this one on {_plan(after)}; "
+            f"evaluate both on one split by one plan: `agentalign eval {after.adapter} --against {before.adapter}`."
         )
     difference = compare(before, after).headline.success
     figures = f"{difference.delta:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}] against {before.adapter}"
     if difference.high < 0:
         raise RegistryError(f"success is {figures}: worse beyond chance. Keep production, or find out why it fell.")
     return f"success is {figures}"
+
+
+def _plan(evaluation: Evaluation) -> str:
+    settings = (f"{name} {value}" for name, value in evaluation.settings.items())
+    return ", ".join((evaluation.taskset, evaluation.split, *settings))

@@ -1,6 +1,7 @@
 """From an adapter's name to an evaluation: rollouts on a split, their scores, the figures, and a report on disk.
 
-The report's folder is the evaluation's place: a gate, a later comparison or a person finds it there.
+The report's folder is the evaluation's place: a gate, a later comparison or a person finds it there. Every plan has a folder of its
+own, so that a quick look at twenty tasks never stands where all of them were measured.
 """
 
 import json
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from agentalign.config.project import Project
 from agentalign.environments.taskset import Taskset, load_taskset
@@ -17,6 +18,7 @@ from agentalign.errors import ConfigError, DataError
 from agentalign.evaluation.compare import Comparison, compare
 from agentalign.evaluation.evaluate import Evaluation, summarise
 from agentalign.evaluation.report import ReportPaths, write_report
+from agentalign.records.base import digest
 from agentalign.rollouts.bundle import adapter_policy, base_policy
 from agentalign.rollouts.collect import choose_jobs, collect
 from agentalign.scoring.score import score_trajectories
@@ -80,20 +82,33 @@ def evaluate(
     tasks = load_taskset(taskset or _taskset_of(project, names), project.tasks)
     before = None
     if len(names) == 2:
-        before = stored_evaluation(project, names[1], tasks.name, plan.split)
-        if before is None or not _same_way(before, tasks, plan):
+        before = stored_evaluation(project, names[1], tasks.name, plan.split, plan=plan)
+        if before is None or before.criteria != tuple(criterion.key for criterion in tasks.criteria):
             before = _evaluate_one(project, store, names[1], tasks, plan, progress)
-            write_report(_folder(project, names[1], tasks.name, plan.split), before)
+            write_report(_folder(project, names[1], tasks.name, plan), before)
     evaluation = _evaluate_one(project, store, names[0], tasks, plan, progress)
-    report = write_report(_folder(project, names[0], tasks.name, plan.split), evaluation, before)
+    report = write_report(_folder(project, names[0], tasks.name, plan), evaluation, before)
     return Evaluated(evaluation, before, compare(before, evaluation) if before else None, report)
 
 
-def stored_evaluation(project: Project, adapter: str, taskset: str, split: str) -> Evaluation | None:
-    """The newest evaluation of "name@version" (or "base") on a split; None where there is none."""
-    path = _folder(project, adapter, taskset, split) / "report.json"
-    if not path.is_file():
-        return None
+def stored_evaluation(project: Project, adapter: str, taskset: str, split: str, *, plan: EvalPlan | None = None) -> Evaluation | None:
+    """The evaluation of "name@version" (or "base") on a split by this plan, or by the largest where none is given."""
+    found = stored_evaluations(project, adapter, taskset, split)
+    alike = found if plan is None else [one for one in found if one.settings == plan.settings(adapter)]
+    return alike[0] if alike else None
+
+
+def stored_evaluations(project: Project, adapter: str, taskset: str, split: str) -> list[Evaluation]:
+    """The newest evaluation by each plan: over all tasks first, then over the most; of equals the newest first."""
+    home = _home(project, adapter, taskset, split)
+    # An evaluation from before plans had folders lies in `home` itself.
+    reports = [path for path in (home / "report.json", *home.glob("*/report.json")) if path.is_file()]
+    by_age = sorted((_read(path, adapter) for path in reports), key=lambda one: one.created)
+    newest = {frozenset(one.settings.items()): one for one in by_age}
+    return sorted(newest.values(), key=lambda one: (one.settings.get("tasks") == "all", len(one.tasks), one.created), reverse=True)
+
+
+def _read(path: Path, adapter: str) -> Evaluation:
     try:
         return Evaluation.model_validate(json.loads(path.read_text(encoding="utf-8"))["evaluation"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
@@ -129,10 +144,10 @@ def _taskset_of(project: Project, names: list[str]) -> str:
     raise ConfigError("the bare base belongs to no taskset. Name one with --taskset.")
 
 
-def _same_way(evaluation: Evaluation, taskset: Taskset, plan: EvalPlan) -> bool:
-    criteria = tuple(criterion.key for criterion in taskset.criteria)
-    return evaluation.settings == plan.settings(evaluation.adapter) and evaluation.criteria == criteria
-
-
-def _folder(project: Project, adapter: str, taskset: str, split: str) -> Path:
+def _home(project: Project, adapter: str, taskset: str, split: str) -> Path:
     return project.state / "evaluations" / taskset / f"{adapter}-{split}"
+
+
+def _folder(project: Project, adapter: str, taskset: str, plan: EvalPlan) -> Path:
+    settings: dict[str, JsonValue] = {**plan.settings(adapter)}
+    return _home(project, adapter, taskset, plan.split) / f"{settings['tasks']}-{digest(settings)[:8]}"
