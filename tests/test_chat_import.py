@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from agentalign.errors import DataError
 from agentalign.exchange.chat import read_chat, read_known_tools, write_chat
 from agentalign.exchange.lines import look_through, read_rows
-from agentalign.records.trajectory import Origin, Trajectory
+from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
 
 ORIGIN = Origin(kind="import", reference="file", task="1")
 TOOL: dict[str, JsonValue] = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
@@ -52,6 +52,36 @@ def test_what_was_written_is_read_back_equal() -> None:
     run = read(USER, asked, {"role": "tool", "tool_call_id": "a", "content": "é"}, DONE, tools=[TOOL])
     again = read_chat(write_chat(run), taskset="desk", origin=ORIGIN)
     assert again.content_digest == run.content_digest
+
+
+LOOK = ToolCall(id="a", name="look", arguments='{"at":"W1"}')
+ASKED = Message(role="user", content="Where is it?")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        (Message(role="assistant", tool_calls=(LOOK,)), Message(role="tool", content="no W1", tool_call_id="a", name="look", error=True)),
+        (Message(role="assistant", tool_calls=(LOOK,)), Message(role="tool", content="found", tool_call_id="a")),
+        (Message(role="assistant", content="<tool_call>{", malformed="it is not JSON"), Message(role="tool", content="what?", error=True)),
+        (Message(role="assistant", content="<tool_call>{", malformed="it is not JSON", reasoning="Hm."),),
+        (
+            Message(role="assistant", content="<tool_call>{", malformed="the second is not JSON", tool_calls=(LOOK,)),
+            Message(role="tool", content="what?", error=True),
+            Message(role="tool", content="found", tool_call_id="a", name="look"),
+            Message(role="assistant", content="It is here."),
+        ),
+    ],
+)
+def test_messages_are_read_back_equal_with_all_that_went_wrong(messages: tuple[Message, ...]) -> None:
+    run = Trajectory(taskset="desk", messages=(ASKED, *messages), origin=ORIGIN)
+    row = json.loads(json.dumps(write_chat(run)))
+    assert read_chat(row, taskset="desk", origin=ORIGIN).messages == run.messages
+
+
+def test_a_result_without_a_call_is_refused_where_nothing_was_malformed() -> None:
+    with pytest.raises(DataError, match="no open call"):
+        read(USER, DONE, {"role": "tool", "content": "what?"})
 
 
 def test_text_parts_are_joined() -> None:
@@ -117,6 +147,12 @@ def test_tools_named_only_are_looked_up() -> None:
         ([USER, {"role": "assistant", "tool_calls": [call("a")]}, {"role": "tool", "tool_call_id": "b"}], 'the call id "b"'),
         ([{"role": "tool", "content": "x"}, DONE], "does not stand after"),
         ([USER, DONE | {"function_call": {"name": "look", "arguments": "{}"}}], "the field 'function_call'"),
+        (
+            [USER, {"role": "assistant", "tool_calls": [call("a")]}, {"role": "tool", "content": "x", "error": "lost"}],
+            "`error` that is a text",
+        ),
+        ([USER | {"error": True}, DONE], "the field 'error'"),
+        ([USER, DONE | {"malformed": True}], "`malformed` that is a truth value"),
         ([USER, DONE | {"reasoning": "a", "reasoning_content": "b"}], "different texts"),
     ],
 )

@@ -9,7 +9,8 @@ from pydantic import JsonValue
 from agentalign.environments.task import Task
 from agentalign.exchange.chat import read_known_tools
 from agentalign.exchange.lines import look_through, read_rows
-from agentalign.rollouts.ingest import IngestReport, ingest
+from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
+from agentalign.rollouts.ingest import IngestReport, ingest, write_runs
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
 
@@ -64,6 +65,23 @@ def test_a_row_that_names_a_task_of_the_taskset_is_a_run_of_it(store: Store, tmp
     known, other = store.trajectories(RunFilter())
     assert (known.task_id, known.family, known.split) == ("t1", "greet", "dev")
     assert (other.task_id, json.loads(other.metadata)["task_id"]) == (None, "elsewhere")
+
+
+def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Path) -> None:
+    call = ToolCall(id="call_0", name="look", arguments='{"at":"\\ud800"}')
+    messages = (
+        Message(role="user", content="a lone \ud800 surrogate"),
+        Message(role="assistant", content="<tool_call>{", malformed="it is not JSON", tool_calls=(call,)),
+        Message(role="tool", content="error: the tool call could not be read", error=True),
+        Message(role="tool", content="nothing there", tool_call_id="call_0", name="look", error=True),
+    )
+    run = Trajectory(taskset="desk", messages=messages, origin=Origin(kind="rollout", reference="base"))
+    store.add([run])
+    assert write_runs(store, RunFilter(), tmp_path / "runs.jsonl") == 1
+    assert take(store, tmp_path / "runs.jsonl").stored == 1
+    [_, back] = store.trajectories()
+    assert back.messages == run.messages
+    assert back.content_digest == run.content_digest
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Chat rows, as the OpenAI API and most logs write them: `messages` and `tools` <-> Trajectory.
 
 A row is kept whole or refused with a reason: nothing is dropped that would change what the agent saw or did. Fields that only describe
-(labels, names, usage) travel in `metadata`.
+(labels, names, usage) travel in `metadata`. Two fields are our own, so that a run comes back as it went: `error` marks a tool's result as
+an error message, and `malformed` says why a call in the agent's text could not be read.
 Surprise: call ids are made unique within a run, because some servers count from 0 in every turn.
 """
 
@@ -20,8 +21,8 @@ CORE = {"role", "content"}
 OWN = {
     "system": CORE,
     "user": CORE,
-    "assistant": CORE | {"tool_calls", "reasoning_content", "reasoning", "refusal"},
-    "tool": CORE | {"tool_call_id", "name"},
+    "assistant": CORE | {"tool_calls", "reasoning_content", "reasoning", "refusal", "malformed"},
+    "tool": CORE | {"tool_call_id", "name", "error"},
 }
 DESCRIPTIVE = {"name", "id", "annotations", "model", "usage", "finish_reason", "index", "timestamp", "created", "created_at", "metadata"}
 """Fields of a message that say nothing about what was said: kept in the run's metadata."""
@@ -80,6 +81,8 @@ class _Reader:
         self._used: set[str] = set()
         self._open: list[ToolCall] = []
         """Calls of the last assistant message without a result so far."""
+        self._malformed = ""
+        """Why a call of that message could not be read; a result without an id answers that call."""
 
     def add(self, number: int, entry: JsonValue) -> None:
         if not isinstance(entry, dict):
@@ -114,8 +117,10 @@ class _Reader:
         calls = entry.get("tool_calls") or []
         if not isinstance(calls, list):
             self._refuse(number, f"has `tool_calls` that are {_kind(calls)}, not a list")
-        self._open = [self._call(number, call) for call in calls]
-        return Message(role="assistant", content=content, reasoning="".join(thoughts), tool_calls=tuple(self._open))
+        self._open, self._malformed = [self._call(number, call) for call in calls], self._optional(number, "malformed", entry)
+        return Message(
+            role="assistant", content=content, reasoning="".join(thoughts), tool_calls=tuple(self._open), malformed=self._malformed
+        )
 
     def _call(self, number: int, call: JsonValue) -> ToolCall:
         function = call.get("function") if isinstance(call, dict) else None
@@ -142,18 +147,29 @@ class _Reader:
         if not self.messages or self.messages[-1].role not in ("assistant", "tool"):
             self._refuse(number, "(tool) does not stand after the assistant's call")
         written, name = entry.get("tool_call_id"), self._optional(number, "name", entry)
+        content, error = self._text(number, entry.get("content")), self._error(number, entry)
+        if self._malformed and not written:
+            return Message(role="tool", content=content, name=name or None, error=error)
         matching = [call for call in self._open if self._answers(call, written, name)]
         if not matching:
             wanted = f"the call id {json.dumps(written)[:60]}" if written else f"the tool '{name}'" if name else "no call"
             self._refuse(number, f"(tool) answers {wanted}, but no open call of the message before fits")
         call = matching[0]
         self._open.remove(call)
-        return Message(role="tool", content=self._text(number, entry.get("content")), tool_call_id=call.id, name=name or call.name)
+        # A name that is left out is the call's; an empty one is how `write_message` says that none was recorded.
+        recorded = call.name if entry.get("name") is None else name or None
+        return Message(role="tool", content=content, tool_call_id=call.id, name=recorded, error=error)
 
     def _answers(self, call: ToolCall, written: JsonValue, name: str) -> bool:
         if written:
             return isinstance(written, str) and self._ids.get(written) == call.id
         return not name or call.name == name
+
+    def _error(self, number: int, entry: Row) -> bool:
+        value = entry.get("error")
+        if not isinstance(value, bool) and not _says_nothing(value):
+            self._refuse(number, f"has `error` that is {_kind(value)}, not true or false. Write what the agent was told as `content`")
+        return bool(value)
 
     def _optional(self, number: int, key: str, entry: Row) -> str:
         value = entry.get(key)
@@ -230,7 +246,7 @@ def write_message(message: Message) -> dict[str, JsonValue]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in message.tool_calls
         ]
     if message.role == "tool":
-        entry |= {"tool_call_id": message.tool_call_id or ""} | ({"name": message.name} if message.name else {})
+        entry |= {"tool_call_id": message.tool_call_id or "", "name": message.name or ""}
     return entry
 
 
@@ -242,7 +258,13 @@ def write_chat(trajectory: Trajectory) -> dict[str, JsonValue]:
 
 
 def _written(messages: Sequence[Message]) -> list[JsonValue]:
-    return [write_message(message) for message in messages]
+    return [write_message(message) | _what_went_wrong(message) for message in messages]
+
+
+def _what_went_wrong(message: Message) -> dict[str, JsonValue]:
+    """What the OpenAI API has no field for; left out where all went well."""
+    malformed: dict[str, JsonValue] = {"malformed": message.malformed} if message.malformed else {}
+    return malformed | ({"error": True} if message.error else {})
 
 
 def _says_nothing(value: JsonValue) -> bool:
