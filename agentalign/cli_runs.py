@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
         examples=("agentalign score order_desk --only-new\nagentalign score order_desk --criteria policy_kept,economy"),
     )
     parser.add_argument("taskset")
-    parser.add_argument("--only-new", action="store_true", help="only runs without a current score")
+    parser.add_argument("--only-new", action="store_true", help="only runs without a current score, or whose check broke")
     parser.add_argument("--criteria", metavar="A,B", help="only these criteria")
     add_json(parser)
     _add_runs(commands)

@@ -55,15 +55,14 @@ def score_stored(
     only_new: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoringReport:
-    """Run the taskset's checks on its stored runs and store the scores; with `only_new` on runs that lack a current score."""
+    """Run the taskset's checks on its stored runs and store the scores; with `only_new` on runs that lack an answer to a current one.
+
+    A check that broke has not answered: it may have been mended, or a worker may have died under it.
+    """
     for name in criteria or ():
         taskset.criterion(name)
     wanted = {c.key for c in taskset.criteria if c.kind == "check" and (criteria is None or c.name in criteria)}
-    done: dict[str, set[str]] = {}
-    if only_new:
-        for score in store.scores(taskset=taskset.name):
-            if score.rater_kind == "check":
-                done.setdefault(score.trajectory, set()).add(score.criterion)
+    done = _answered(store, taskset.name) if only_new else {}
     runs = RunFilter(taskset=taskset.name)
     total = store.runs(runs, limit=1).total
     made: list[Score] = []
@@ -87,6 +86,19 @@ def score_stored(
             progress(number, total)
     flush()
     return _scoring_report(made, scored)
+
+
+def _answered(store: Store, taskset: str) -> dict[str, set[str]]:
+    """Per run the criteria on which a check has the last word, and it is no error."""
+    done: dict[str, set[str]] = {}
+    for score in store.scores(taskset=taskset):
+        if score.rater_kind == "check":
+            answered = done.setdefault(score.trajectory, set())
+            if score.status == ScoreStatus.ERROR:
+                answered.discard(score.criterion)
+            else:
+                answered.add(score.criterion)
+    return done
 
 
 def _scoring_report(made: list[Score], runs: int) -> ScoringReport:
