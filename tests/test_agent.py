@@ -14,7 +14,7 @@ from agentalign.config.project import Project
 from agentalign.deployment.agent import Agent, load_agent
 from agentalign.environments.taskset import load_taskset
 from agentalign.environments.tool import tool
-from agentalign.errors import ConfigError, DataError, ModelError, RegistryError
+from agentalign.errors import ConfigError, DataError, ModelError, RegistryError, TasksetError
 from agentalign.records.adapter import GateReport
 from agentalign.records.trajectory import Message, StopReason, ToolCall
 from agentalign.rollouts.policy import PolicyTurn, TurnRequest
@@ -175,6 +175,13 @@ def test_versions_answer_differently(project: Project) -> None:
     assert words[0] != words[1]
 
 
+def stranger(project: Project) -> str:
+    """An adapter whose card names a path as its taskset."""
+    registry = Registry(project.adapters)
+    card, folder = registry.resolve("hello@1")
+    return registry.save(card.model_copy(update={"name": "stranger", "taskset": "../../tasks/hello"}), folder).ref
+
+
 @pytest.mark.parametrize(
     ("load", "kind", "words"),
     [
@@ -183,6 +190,11 @@ def test_versions_answer_differently(project: Project) -> None:
         (lambda p: load_agent("hello", p, backend="openai"), ConfigError, "base_url"),
         (lambda p: load_agent("hello", p, backend="gguf"), ConfigError, "no backend"),
         (lambda p: load_agent("hello", p.root.parent), ConfigError, "not inside"),
+        (
+            lambda p: load_agent(stranger(p), p, backend="openai", base_url="http://localhost:1"),
+            TasksetError,
+            "is not the name of a taskset",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_says_why(project: Project, load: Callable[[Project], object], kind: type[Exception], words: str) -> None:

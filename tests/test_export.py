@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agentalign.config.project import Project
 from agentalign.deployment.check import expected_tensors, gate, promote
 from agentalign.deployment.export import export, fixed_template
-from agentalign.errors import RegistryError
+from agentalign.errors import RegistryError, TasksetError
 from agentalign.evaluation.evaluate import Evaluation, summarise
 from agentalign.evaluation.report import write_report
 from agentalign.records.criterion import Criterion, Score
@@ -202,6 +202,16 @@ def test_the_gate_compares_nothing_that_was_measured_by_different_plans(made: Pr
     half = evaluation("hello@1", [True] * 10).model_copy(update={"settings": {"tasks": 10}})
     report = gate(made, "hello@2", evaluation=evaluation("hello@2", [True] * 20), production=half)
     assert [check.name for check in report.checks if not check.passed] == ["not worse than production"]
+
+
+def test_an_adapter_that_names_a_path_as_its_taskset_is_not_promoted(project: Project) -> None:
+    card, folder = Registry(project.adapters).resolve("hello@1")
+    files = project.state / "again"
+    shutil.copytree(folder, files)
+    card = Registry(project.adapters).save(card.model_copy(update={"version": 3, "taskset": "../elsewhere"}), files)
+    write_report(project.state / "elsewhere" / f"{card.ref}-test", evaluation(card.ref, [True]))
+    with pytest.raises(TasksetError, match="is not the name of a taskset"):
+        promote(project, card.ref, "production")
 
 
 def republish(project: Project, change: str) -> str:

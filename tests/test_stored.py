@@ -1,13 +1,14 @@
 """Scores and overall values of the runs that a store holds."""
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
 from agentalign.environments.taskset import load_taskset
 from agentalign.environments.team_code import TeamCode
 from agentalign.records.trajectory import Message, Origin, Trajectory
-from agentalign.scoring.stored import ScoringReport, score_stored
+from agentalign.scoring.stored import ScoringReport, overalls, score_stored
 from agentalign.store.store import Store
 
 CRITERIA = """
@@ -68,3 +69,27 @@ def test_a_check_that_broke_on_a_later_scoring_is_tried_again(store: Store, tmp_
     score(store, tmp_path, only_new=False)
     assert score(store, tmp_path, calm="not a number", only_new=False).errors == 1
     assert score(store, tmp_path, only_new=True).runs == 1
+
+
+def test_overall_values_are_of_the_tasksets_that_are_here(store: Store, tmp_path: Path) -> None:
+    store.add([run("yes"), run("yes", taskset="gone")])
+    score(store, tmp_path, only_new=True)
+    here, gone = (one.id for one in store.trajectories())
+    (there,) = store.scores([here], criterion="short")
+    store.add_scores([there.model_copy(update={"trajectory": gone, "id": "of-gone"})])
+    assert overalls(store, [here, gone], tmp_path) == {here: 1.0, gone: None}
+
+
+def test_overall_values_load_no_code_and_follow_no_path(store: Store, tmp_path: Path) -> None:
+    store.add([run("yes")])
+    score(store, tmp_path / "tasks", only_new=True)
+    (scored,) = store.scores(criterion="short")
+    copytree(tmp_path / "tasks" / "words", tmp_path / "evil")
+    (tmp_path / "evil" / "taskset.yaml").write_text("name: evil\n")
+    for folder in (tmp_path / "evil", tmp_path / "tasks" / "words"):
+        (folder / "tools.py").write_text("raise SystemExit('imported')")
+    strange = [run("yes", taskset=name) for name in ("../evil", str(tmp_path / "evil"))]
+    store.add(strange)
+    store.add_scores([scored.model_copy(update={"trajectory": one.id, "id": one.id}) for one in strange])
+    values = overalls(store, [scored.trajectory, *(one.id for one in strange)], tmp_path / "tasks")
+    assert list(values.values()) == [1.0, None, None]

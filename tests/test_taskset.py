@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from agentalign.environments.check import check_taskset, expert_run
-from agentalign.environments.taskset import Task, list_tasksets, load_taskset
+from agentalign.environments.taskset import Task, find_taskset, list_tasksets, load_taskset
 from agentalign.environments.team_code import TeamCode, TeamCodeError
 from agentalign.errors import ConfigError, TasksetError, ToolError
 from agentalign.records.trajectory import Message, ToolCall
@@ -70,6 +70,22 @@ def test_two_tasksets_with_files_of_one_name_do_not_meet(tmp_path: Path) -> None
         with TeamCode(taskset.folder) as code:
             code.reset(0, taskset.task("a"))
             assert code.call(0, ToolCall(id="1", name="switch", arguments=json.dumps({"room": room}))) == f"{room} on"
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/lights", "/{}/elsewhere/lights", "..", ".", "", "lights/", "..\\elsewhere\\lights", "a\0b"])
+def test_a_name_from_outside_is_never_followed_as_a_path(tmp_path: Path, name: str) -> None:
+    lights(tmp_path / "elsewhere")
+    with pytest.raises(TasksetError, match=r"is not the name of a taskset: .*\.$"):
+        find_taskset(name.format(tmp_path), tmp_path)
+
+
+def test_a_name_from_outside_is_looked_up_in_tasks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lights(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(TasksetError, match="'lights' is not in this project"):
+        find_taskset("lights", tmp_path / "tasks")
+    assert find_taskset("lights", lights(tmp_path / "tasks").parent) == tmp_path / "tasks" / "lights"
+    assert find_taskset("hello").name == "hello"
 
 
 def test_a_projects_taskset_is_found_by_name_before_a_packaged_one(tmp_path: Path) -> None:

@@ -244,6 +244,17 @@ def test_runs_of_an_unknown_taskset_are_shown_without_criteria(client: TestClien
     assert client.post("/api/scores", json=mark(run)).status_code == 422
 
 
+@pytest.mark.parametrize("name", ["../desk", "..", "/etc"])
+def test_runs_that_name_a_path_as_their_taskset_are_shown_without_criteria(client: TestClient, store: Store, name: str) -> None:
+    run = make_run(taskset=name)
+    store.add([run])
+    page = client.get(f"/api/runs/{run.id}").json()
+    assert page["criteria"] == []
+    assert "is not the name of a taskset" in page["criteria_missing"]
+    assert client.get("/api/runs").json()["total"] == 1
+    assert client.post("/api/scores", json=mark(run)).status_code == 422
+
+
 def test_looking_at_runs_runs_no_team_code(client: TestClient, store: Store, project: Project) -> None:
     (project.tasks / "desk" / "tools.py").write_text("raise SystemExit('imported')")
     run = make_run()

@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from agentalign.config.project import Project
-from agentalign.environments.taskset import list_tasksets, load_criteria
-from agentalign.errors import AgentAlignError, DataError, StoreError, TasksetError
+from agentalign.environments.taskset import find_taskset, load_criteria
+from agentalign.errors import AgentAlignError, DataError, StoreError
 from agentalign.exchange.ratings import preference_table, rating_lines, score_table
 from agentalign.records.base import digest
 from agentalign.records.criterion import Criterion, Score, ScoreStatus
@@ -63,10 +63,7 @@ class House(NamedTuple):
 
 def _criteria(tasks: Path, taskset: str) -> tuple[Criterion, ...]:
     # criteria.yaml alone is read: looking at runs must not run a team's code.
-    folder = next((found.folder for found in list_tasksets(tasks) if found.name == taskset), None)
-    if folder is None:
-        raise TasksetError(f"the taskset '{taskset}' is not in this project, so its criteria are unknown. Add its folder to {tasks.name}/.")
-    path = folder / "criteria.yaml"
+    path = find_taskset(taskset, tasks) / "criteria.yaml"
     return _criteria_of(path, path.stat().st_mtime_ns if path.is_file() else 0)
 
 

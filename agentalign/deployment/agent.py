@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from agentalign.config.project import Project
 from agentalign.environments.task import Task
-from agentalign.environments.taskset import Taskset, load_taskset
+from agentalign.environments.taskset import Taskset, find_taskset, load_taskset
 from agentalign.environments.tool import Tool, run_tool
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import ConfigError, DataError, ModelError, ToolError
@@ -66,7 +66,7 @@ def load_agent(
         policy = adapter_policy(home, card.ref, temperature=temperature, device=device)
     else:
         raise ConfigError(f"there is no backend '{backend}'. Choose 'local' or 'openai'.")
-    return Agent(policy, load_taskset(card.taskset, home.tasks), card.ref)
+    return Agent(policy, load_taskset(find_taskset(card.taskset, home.tasks)), card.ref)
 
 
 class Agent:

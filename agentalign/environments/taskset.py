@@ -120,6 +120,29 @@ def list_tasksets(project_tasks: Path | None) -> list[Found]:
     return sorted(found.values())
 
 
+def find_taskset(name: str, project_tasks: Path | None = None) -> Path:
+    """The folder of the taskset that a run or an adapter names: looked up, never followed as a path.
+
+    Such names may come from strangers, and loading a folder runs its code.
+    """
+    known = {found.name: found.folder for found in list_tasksets(project_tasks)}
+    if require_name(name) not in known:
+        place = project_tasks.name if project_tasks else "tasks"
+        raise TasksetError(
+            f"the taskset '{name}' is not in this project, so its criteria and tools are unknown. Add its folder to {place}/."
+        )
+    return known[name]
+
+
+def require_name(name: str) -> str:
+    """The name, where it is that of one folder; TasksetError where it is a path."""
+    if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+        raise TasksetError(
+            f"{name!a:.100} is not the name of a taskset: it must be one folder's name, not a path. Remove what brought it here."
+        )
+    return name
+
+
 def load_taskset(name_or_path: str | Path, project_tasks: Path | None = None) -> Taskset:
     """Load a taskset by its name (the project's ./tasks first, then those that came with agentalign) or from a folder."""
     folder = Path(name_or_path)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from pydantic import JsonValue, ValidationError
 
 from agentalign.config.project import Project
-from agentalign.environments.taskset import Taskset, load_taskset
+from agentalign.environments.taskset import Taskset, find_taskset, load_taskset, require_name
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import ConfigError, DataError
 from agentalign.evaluation.compare import Comparison, compare
@@ -79,7 +79,7 @@ def evaluate(
     if plan.samples > 1 and plan.temperature == 0:
         raise ConfigError(f"{plan.samples} samples at temperature 0 would all be the same run. Give a temperature, such as 0.8.")
     names = [_named(project, name) for name in (ref, against) if name is not None]
-    tasks = load_taskset(taskset or _taskset_of(project, names), project.tasks)
+    tasks = load_taskset(taskset or find_taskset(_taskset_of(project, names), project.tasks), project.tasks)
     before = None
     if len(names) == 2:
         before = stored_evaluation(project, names[1], tasks.name, plan.split, plan=plan)
@@ -145,7 +145,7 @@ def _taskset_of(project: Project, names: list[str]) -> str:
 
 
 def _home(project: Project, adapter: str, taskset: str, split: str) -> Path:
-    return project.state / "evaluations" / taskset / f"{adapter}-{split}"
+    return project.state / "evaluations" / require_name(taskset) / f"{adapter}-{split}"
 
 
 def _folder(project: Project, adapter: str, taskset: str, plan: EvalPlan) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from agentalign.environments.taskset import Taskset, load_taskset
+from agentalign.environments.taskset import Taskset, find_taskset, load_criteria
 from agentalign.environments.team_code import Pool
 from agentalign.errors import AgentAlignError, DataError
 from agentalign.records.criterion import Criterion, Score, ScoreStatus, overall
@@ -121,7 +121,7 @@ def overalls(store: Store, ids: Collection[str], tasks: Path | None) -> dict[str
     for run in store.trajectories(RunFilter(ids=tuple(by_run))):
         if run.taskset not in criteria:
             try:
-                criteria[run.taskset] = load_taskset(run.taskset, tasks).criteria
+                criteria[run.taskset] = load_criteria(find_taskset(run.taskset, tasks) / "criteria.yaml")
             except AgentAlignError:
                 criteria[run.taskset] = ()
         found[run.id] = overall(criteria[run.taskset], by_run[run.id])
