@@ -20,7 +20,8 @@ def add(commands: Commands) -> None:
         run=_import,
         more=(
             "FILE holds one JSON object per line with `messages` and `tools` as the OpenAI API writes them, plain or "
-            ".gz. Every row is stored or refused with a reason; the same file again stores nothing new."
+            ".gz. Every row is stored or refused with a reason; the same file again stores nothing new. A row whose `split` is "
+            "not train is kept out of training."
         ),
         examples=(
             "agentalign import chats.jsonl --taskset chat_quality\n"
@@ -203,6 +204,8 @@ def _import(arguments: argparse.Namespace) -> None:
     show(f"{report.read} rows read: {report.stored} stored, {report.known} known from an earlier import, {len(report.refused)} refused")
     if report.duplicates:
         show(f"{len(report.duplicates)} of the stored equal another run, the first in row {report.duplicates[0].row}")
+    if report.held_out:
+        show(f"{report.held_out} say of themselves that they are of another split than train: nothing is trained on them")
     for refusal in report.refused[:10]:
         show(f"  row {refusal.row}: {refusal.reason}")
     if len(report.refused) > 10:

@@ -160,6 +160,18 @@ def test_the_way_with_a_model_from_training_to_export(project: Project, run: Say
     assert run("export", "hello@production", "served").strip() == str(project.root / "served")
 
 
+def test_an_import_says_what_will_not_be_trained_on(project: Project, run: Say) -> None:
+    chat = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
+        "task_id": "theirs",
+        "split": "test",
+    }
+    Path("theirs.jsonl").write_text(json.dumps(chat))
+    said = run("import", "theirs.jsonl", "--taskset", "hello").splitlines()
+    assert said[1] == "1 say of themselves that they are of another split than train: nothing is trained on them"
+    assert json.loads(run("import", "theirs.jsonl", "--taskset", "hello", "--json"))["held_out"] == 1
+
+
 def test_init_leaves_what_is_there(project: Project, run: Say) -> None:
     file = project.tasks / "hello" / "taskset.yaml"
     file.write_text("name: hello\n")

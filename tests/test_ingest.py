@@ -67,6 +67,28 @@ def test_a_row_that_names_a_task_of_the_taskset_is_a_run_of_it(store: Store, tmp
     assert (other.task_id, json.loads(other.metadata)["task_id"]) == (None, "elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("stated", "split"),
+    [(None, ""), ("", ""), ("train", "train"), ("dev", "dev"), ("test", "test"), ("Test", "test"), ("validation", "test"), (3, "test")],
+)
+def test_a_row_of_an_unknown_task_is_held_out_where_it_says_so(store: Store, tmp_path: Path, stated: JsonValue, split: str) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text("\n".join([chat("a", task_id="elsewhere", split=stated), chat("b")]))
+    report = take(store, path, tasks={"t1": Task(id="t1", split="train")})
+    first, second = store.trajectories()
+    assert (first.split, second.split) == (split, "")
+    assert json.loads(first.metadata)["split"] == stated
+    assert report.held_out == (split in ("dev", "test"))
+
+
+def test_a_run_is_held_out_where_its_task_or_its_row_says_so(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text("\n".join([chat("a", task_id="t1", split="train"), chat("b", task_id="t2", split="test"), chat("c", task_id="t2")]))
+    report = take(store, path, tasks={"t1": Task(id="t1", split="dev"), "t2": Task(id="t2", split="train")})
+    assert [run.split for run in store.trajectories()] == ["dev", "test", "train"]
+    assert report.held_out == 1, "that the taskset holds a task out is no news"
+
+
 def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Path) -> None:
     call = ToolCall(id="call_0", name="look", arguments='{"at":"\\ud800"}')
     messages = (

@@ -1,7 +1,8 @@
 """Chat rows into the store, with a report of what became of every row, and runs out of it as chat rows.
 
 A run's id holds the file's digest and the row's number: reading a file again stores nothing new. Rows with equal content are different
-events and are all stored, but named in the report.
+events and are all stored, but named in the report. What a row says of its split is believed where it holds the run out of training,
+whether or not the taskset knows its task: nothing that somebody tests with is learned from in silence.
 """
 
 import json
@@ -21,6 +22,8 @@ from agentalign.records.trajectory import Origin, Trajectory
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
 
+LEARNED_FROM = ("train", "")
+"""Splits that recipes take runs of; empty is a run that says nothing about itself."""
 BATCH = 200
 """Runs stored in one transaction; also how often progress is told."""
 
@@ -50,6 +53,8 @@ class IngestReport(NamedTuple):
     duplicates: tuple[Duplicate, ...]
     """Among the stored."""
     refused: tuple[Refusal, ...]
+    held_out: int
+    """Rows, stored or known, that are out of training only because they say so themselves."""
 
 
 def import_file(
@@ -102,11 +107,12 @@ def ingest(
     Args:
         rows: from `exchange.lines.read_rows`.
         source_digest: of the file the rows are from.
-        tasks: the taskset's tasks; a row whose `task_id` is one of them is a run of it, in its family and split.
+        tasks: the taskset's tasks; a row whose `task_id` is one of them is a run of it, in its family and, unless the row holds itself out,
+            its split.
         known_tools: schemas by name, for rows that only name their tools.
         progress: called with the number of the last row done.
     """
-    counts = {"read": 0, "stored": 0, "known": 0}
+    counts = {"read": 0, "stored": 0, "known": 0, "held_out": 0}
     refused: list[Refusal] = []
     duplicates: list[Duplicate] = []
     batch: list[tuple[int, Trajectory]] = []
@@ -121,7 +127,9 @@ def ingest(
     for row in rows:
         counts["read"] += 1
         try:
-            batch.append((row.number, _trajectory(row, taskset, source_digest, tasks or {}, known_tools)))
+            run = _trajectory(row, taskset, source_digest, tasks or {}, known_tools)
+            batch.append((row.number, run))
+            counts["held_out"] += _says_that_it_is_held_out(run, tasks or {})
         except DataError as error:
             refused.append(Refusal(row.number, str(error)))
         if len(batch) == BATCH:
@@ -129,7 +137,7 @@ def ingest(
             progress(row.number)
     if batch:
         flush()
-    return IngestReport(counts["read"], counts["stored"], counts["known"], tuple(duplicates), tuple(refused))
+    return IngestReport(counts["read"], counts["stored"], counts["known"], tuple(duplicates), tuple(refused), counts["held_out"])
 
 
 def _trajectory(row: Row, taskset: str, source_digest: str, tasks: Mapping[str, Task], known_tools: Schemas | None) -> Trajectory:
@@ -141,10 +149,27 @@ def _trajectory(row: Row, taskset: str, source_digest: str, tasks: Mapping[str, 
         _ = trajectory.content_digest
     except RecursionError:
         raise DataError("it is nested too deeply.") from None
-    named = json.loads(trajectory.metadata).get("task_id")
+    labels = json.loads(trajectory.metadata)
+    named, stated = labels.get("task_id"), _stated_split(labels.get("split"))
     task = tasks.get(named) if isinstance(named, str) else None
-    # A name that the taskset does not know may mean different tasks in different suites: then equal openings make one task.
-    return trajectory.model_copy(update={"task_id": task.id, "family": task.family, "split": task.split}) if task else trajectory
+    if task is None:
+        # A name that the taskset does not know may mean different tasks in different suites: then equal openings make one task.
+        return trajectory.model_copy(update={"split": stated})
+    split = stated or task.split if task.split in LEARNED_FROM else task.split
+    return trajectory.model_copy(update={"task_id": task.id, "family": task.family, "split": split})
+
+
+def _stated_split(label: JsonValue) -> str:
+    """The split that a row says it is of. Words that we do not know (validation, holdout, a number) may all mean: not for training."""
+    if label in (None, ""):
+        return ""
+    word = label.lower() if isinstance(label, str) else ""
+    return word if word in ("train", "dev") else "test"
+
+
+def _says_that_it_is_held_out(run: Trajectory, tasks: Mapping[str, Task]) -> bool:
+    task = tasks.get(run.task_id) if run.task_id is not None else None
+    return run.split not in LEARNED_FROM and (task is None or task.split in LEARNED_FROM)
 
 
 def _store(store: Store, batch: list[tuple[int, Trajectory]]) -> tuple[tuple[int, int], list[Duplicate]]:
