@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from agentalign.training.advantages import discounted_returns, kl_shaped_rewards, leave_one_out, turn_gae, whiten
+from agentalign.training.advantages import discounted_returns, kl_shaped_rewards, leave_one_out, sibling_offsets, turn_gae, whiten
 
 
 def test_divergence_is_paid_where_it_happens_and_the_reward_comes_last():
@@ -31,3 +31,14 @@ def test_whitening_is_weighted():
     white = whiten(values, weights)
     assert abs(np.average(white, weights=weights)) < 1e-9
     np.testing.assert_allclose(np.average(white**2, weights=weights), 1.0, rtol=1e-6)
+
+
+def test_siblings_say_what_the_critic_missed_and_a_lone_run_has_no_say():
+    offsets = sibling_offsets(np.array([0.4, 0.1, 0.7, 0.3]), ["a", "b", "a", "a"])
+    np.testing.assert_allclose(offsets, [0.5, 0.0, 0.35, 0.55])
+
+
+def test_a_task_that_every_sample_wins_pushes_nowhere_however_wrong_the_critic_is():
+    rewards, values = np.array([0.0, 1.0]), np.array([0.2, 0.2])
+    offsets = sibling_offsets(np.full(3, 1.0 - values[0]), ["a"] * 3)
+    np.testing.assert_allclose(turn_gae(rewards, values + offsets[0], gamma=1.0, lam=0.95), [0.0, 0.0], atol=1e-12)

@@ -11,11 +11,11 @@ from agentalign.config.project import Project
 from agentalign.store.registry import Registry
 
 FIXTURES = Path(__file__).parent / "fixtures"
-COMMON = f"taskset: toy_desk\nbase: {FIXTURES / 'tiny'}\nquantization: none\nlora_r: 4\nlora_alpha: 8.0\nwarmup_steps: 0\neval_tasks: 9\n"
+COMMON = f"taskset: toy_desk\nbase: {FIXTURES / 'tiny'}\nquantization: none\n"
 RECIPES = {
-    "sft": "origins: [expert]\nmax_steps: 8\neval_every_steps: 4\n",
-    "dpo": "max_steps: 2\nlearning_rate: 1e-3\nmin_reference_prob: 0.001\n",
-    "reward": "max_steps: 4\nlearning_rate: 1e-3\n",
+    "sft": "origins: [expert]\nlora_r: 4\nlora_alpha: 8.0\nwarmup_steps: 0\nmax_steps: 8\neval_every_steps: 4\neval_tasks: 9\n",
+    "dpo": "warmup_steps: 0\nmax_steps: 2\nlearning_rate: 1e-3\nmin_reference_prob: 0.001\n",
+    "reward": "warmup_steps: 0\nmax_steps: 4\nlearning_rate: 1e-3\n",
     "ppo": "iterations: 1\ntasks_per_iteration: 6\nsamples_per_task: 3\ncritic_warmup_steps: 1\nreplay: 2\n",
 }
 

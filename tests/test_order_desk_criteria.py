@@ -366,3 +366,9 @@ def test_checks_survive_whatever_was_called(desk: Taskset, code: TeamCode, argum
     run = as_run(case.task, [*case.run().messages, Message(role="assistant", tool_calls=(call,)), Message(role="assistant", content="Hm.")])
     answers = {c.name: code.check(c.check, run, case.task) for c in desk.criteria if c.check}
     assert (answers["valid_calls"], answers["task_success"], answers["policy_kept"]) == ({0: 0.0}, False, True)
+
+
+def test_a_list_of_numbers_does_not_say_how_many(desk: Taskset, code: TeamCode):
+    case = Case(desk, code, "order_count")
+    assert case.answers(f"You have {len(case.mine)} orders.")["task_success"] is True
+    assert case.answers("You have 1, 2, 3, 4, 5 or 6 orders.")["task_success"] is False

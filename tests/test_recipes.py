@@ -26,7 +26,11 @@ from agentalign.store.store import Store
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY = str(FIXTURES / "tiny")
-COMMON = {"taskset": "toy_desk", "base": TINY, "quantization": "none", "lora_r": 4, "lora_alpha": 8.0, "eval_tasks": 12, "warmup_steps": 0}
+COMMON = {"taskset": "toy_desk", "base": TINY, "quantization": "none"}
+REWARD = {**COMMON, "warmup_steps": 0}
+PPO = {**COMMON, "eval_tasks": 12}
+DPO = {**REWARD, **PPO}
+SFT = {**DPO, "lora_r": 4, "lora_alpha": 8.0}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def project(tmp_path_factory):
     with Store(found.store_url) as store, WorkerPool(taskset) as pool:
         collect(store, taskset, ExpertPolicy(pool), choose_jobs(taskset, "train", limit=60), pool=pool)
         score_stored(store, taskset, pool=pool)
-        sft.run(SFTConfig(**COMMON, max_steps=10, eval_every_steps=5), found)
+        sft.run(SFTConfig(**SFT, max_steps=10, eval_every_steps=5), found)
         policy = adapter_policy(found, "toy_desk", temperature=1.0, seed=1)
         collect(store, taskset, policy, choose_jobs(taskset, "train", limit=30, samples=4), pool=pool, seed=1)
         score_stored(store, taskset, pool=pool, only_new=True)
@@ -61,14 +65,14 @@ def test_sft_leaves_an_adapter_that_knows_where_it_came_from(project):
 
 
 def test_same_command_again_returns_the_finished_training(project):
-    again = sft.run(SFTConfig(**COMMON, max_steps=10, eval_every_steps=5), project)
+    again = sft.run(SFTConfig(**SFT, max_steps=10, eval_every_steps=5), project)
     assert again.adapter == "toy_desk@1"
     assert len(Registry(project.adapters).list()) >= 1
 
 
 @pytest.mark.parametrize("credit", ["token", "turn", "run"])
 def test_dpo_learns_from_pairs_and_writes_the_fields_names(project, credit):
-    config = DPOConfig(**COMMON, start="toy_desk@1", max_steps=4, credit=credit, learning_rate=1e-3, min_reference_prob=0.001, replay=2)
+    config = DPOConfig(**DPO, start="toy_desk@1", max_steps=4, credit=credit, learning_rate=1e-3, min_reference_prob=0.001, replay=2)
     training = dpo.run(config, project)
     first, last = rows(project, training)[0], rows(project, training)[-1]
     assert {"loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "num_tokens"} <= first.keys()
@@ -82,7 +86,7 @@ def test_dpo_learns_from_pairs_and_writes_the_fields_names(project, credit):
 
 
 def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
-    config = RewardConfig(**COMMON, start="toy_desk@1", max_steps=30, learning_rate=3e-3)
+    config = RewardConfig(**REWARD, start="toy_desk@1", max_steps=30, learning_rate=3e-3)
     training = reward.run(config, project)
     card, _ = Registry(project.adapters).resolve(training.adapter)
     assert (card.name, card.kind, card.heads) == ("toy_desk-reward", "reward", ("reward",))
@@ -90,13 +94,13 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
     assert card.metrics["reward_sd"] > 0
 
     small = PPOConfig(
-        **COMMON, start="toy_desk@1", reward=card.ref, iterations=2, tasks_per_iteration=6, samples_per_task=3, critic_warmup_steps=3,
+        **PPO, start="toy_desk@1", reward=card.ref, iterations=2, tasks_per_iteration=6, samples_per_task=3, critic_warmup_steps=3,
         eval_every_steps=1, learning_rate=1e-3, replay=2,
     )  # fmt: skip
     done = ppo.run(small, project)
     found = [row for row in rows(project, done) if "loss/policy" in row]
     assert len(found) == 4
-    assert {"reward/mean", "kl", "clip_fraction", "loss/value", "kl_k3", "loss/nll"} <= found[0].keys()
+    assert {"reward/mean", "reward/gain", "kl", "clip_fraction", "loss/value", "kl_k3", "loss/nll"} <= found[0].keys()
     # Before the first update policy and reference are one.
     assert found[0]["kl"] == pytest.approx(0.0, abs=1e-3)
     assert found[0]["kl_k3"] == pytest.approx(0.0, abs=1e-4)
@@ -119,7 +123,7 @@ def test_adapter_is_evaluated_on_tasks_it_never_saw(project):
 
 def test_dry_run_says_what_it_would_do_and_does_nothing(project):
     before = [card.ref for card in Registry(project.adapters).list()]
-    for module, config in ((sft, SFTConfig(**COMMON, max_steps=7)), (dpo, DPOConfig(**COMMON, start="toy_desk@1", max_steps=3))):
+    for module, config in ((sft, SFTConfig(**SFT, max_steps=7)), (dpo, DPOConfig(**DPO, start="toy_desk@1", max_steps=3))):
         found = module.run(config, project, dry_run=True)
         assert isinstance(found, DryRun)
         assert found.seconds > 0
@@ -131,7 +135,7 @@ def test_preferences_on_dev_and_test_runs_are_never_trained_on(project):
     from agentalign.recipes.preferences import choose_preferences
     from agentalign.recipes.workspace import open_workspace
 
-    with open_workspace(SFTConfig(**COMMON), project) as work:
+    with open_workspace(SFTConfig(**SFT), project) as work:
         _, runs = choose_preferences(work, "overall")
         assert {run.split for run in runs.values()} == {"train"}
         assert {run.split for run in work.train_runs(["rollout", "expert"])} == {"train"}
@@ -142,8 +146,8 @@ def test_what_is_missing_is_one_sentence(project, tmp_path):
     empty.tasks.mkdir(exist_ok=True)
     (empty.tasks / "toy_desk").symlink_to(FIXTURES / "toy_desk")
     with pytest.raises(DataError, match="nothing to learn from"):
-        sft.run(SFTConfig(**COMMON), empty)
+        sft.run(SFTConfig(**SFT), empty)
     with pytest.raises(RegistryError):
-        dpo.run(DPOConfig(**COMMON), empty)
+        dpo.run(DPOConfig(**DPO), empty)
     with pytest.raises(DataError, match="max_refused"):
-        sft.run(SFTConfig(**COMMON, max_tokens=40), project)
+        sft.run(SFTConfig(**SFT, max_tokens=40), project)

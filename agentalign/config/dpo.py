@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from agentalign.config.training import TrainingConfig
+from agentalign.config.training import Gated, Scheduled
 
 
-class DPOConfig(TrainingConfig):
+class DPOConfig(Scheduled, Gated):
     """Learn which of two runs, or steps, is better, held in place by an anchor."""
 
     batch_size: int = Field(default=8, ge=1)

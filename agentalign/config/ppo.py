@@ -2,14 +2,14 @@
 
 from pydantic import Field
 
-from agentalign.config.training import TrainingConfig
+from agentalign.config.training import Gated
 
 
-class PPOConfig(TrainingConfig):
+class PPOConfig(Gated):
     """Act, be scored, move a little towards what scored better than expected."""
 
     learning_rate: float = Field(default=3e-5, gt=0, le=1)
-    """Learning rate of the policy."""
+    """Learning rate of the policy; constant. Of the shared settings, eval_every_steps and save_every_steps count iterations here."""
     value_learning_rate: float = Field(default=2e-4, gt=0, le=1)
     """Learning rate of the critic's adapter; its head learns ten times faster."""
     reward: str | None = None

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from agentalign.config.training import TrainingConfig
+from agentalign.config.training import Scheduled
 
 
-class RewardConfig(TrainingConfig):
+class RewardConfig(Scheduled):
     """Learn to tell better runs from worse ones."""
 
     learning_rate: float = Field(default=2e-4, gt=0, le=1)

@@ -4,14 +4,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from agentalign.config.training import TrainingConfig
+from agentalign.config.training import Gated, Scheduled
 
 
-class SFTConfig(TrainingConfig):
+class SFTConfig(Scheduled, Gated):
     """Learn to do what good runs did."""
 
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """Peak learning rate of the adapter."""
+    lora_r: int = Field(default=16, ge=1, le=1024)
+    """Rank of a new adapter; a continued one keeps its own."""
+    lora_alpha: float = Field(default=32.0, gt=0)
+    """Scale of a new adapter is lora_alpha / lora_r."""
     batch_size: int = Field(default=8, ge=1)
     """Runs per optimizer step."""
     num_train_epochs: float = Field(default=2.0, gt=0)

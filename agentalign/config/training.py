@@ -18,16 +18,8 @@ class TrainingConfig(Config):
     """How the frozen base is held."""
     start: str | None = None
     """Adapter to continue, such as "order_desk@2"; null starts from the bare base (SFT) or the newest policy (others)."""
-    lora_r: int = Field(default=16, ge=1, le=1024)
-    """Rank of a new adapter; a continued one keeps its own."""
-    lora_alpha: float = Field(default=32.0, gt=0)
-    """Scale of a new adapter is lora_alpha / lora_r."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1)
     """Peak learning rate of the adapter."""
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after warm-up; falls to a tenth."""
-    warmup_steps: int = Field(default=5, ge=0)
-    """Optimizer steps of linear warm-up."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
@@ -41,10 +33,24 @@ class TrainingConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Draws the adapter's first weights and the order of the data."""
     eval_every_steps: int = Field(default=0, ge=0)
-    """Steps between dev evaluations; 0: none. The best evaluated weights are what is saved."""
+    """Steps between evaluations; 0: none. The best evaluated weights are what is saved."""
+    save_every_steps: int = Field(default=25, ge=0)
+    """Steps between checkpoints; 0: none. Running the same command again goes on from the last one."""
+
+
+class Scheduled(TrainingConfig):
+    """The learning rate of recipes whose steps are counted beforehand."""
+
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after warm-up; falls to a tenth."""
+    warmup_steps: int = Field(default=5, ge=0)
+    """Optimizer steps of linear warm-up."""
+
+
+class Gated(TrainingConfig):
+    """The dev gate of recipes that train a policy."""
+
     eval_tasks: int = Field(default=100, ge=1)
     """Dev tasks per evaluation, the same each time."""
     max_drop: float = Field(default=0.1, gt=0, le=1)
     """Training stops and rolls back when the dev score falls this far below its start."""
-    save_every_steps: int = Field(default=25, ge=0)
-    """Steps between checkpoints; 0: none. Running the same command again goes on from the last one."""

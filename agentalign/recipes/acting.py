@@ -4,6 +4,7 @@ import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,17 +30,29 @@ from agentalign.training.render import Rendered, render
 logger = logging.getLogger("agentalign")
 OPEN = 0.03
 """Weight of a kind of task whose outcome is settled: it is still acted out now and then, so that forgetting shows."""
+WON = 0.6
+"""Overall value from which a run counts as won when tasks are weighed."""
+
+
+class Past(NamedTuple):
+    """What stored runs say of a kind of task."""
+
+    mean: float
+    """Overall value, by the checks."""
+    weight: float
+    """p (1 - p) + a little, p the share that went well: where runs both won and lost there is most to learn."""
 
 
 class Acting:
     """The policy at work, one iteration after the other. Owns nothing but a count."""
 
     def __init__(
-        self, model: Model, work: Workspace, pool: Pool, config: PPOConfig, reward: AdapterCard, weights: Mapping[str, float], training: str
+        self, model: Model, work: Workspace, pool: Pool, config: PPOConfig, reward: AdapterCard, past: Mapping[str, Past], training: str
     ) -> None:
         self.model, self.work, self.pool, self.config, self.reward, self.training = model, work, pool, config, reward, training
         self.tasks = work.taskset.tasks("train")
-        self.weights = [weights.get(kind_of(task), 0.25) for task in self.tasks]
+        self.past = past
+        self.weights = [past[kind_of(task)].weight if kind_of(task) in past else 0.25 for task in self.tasks]
         self.answered = [c for c in work.taskset.criteria if c.kind != "check" and c.level == "trajectory" and not c.gate]
         self.made = 0
         self.figures: dict[str, float] = {}
@@ -70,8 +83,9 @@ class Acting:
                 logger.warning("left out of iteration %d: %s", iteration, error)
         values = self.rewards([run for run, _ in usable], [rendered for _, rendered in usable], scores)
         known = [(rendered, value) for (_, rendered), value in zip(usable, values, strict=True) if value is not None]
-        found = gather(model, [rendered for rendered, _ in known], [value for _, value in known], config)
-        self._say(iteration, len(runs), found, scores)
+        kept = [run for (run, _), value in zip(usable, values, strict=True) if value is not None]
+        found = gather(model, [r for r, _ in known], [value for _, value in known], [run.task_id or run.id for run in kept], config)
+        self._say(iteration, runs, found, scores)
         return found
 
     def rewards(self, runs: Sequence[Trajectory], rendered: Sequence[Rendered], scores: Sequence[Score]) -> list[float | None]:
@@ -109,18 +123,45 @@ class Acting:
         keys = [(draw.random() ** (1 / weight), index) for index, weight in enumerate(self.weights)]
         return [self.tasks[index] for _, index in sorted(keys, reverse=True)[: self.config.tasks_per_iteration]]
 
-    def _say(self, iteration: int, made: int, found: Sequence[Experience], scores: Sequence[Score]) -> None:
+    def _say(self, iteration: int, made: Sequence[Trajectory], found: Sequence[Experience], scores: Sequence[Score]) -> None:
         success = [s.value for s in scores if s.criterion.startswith("task_success@") and s.value is not None]
-        kl = float(np.mean([float((e.old_logprobs - e.reference_logprobs).sum()) for e in found])) if found else 0.0
-        reward = float(np.mean([e.reward for e in found])) if found else 0.0
-        rate = float(np.mean(success)) if success else float("nan")
         gaps = [float((e.old_logprobs - _sampled(e)).abs().mean()) for e in found if len(_sampled(e)) == len(e.old_logprobs)]
-        gap = float(np.mean(gaps)) if gaps else float("nan")
-        text = "iteration %d: %d runs, %d usable, reward %.3f, success %.3f, kl %.3f nats per run, sampler off by %.3f nats per token"
-        logger.info(text, iteration, made, len(found), reward, rate, kl, gap)
-        figures = {"reward/mean": reward, "success/train": rate, "kl": kl, "usable": float(len(found))}
-        figures |= {"sampler_gap": gap, "explained_variance": _explained(found)}
+        figures = {
+            "reward/mean": _mean([e.reward for e in found]),
+            "reward/gain": self._gain(made, scores),
+            "success/train": _mean(success),
+            "kl": _mean([float((e.old_logprobs - e.reference_logprobs).sum()) for e in found]),
+            "usable": float(len(found)),
+            "sampler_gap": _mean(gaps),
+            "explained_variance": _explained(found),
+        }
+        text = (
+            "iteration %d: %d runs, %d usable, reward %.3f, %+.3f against past runs of the same kinds of task, success %.3f, "
+            "kl %.3f nats per run, sampler off by %.3f nats per token"
+        )
+        shown = ("reward/mean", "reward/gain", "success/train", "kl", "sampler_gap")
+        logger.info(text, iteration, len(made), len(found), *(figures[name] for name in shown))
         self.figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+
+    def _gain(self, made: Sequence[Trajectory], scores: Sequence[Score]) -> float:
+        """How much more the checks gave these runs than stored runs of the same kinds of task: comparable between iterations.
+
+        The plain mean is not: every iteration draws other tasks, and how hard they are moves it more than learning does.
+        """
+        kinds = {task.id: kind_of(task) for task in self.tasks}
+        by_run: dict[str, list[Score]] = {}
+        for score in scores:
+            by_run.setdefault(score.trajectory, []).append(score)
+        gains = []
+        for run in made:
+            value, kind = overall(self.work.taskset.criteria, by_run.get(run.id, [])), kinds.get(run.task_id or "", "")
+            if value is not None and kind in self.past:
+                gains.append(value - self.past[kind].mean)
+        return _mean(gains)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _explained(found: Sequence[Experience]) -> float:
@@ -141,13 +182,18 @@ def kind_of(task: Task) -> str:
     return f"{task.family}/{task.branch}"
 
 
-def task_weights(work: Workspace, past: Sequence[Trajectory]) -> dict[str, float]:
-    """Per kind of task, p (1 - p) + a little: where past samples both won and lost there is most to learn."""
+def past_by_kind(work: Workspace, past: Sequence[Trajectory]) -> dict[str, Past]:
+    """Per kind of task what its stored runs were worth."""
     tasks = work.tasks()
-    wins: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {}
     values = work.overalls(past)
     for run in past:
         value = values.get(run.id)
         if run.task_id in tasks and value is not None:
-            wins.setdefault(kind_of(tasks[run.task_id]), []).append(float(value >= 0.6))
-    return {kind: (sum(w) / len(w)) * (1 - sum(w) / len(w)) + OPEN for kind, w in wins.items()}
+            found.setdefault(kind_of(tasks[run.task_id]), []).append(value)
+    return {kind: Past(_mean(worth), _openness([value >= WON for value in worth])) for kind, worth in found.items()}
+
+
+def _openness(won: Sequence[bool]) -> float:
+    share = sum(won) / len(won)
+    return share * (1 - share) + OPEN

@@ -104,7 +104,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
 
             # train
             gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
-            plan = plan_for(config, total)
+            plan = plan_for(config, total, max_drop=config.max_drop)
             outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
             # save
             return work.publish(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from agentalign.config.ppo import PPOConfig
 from agentalign.recipes.data import Part, fixed_logprobs, read_parts, whole
-from agentalign.training.advantages import Floats, discounted_returns, kl_shaped_rewards, turn_gae, whiten
+from agentalign.training.advantages import Floats, discounted_returns, kl_shaped_rewards, sibling_offsets, turn_gae, whiten
 from agentalign.training.engine import LossTerms, MicroBatch, Term
 from agentalign.training.losses import kl_k3, nll_loss, ppo_policy_loss, ppo_value_loss
 from agentalign.training.model import Model
@@ -34,7 +34,7 @@ class Experience:
     values: Floats
     """(K,) the critic before this iteration's update."""
     advantages: Floats
-    """(K,) whitened over the iteration."""
+    """(K,) of unit variance over the iteration."""
     returns: Floats
     """(K,) the critic's targets."""
 
@@ -60,8 +60,12 @@ class ValueRows:
     returns: Tensor
 
 
-def gather(model: Model, runs: Sequence[Rendered], rewards: Sequence[float], config: PPOConfig) -> list[Experience]:
-    """Score the tokens under old policy and reference, the states under the critic, and make advantages of them."""
+def gather(model: Model, runs: Sequence[Rendered], rewards: Sequence[float], groups: Sequence[str], config: PPOConfig) -> list[Experience]:
+    """Score the tokens under old policy and reference, the states under the critic, and make advantages of them.
+
+    Args:
+        groups: (N,) task of each run: its siblings correct the critic.
+    """
     if not runs:
         return []
     parts = [whole(run) for run in runs]
@@ -72,13 +76,13 @@ def gather(model: Model, runs: Sequence[Rendered], rewards: Sequence[float], con
         kl_shaped_rewards(reward, _per_turn(part, a - b), beta=config.kl_beta)
         for reward, part, a, b in zip(rewards, parts, old, reference, strict=True)
     ]
-    raw = [turn_gae(r, v, gamma=config.gamma, lam=config.lam) for r, v in zip(shaped, values, strict=True)]
+    returns = [discounted_returns(one, gamma=config.gamma) for one in shaped]
+    offsets = sibling_offsets(np.array([r[0] - v[0] for r, v in zip(returns, values, strict=True)]), groups)
+    raw = [turn_gae(r, v + offset, gamma=config.gamma, lam=config.lam) for r, v, offset in zip(shaped, values, offsets, strict=True)]
     sizes = np.concatenate([[float(len(turn.completion)) for turn in part.turns] for part in parts])
-    white = np.split(whiten(np.concatenate(raw), sizes), np.cumsum([len(a) for a in raw])[:-1])
-    return [
-        Experience(run, part, reward, o, r, v, a, discounted_returns(s, gamma=config.gamma))
-        for run, part, reward, o, r, v, a, s in zip(runs, parts, rewards, old, reference, values, white, shaped, strict=True)
-    ]
+    # Not shifted to mean zero: a task without surprise must keep its advantage of zero.
+    white = np.split(whiten(np.concatenate(raw), sizes, shift=False), np.cumsum([len(a) for a in raw])[:-1])
+    return [Experience(*one) for one in zip(runs, parts, rewards, old, reference, values, white, returns, strict=True)]
 
 
 def lesson(run: Rendered, reward: float, config: PPOConfig) -> Experience:

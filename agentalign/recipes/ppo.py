@@ -2,8 +2,9 @@
 
 Four adapters of one quantized base: the policy; the reference, a frozen copy of where it started, whose divergence is priced in the
 reward; the reward model, which answers the criteria that only people can, beside the checks that answer theirs, through `overall`; and
-the critic, which starts as the reward model and learns returns before the policy moves. A turn is the action: advantages are per turn,
-loss is on the agent's own tokens. Left out on purpose: token-level GAE, reward whitening and an entropy bonus.
+the critic, which starts as the reward model, learns returns before the policy moves, and is corrected by what the other runs of a task
+were worth. A turn is the action: advantages are per turn, loss is on the agent's own tokens. Left out on purpose: token-level GAE,
+reward whitening and an entropy bonus.
 """
 
 import logging
@@ -15,7 +16,7 @@ from agentalign.config.project import Project
 from agentalign.environments.team_code import Pool
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
-from agentalign.recipes.acting import Acting, task_weights
+from agentalign.recipes.acting import Acting, past_by_kind
 from agentalign.recipes.data import RunData, by_family, render_runs, token_stats
 from agentalign.recipes.dev_gate import DevGate
 from agentalign.recipes.dry_run import DryRun, estimate
@@ -62,7 +63,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         with work.recording(training), WorkerPool(work.taskset) as pool:
             # model
             model = load_models(work, config, parent, reward_folder)
-            acting = Acting(model, work, pool, config, card, task_weights(work, past), training.id)
+            acting = Acting(model, work, pool, config, card, past_by_kind(work, past), training.id)
             critic_steps = warm_critic(model, config, acting, data, past, folder)
             replay = by_family(replay_runs, data.rendered)
 
@@ -123,8 +124,7 @@ def plan_of(config: PPOConfig) -> Plan:
     per = config.num_mini_batches
     return Plan(
         total_steps=config.iterations * per,
-        schedule=config.lr_scheduler_type,
-        warmup_steps=0,
+        schedule="constant",
         max_grad_norm=config.max_grad_norm,
         adam_eps=1e-5,
         eval_every_steps=config.eval_every_steps * per,

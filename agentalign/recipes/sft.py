@@ -59,7 +59,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
 
             # train
             gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
-            plan = plan_for(config, total, eval_at_start=parent is not None)
+            plan = plan_for(config, total, max_drop=config.max_drop, eval_at_start=parent is not None)
             outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
             # save
             counts: dict[str, int] = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agentalign.config.project import Project
-from agentalign.config.training import TrainingConfig
+from agentalign.config.training import Scheduled, TrainingConfig
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.errors import AgentAlignError, DataError, TrainingError
@@ -205,7 +205,7 @@ def open_workspace(config: TrainingConfig, project: Project) -> Iterator[Workspa
         yield Workspace(project, taskset, base, store, Registry(project.adapters))
 
 
-def plan_for(config: TrainingConfig, total_steps: int, *, eval_at_start: bool = True) -> Plan:
+def plan_for(config: Scheduled, total_steps: int, *, max_drop: float, eval_at_start: bool = True) -> Plan:
     """The engine's plan as the shared dials say it."""
     return Plan(
         total_steps=total_steps,
@@ -215,7 +215,7 @@ def plan_for(config: TrainingConfig, total_steps: int, *, eval_at_start: bool = 
         eval_every_steps=config.eval_every_steps,
         eval_at_start=eval_at_start,
         save_every_steps=config.save_every_steps,
-        max_drop=config.max_drop,
+        max_drop=max_drop,
     )
 
 

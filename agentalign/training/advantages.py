@@ -63,6 +63,28 @@ def leave_one_out(rewards: Floats) -> Floats:
     return centred
 
 
+def sibling_offsets(surprises: Floats, groups: Sequence[str]) -> Floats:
+    """What the critic missed about a task, by the other runs of it.
+
+    Added to all values of a run it is a control variate: it depends on the run's siblings alone, so the gradient stays unbiased
+    (as in RLOO), and a task that every sample wins, or none, pushes nowhere however wrong the critic is about it.
+
+    Args:
+        surprises: (N,) return of each run minus the critic's value at its first state.
+        groups: (N,) task of each run.
+
+    Returns:
+        (N,) mean surprise of the run's siblings; 0 where it has none.
+    """
+    offsets = np.zeros_like(surprises)
+    names = np.asarray(groups)
+    for group in set(groups):
+        members = np.flatnonzero(names == group)
+        if len(members) > 1:
+            offsets[members] = surprises[members] - leave_one_out(surprises[members])
+    return offsets
+
+
 def whiten(values: Floats, weights: Floats, *, shift: bool = True) -> Floats:
     """Zero mean (unless `shift` is False) and unit variance under weights, e.g. the number of tokens behind each value."""
     mean = np.average(values, weights=weights)

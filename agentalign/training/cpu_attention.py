@@ -6,6 +6,7 @@ speed of these products, and a graph node per segment would write a zero-filled 
 recomputed in the backward, so nothing T x T is kept; what a softmax's gradient needs per row is already in its output.
 """
 
+import itertools
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ def _blocks(segments: tuple[Segment, ...]) -> Iterator[Block]:
         else:
             pieces = -(-(first.end - first.start) // BLOCK_ROWS)
             edges = [first.start + (first.end - first.start) * i // pieces for i in range(pieces + 1)]
-            for start, end in zip(edges, edges[1:], strict=False):
+            for start, end in itertools.pairwise(edges):
                 yield _block(start, end, first)
             at += 1
 
@@ -121,7 +122,7 @@ def _rows(side: Tensor, block: Block, kv_heads: int) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor, factor: float) -> Tensor:
-    """factor x left @ right, the factor for free."""
+    """Factor x left @ right, the factor for free."""
     return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=factor)
 
 
