@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from agentalign import cli_adapters, cli_project, cli_runs, cli_train
 from agentalign.cli_arguments import Help
 from agentalign.cli_output import say, show
-from agentalign.errors import AgentAlignError
+from agentalign.errors import AgentAlignError, UsageError
 
 NOUNS = ("tasks", "runs", "adapters")
 """Commands that list when no verb is given."""
@@ -38,11 +38,15 @@ in the order of use:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = parse(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parse(words)
     _quiet()
     try:
         code = arguments.run(arguments)
         sys.stdout.flush()
+    except UsageError as error:
+        say(f"agentalign: {error} `agentalign {words[0]} --help` says more.")
+        return 2
     except AgentAlignError as error:
         say(f"agentalign: {error}")
         return 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from agentalign.cli_arguments import Commands, add_json, command, verbs
 from agentalign.cli_output import say, show, show_json, show_table
 from agentalign.config.project import Project
-from agentalign.errors import ConfigError
+from agentalign.errors import UsageError
 
 
 def add(commands: Commands) -> None:
@@ -108,9 +108,11 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _promote(arguments: argparse.Namespace) -> None:
     from agentalign.store.registry import Registry
 
-    project = Project.find()
     if arguments.rollback == bool(arguments.stage):
-        raise ConfigError("promote needs either a stage (candidate or production) or --rollback. Give one of them.")
+        raise UsageError("promote needs either a stage (candidate or production) or --rollback. Give one of them.")
+    if arguments.rollback and arguments.force:
+        raise UsageError("--rollback asks no gate, so there is nothing to --force. Leave one of them out.")
+    project = Project.find()
     if arguments.rollback:
         show(f"{Registry(project.adapters).roll_back(arguments.ref).ref} is in production again")
         return

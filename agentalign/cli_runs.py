@@ -7,7 +7,7 @@ from pathlib import Path
 from agentalign.cli_arguments import Commands, add_filters, add_json, at_least, command, run_filter, verbs
 from agentalign.cli_output import plain, progress, say, show, show_json, show_table
 from agentalign.config.project import Project
-from agentalign.errors import ConfigError
+from agentalign.errors import UsageError
 
 
 def add(commands: Commands) -> None:
@@ -156,8 +156,8 @@ def _rollout(arguments: argparse.Namespace) -> None:
     from agentalign.rollouts.collect import choose_jobs, choose_policy, collect
     from agentalign.store.store import Store
 
-    if arguments.endpoint and not arguments.model:
-        raise ConfigError("--endpoint needs the name of a model on that server. Give --model NAME.")
+    if bool(arguments.endpoint) != bool(arguments.model):
+        raise UsageError("--endpoint URL and --model NAME go together: a server, and the model to ask it for. Give both or neither.")
     project = Project.find()
     taskset = load_taskset(arguments.taskset, project.tasks)
     jobs = choose_jobs(taskset, arguments.split, arguments.tag, limit=arguments.limit, samples=arguments.n)

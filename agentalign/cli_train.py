@@ -10,7 +10,7 @@ from agentalign.cli_arguments import Commands, add_json, at_least, command, verb
 from agentalign.cli_output import duration, progress, say, show, show_json, show_table
 from agentalign.cli_runs import add_base
 from agentalign.config.project import Project
-from agentalign.errors import ConfigError
+from agentalign.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from agentalign.config.training import TrainingConfig
@@ -60,7 +60,11 @@ def _train(arguments: argparse.Namespace) -> None:
     from agentalign.config.load import resolve
 
     dry_run = flags.pop("dry_run", None) is not None
-    config = resolve(_config(arguments.recipe), strict_yaml.load(file) if file else None, flags, str(file or "command line"))
+    try:
+        config = resolve(_config(arguments.recipe), strict_yaml.load(file) if file else None, flags, str(file or "command line"))
+    except ConfigError as error:
+        # Without a file every setting is a word of the command.
+        raise error if file else UsageError(str(error)) from None
     done = import_module(f"agentalign.recipes.{arguments.recipe}").run(config, Project.find(), dry_run=dry_run)
     if dry_run:
         _show_dry_run(done)
@@ -82,7 +86,7 @@ def _read_words(recipe: str, words: Sequence[str]) -> tuple[Path | None, dict[st
         elif file is None:
             file = Path(word)
         else:
-            raise ConfigError(f"train {recipe} takes one file, but got {file} and {word}. Write other settings as --name value.")
+            raise UsageError(f"train {recipe} takes one file, but got {file} and {word}. Write other settings as --name value.")
     return file, flags
 
 

@@ -1,16 +1,21 @@
 """Every error that agentalign raises on purpose.
 
-The message says what is, why it cannot be, and what to do. `AgentAlignError` reaches the person as one sentence and exit code 1;
-anything else is a bug and keeps its traceback. `ToolError` is different: it is written for the agent, not for the person.
+The message says what is, why it cannot be, and what to do. `AgentAlignError` reaches the person as one sentence and exit code 1
+(`UsageError` 2, as argparse has it); anything else is a bug and keeps its traceback. `ToolError` is different: it is written for the
+agent, not for the person.
 """
 
 
 class AgentAlignError(Exception):
-    """Base of all: the CLI prints its text and exits with 1."""
+    """Base of all: the CLI prints its text and exits with 1, or 2 for wrong usage."""
 
 
 class ConfigError(AgentAlignError):
     """A setting, YAML file or command line that cannot be used."""
+
+
+class UsageError(ConfigError):
+    """Arguments that do not go together, or of which one is missing: wrong whatever the project holds."""
 
 
 class DataError(AgentAlignError):

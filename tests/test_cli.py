@@ -219,7 +219,6 @@ def nothing(project: Project) -> None:
         (nothing, "rollout nowhere --policy expert", "no taskset 'nowhere'"),
         (nothing, "rollout hello --policy expert --split final", "no tasks in split 'final'"),
         (nothing, "rollout hello --policy expert --tag rare", "with tag 'rare'"),
-        (nothing, "rollout hello --endpoint http://localhost:1/v1", "--model"),
         (nothing, "rollout chat_quality --policy expert", "no tasks"),
         (nothing, "rollout hello --adapter nobody@1", "no adapter 'nobody'"),
         (nothing, "rollout hello --adapter Nobody!", "not an adapter reference"),
@@ -234,18 +233,11 @@ def nothing(project: Project) -> None:
         (nothing, "train sft nowhere.yaml", "nowhere.yaml: no such file"),
         (bad_yaml, "train sft bad.yaml", "bad.yaml:2:1: not valid YAML"),
         (unknown_key, "train sft bad.yaml", "bad.yaml: there is no setting 'learning_rat'; did you mean 'learning_rate'?"),
-        (nothing, "train sft --taskset hello --bta 1", "no setting '--bta'"),
-        (nothing, "train dpo --taskset hello --beta high", "--beta"),
-        (nothing, "train sft", "'taskset' is missing"),
-        (nothing, "train sft a.yaml b.yaml", "one file"),
         (nothing, "train sft --taskset hello --base /nowhere", "/nowhere"),
         (nothing, "eval nobody", "no adapter 'nobody'"),
-        (nothing, "eval base", "--taskset"),
-        (nothing, "eval base --taskset hello --samples 4", "temperature 0"),
         (nothing, "adapters show nobody", "no adapter 'nobody'"),
         (nothing, "adapters verify nobody@3", "no adapter 'nobody'"),
         (nothing, "promote nobody@1 production", "no adapter 'nobody'"),
-        (nothing, "promote nobody@1", "either a stage"),
         (nothing, "promote nobody --rollback", "no adapter 'nobody'"),
         (a_full_folder, "export nobody full", "not an empty folder"),
         (nothing, "backup .agentalign", "exists"),
@@ -270,6 +262,34 @@ def test_bad_input_gets_one_clear_sentence(
     assert err.count("agentalign: ") == 1
     if prepare is not broken_tools:
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("rollout hello --endpoint http://localhost:1/v1", "--model"),
+        ("rollout hello --policy expert --model small", "--endpoint"),
+        ("train sft --taskset hello --bta 1", "no setting '--bta'"),
+        ("train dpo --taskset hello --beta high", "--beta"),
+        ("train sft", "'taskset' is missing"),
+        ("train sft a.yaml b.yaml", "one file"),
+        ("eval base", "--taskset"),
+        ("eval base --taskset hello --samples 4", "temperature 0"),
+        ("promote nobody@1", "either a stage"),
+        ("promote nobody production --rollback", "either a stage"),
+        ("promote nobody --rollback --force 'it was better'", "--force"),
+    ],
+)
+def test_words_that_do_not_go_together_end_with_two_and_a_sentence(
+    command: str, words: str, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(shlex.split(command)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.startswith("agentalign: ")
+    assert err.endswith(f"`agentalign {command.split()[0]} --help` says more.\n")
 
 
 def test_bad_input_loses_nothing(project: Project, run: Say, refused: Say) -> None:

@@ -14,7 +14,7 @@ from pydantic import JsonValue, ValidationError
 from agentalign.config.project import Project
 from agentalign.environments.taskset import Taskset, find_taskset, load_taskset, require_name
 from agentalign.environments.worker import WorkerPool
-from agentalign.errors import ConfigError, DataError
+from agentalign.errors import DataError, UsageError
 from agentalign.evaluation.compare import Comparison, compare
 from agentalign.evaluation.evaluate import Evaluation, summarise
 from agentalign.evaluation.report import ReportPaths, write_report
@@ -77,7 +77,7 @@ def evaluate(
         taskset: default: the adapter's own.
     """
     if plan.samples > 1 and plan.temperature == 0:
-        raise ConfigError(f"{plan.samples} samples at temperature 0 would all be the same run. Give a temperature, such as 0.8.")
+        raise UsageError(f"{plan.samples} samples at temperature 0 would all be the same run. Give a temperature, such as 0.8.")
     names = [_named(project, name) for name in (ref, against) if name is not None]
     tasks = load_taskset(taskset or find_taskset(_taskset_of(project, names), project.tasks), project.tasks)
     before = None
@@ -141,7 +141,7 @@ def _taskset_of(project: Project, names: list[str]) -> str:
     for name in names:
         if name != BASE:
             return Registry(project.adapters).resolve(name)[0].taskset
-    raise ConfigError("the bare base belongs to no taskset. Name one with --taskset.")
+    raise UsageError("the bare base belongs to no taskset. Name one with --taskset.")
 
 
 def _home(project: Project, adapter: str, taskset: str, split: str) -> Path:
