@@ -16,6 +16,7 @@ from agentalign.errors import DataError, RegistryError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.dry_run import DryRun
+from agentalign.recipes.workspace import open_workspace
 from agentalign.rollouts.bundle import adapter_policy
 from agentalign.rollouts.collect import choose_jobs, collect
 from agentalign.rollouts.policy import ExpertPolicy
@@ -68,6 +69,21 @@ def test_same_command_again_returns_the_finished_training(project):
     again = sft.run(SFTConfig(**SFT, max_steps=10, eval_every_steps=5), project)
     assert again.adapter == "toy_desk@1"
     assert len(Registry(project.adapters).list()) >= 1
+
+
+def test_an_interrupted_training_goes_on_with_the_data_it_began_with(project, caplog):
+    config = SFTConfig(**SFT, max_steps=2, seed=7)
+    with open_workspace(config, project) as work:
+        ids = [run.id for run in sft.choose_runs(work, config)]
+        begun, folder = work.begin("sft", config, ids[:-3])
+        assert json.loads((folder / "data.json").read_text()) == ids[:-3]
+    done = sft.run(config, project)
+    assert (done.id, done.status) == (begun.id, "done")
+    assert "goes on with the data it began with; 3 newer items" in caplog.text
+    assert Registry(project.adapters).resolve(done.adapter)[0].data_counts["expert"] == len(ids) - 3
+    # Data that is gone is another matter: that is a new training.
+    with open_workspace(config, project) as work:
+        assert work.frozen("dpo", DPOConfig(**DPO), ["a", "b"]) == {"a", "b"}
 
 
 @pytest.mark.parametrize("credit", ["token", "turn", "run"])
@@ -133,7 +149,6 @@ def test_dry_run_says_what_it_would_do_and_does_nothing(project):
 
 def test_preferences_on_dev_and_test_runs_are_never_trained_on(project):
     from agentalign.recipes.preferences import choose_preferences
-    from agentalign.recipes.workspace import open_workspace
 
     with open_workspace(SFTConfig(**SFT), project) as work:
         _, runs = choose_preferences(work, "overall")

@@ -75,6 +75,8 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         # data
         preferences, runs = choose_preferences(work, config.criterion)
         replay_runs = work.demonstrations() if config.replay and config.nll_coefficient else []
+        about = work.frozen("dpo", config, [*(p.id for p in preferences), *(run.id for run in replay_runs)])
+        preferences, replay_runs = [p for p in preferences if p.id in about], [run for run in replay_runs if run.id in about]
         data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
         replay = by_family(replay_runs, data.rendered)
         values = work.overalls(list(runs.values()))

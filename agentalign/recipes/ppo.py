@@ -53,6 +53,8 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         config = config.model_copy(update={"reward": card.ref})
         # data
         past, replay_runs = past_runs(work), work.demonstrations()
+        about = work.frozen("ppo", config, [run.id for run in (*past, *replay_runs)])
+        past, replay_runs = ([run for run in some if run.id in about] for some in (past, replay_runs))
         learned = [*past, *replay_runs]
         data = render_runs(learned, work.store, Dialect.load(work.base), config) if learned else RunData({}, [])
         if dry_run:

@@ -66,6 +66,8 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
         config, parent = resolve_start(work, config)
         # data
         preferences, runs = choose_preferences(work, config.criterion)
+        about = work.frozen("reward", config, [p.id for p in preferences])
+        preferences = [p for p in preferences if p.id in about]
         data = render_runs(list(runs.values()), work.store, Dialect.load(work.base), config)
         learn, held = split_by_task(rank(preferences, runs, data, work.overalls(list(runs.values()))), config)
         total = config.max_steps or steps_for(len(learn), batch_size=config.batch_size, epochs=config.num_train_epochs)

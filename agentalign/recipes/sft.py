@@ -36,11 +36,12 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
         # data
         runs = choose_runs(work, config)
         data = render_runs(runs, work.store, Dialect.load(work.base), config)
-        rendered = list(data.rendered.values())
+        about = work.frozen("sft", config, list(data.rendered))
+        rendered = [run for name, run in data.rendered.items() if name in about]
         total = config.max_steps or steps_for(len(rendered), batch_size=config.batch_size, epochs=config.num_train_epochs)
         if dry_run:
             return _dry_run(work, config, data, total)
-        training, folder = work.begin("sft", config, list(data.rendered))
+        training, folder = work.begin("sft", config, [run.trajectory for run in rendered])
         if training.status == "done":
             return training
         with work.recording(training), WorkerPool(work.taskset) as pool:
@@ -63,7 +64,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
             outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
             # save
             counts: dict[str, int] = {
-                kind: sum(run.origin.kind == kind for run in runs if run.id in data.rendered) for kind in config.origins
+                kind: sum(run.origin.kind == kind for run in runs if run.id in about) for kind in config.origins
             }
             parents = [config.start] if config.start else []
             return work.publish(training, folder, model, ADAPTER, kind="policy", parents=parents, counts=counts, outcome=outcome)

@@ -35,6 +35,8 @@ from agentalign.training.schedule import Plan
 logger = logging.getLogger("agentalign")
 C = TypeVar("C", bound=TrainingConfig)
 PACKAGES = ("agentalign", "torch", "transformers", "peft", "bitsandbytes", "tokenizers")
+DATA_FILE = "data.json"
+"""In a training's folder: ids of what it learns from."""
 SUFFIX: dict[AdapterKind, str] = {"policy": "", "reward": "-reward", "value": "-value"}
 
 
@@ -79,6 +81,22 @@ class Workspace:
 
     # ------------------------------------------------------------------ writing
 
+    def frozen(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> set[str]:
+        """The ids that a training of this config is about: those that an interrupted one began with, else all of `data`.
+
+        A rating saved or a run added while a training is down must not make its checkpoints worthless.
+        """
+        for one in self.store.trainings(self.taskset.name):
+            path = self.project.trainings / one.id / DATA_FILE
+            if one.recipe == recipe and one.status != "done" and one.config == _settings(config) and path.exists():
+                begun = set(json.loads(path.read_text(encoding="utf-8")))
+                newer = len(set(data) - begun)
+                if newer and begun <= set(data):
+                    text = "training %s goes on with the data it began with; %d newer items wait for the next training"
+                    logger.warning(text, one.id, newer)
+                    return begun
+        return set(data)
+
     def begin(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> tuple[Training, Path]:
         """The training of this config on this data, new or taken up again, and its folder."""
         data_digest = digest(list(data))
@@ -88,7 +106,7 @@ class Workspace:
             id=f"{self.taskset.name}-{recipe}-{identity[:12]}",
             recipe=recipe,
             taskset=self.taskset.name,
-            config=json.dumps(settings),
+            config=_settings(config),
             data_digest=data_digest,
             seed=config.seed,
         )
@@ -101,11 +119,12 @@ class Workspace:
                 return self._done(training, card.ref, ""), folder
         self._mention_others(training, known.values())
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / DATA_FILE).write_text(json.dumps(list(data)), encoding="utf-8")
         self.store.save_training(training)
         return training, folder
 
     def _mention_others(self, training: Training, known: Iterable[Training]) -> None:
-        """Data that grew since an interrupted training makes a new one; that must not look like a lost checkpoint."""
+        """Data that changed since an interrupted training makes a new one; that must not look like a lost checkpoint."""
         alike = [one for one in known if one.recipe == training.recipe and one.config == training.config and one.id != training.id]
         for one in alike:
             if one.status != "done":
@@ -242,6 +261,10 @@ def resolve_adapter(work: Workspace, ref: str, kind: AdapterKind) -> tuple[Adapt
         )
     work.registry.verify(card.ref)
     return card, folder
+
+
+def _settings(config: TrainingConfig) -> str:
+    return json.dumps(config.model_dump(mode="json"))
 
 
 def _versions() -> dict[str, str]:
