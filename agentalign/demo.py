@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +87,25 @@ PRESETS = {
 }
 
 
-def run(project: Project, preset: str, seed: int, *, taskset: str = TASKSET) -> Path:
+def run(project: Project, preset: str, seed: int, *, taskset: str = TASKSET, every_task: bool = False) -> Path:
     """Everything; returns the path of report.json.
 
     Args:
         preset: "quick", "default" or "full".
         seed: draws adapters, samples and orders; the tasks stay the same.
         taskset: any with an expert, tasks tagged "expert" among others, and recipes/ of its own.
+        every_task: evaluate on every held-out task, whatever the preset says.
     """
+    amounts = replace(PRESETS[preset], eval_tasks=None) if every_task else PRESETS[preset]
     with Store(project.store_url) as store:
-        return _Demo(project, store, preset, seed, taskset).whole_way()
+        return _Demo(project, store, amounts, seed, taskset, project.state / "demo" / f"{preset}-{seed}").whole_way()
 
 
 class _Demo:
     """One demo of one preset and seed, with what is done so far."""
 
-    def __init__(self, project: Project, store: Store, preset: str, seed: int, taskset: str) -> None:
-        self.project, self.store, self.preset, self.seed = project, store, PRESETS[preset], seed
-        self.folder = project.state / "demo" / f"{preset}-{seed}"
+    def __init__(self, project: Project, store: Store, preset: Preset, seed: int, taskset: str, folder: Path) -> None:
+        self.project, self.store, self.preset, self.seed, self.folder = project, store, preset, seed, folder
         self.taskset: Taskset = load_taskset(taskset, project.tasks)
         self.name = self.taskset.name
         self.base = self.config("sft", {})

@@ -15,7 +15,7 @@ from agentalign.demo import TASKSET, run
 from agentalign.errors import AgentAlignError
 from agentalign.evaluation.compare import Comparison, compare_seeds
 from agentalign.evaluation.evaluate import Evaluation
-from agentalign.evaluation.run_eval import EvalPlan, evaluate, stored_evaluation
+from agentalign.evaluation.run_eval import stored_evaluation
 from agentalign.store.store import Store
 
 ROOT = Path(".cache/demo-seeds")
@@ -32,8 +32,8 @@ def main() -> None:
     for seed in arguments.seeds:
         project = Project.create((ROOT / str(seed)).resolve())
         if arguments.full:
-            run(project, "default", seed)
-        for stage, evaluation in zip(STAGES, _evaluations(project, compute=arguments.full), strict=False):
+            run(project, "default", seed, every_task=True)
+        for stage, evaluation in zip(STAGES, _evaluations(project), strict=False):
             found[stage].append(evaluation)
     seeds = len(found["base"])
     if not seeds:
@@ -46,18 +46,14 @@ def main() -> None:
         _show(before, after, compare_seeds(found[before], found[after]))
 
 
-def _evaluations(project: Project, *, compute: bool) -> list[Evaluation]:
-    """Of base, SFT, DPO and PPO on all test tasks; empty where the demo is not finished."""
+def _evaluations(project: Project) -> list[Evaluation]:
+    """Of base, SFT, DPO and PPO on the test tasks; empty where the demo is not finished."""
     with Store(project.store_url) as store:
         # The first of each recipe is the stage; later ones are controls.
         adapters = {training.recipe: training.adapter for training in reversed(store.trainings(TASKSET)) if training.status == "done"}
-        names = ["base", *(adapters.get(recipe, "") for recipe in ("sft", "dpo", "ppo"))]
-        if not all(names):
-            return []
-        if compute:
-            return [evaluate(project, store, name, taskset=TASKSET, plan=EvalPlan(split="test")).evaluation for name in names]
-        stored = [stored_evaluation(project, name, TASKSET, "test") for name in names]
-        return [one for one in stored if one is not None] if all(stored) else []
+    names = ["base", *(adapters.get(recipe, "") for recipe in ("sft", "dpo", "ppo"))]
+    stored = [stored_evaluation(project, name, TASKSET, "test") for name in names] if all(names) else []
+    return [one for one in stored if one is not None] if all(stored) else []
 
 
 def _show(before: str, after: str, found: Comparison) -> None:

@@ -20,7 +20,9 @@ NAME = "agentalign_decode"
 """Name under which transformers knows `decode_attention`."""
 
 BLOCK = 64
-"""Suffix storage grows by at least this many tokens."""
+"""Suffix storage grows in whole blocks of tokens."""
+VIEW = 16
+"""Attention reads the stored suffixes up to the longest one, rounded up to this many tokens."""
 
 
 class Piece(NamedTuple):
@@ -53,8 +55,8 @@ class KVCache:
             return
         rows = max(rows, self.rows)
         if capacity > self.capacity:
-            capacity = max(capacity, self.capacity + self.capacity // 4)
-            capacity = -(-capacity // BLOCK) * BLOCK
+            # Doubled: fresh memory costs more than what is computed in it, and attention reads only what is filled.
+            capacity = -(-max(capacity, 2 * self.capacity) // BLOCK) * BLOCK
         capacity = max(capacity, self.capacity)
         self.suffix = {layer: (_grown(k, rows, capacity), _grown(v, rows, capacity)) for layer, (k, v) in self.suffix.items()}
         self.rows, self.capacity = rows, capacity
@@ -137,17 +139,20 @@ class Pass:
             self.token_rows = torch.tensor(rows, device=device).repeat_interleave(lengths)
             self.places = (self.query_positions - self.shared[:, None])[real]
         self.real = real
+        longest = max(piece.start + piece.size - piece.shared for piece in pieces)
+        self.used = min(cache.capacity, -(-longest // VIEW) * VIEW)
+        """Suffix tokens that any of these queries may see."""
         self.last = lengths.cumsum(0) - 1  # (n,) each piece's last token among the flat ones
         self._biases: dict[int | None, Tensor] = {}
 
     def bias(self, window: int | None) -> Tensor:
-        """(n, 1, 1, T, P + capacity): 0 where a query sees a key, minus infinity elsewhere; fp32."""
+        """(n, 1, 1, T, P + used): 0 where a query sees a key, minus infinity elsewhere; fp32."""
         if window not in self._biases:
             queries = self.query_positions[:, :, None]  # (n, T, 1)
-            columns = torch.arange(self.cache.prefix_length + self.cache.capacity, device=queries.device)
-            own = columns - self.cache.prefix_length + self.shared[:, None]  # (n, P + capacity) positions of suffix columns
+            columns = torch.arange(self.cache.prefix_length + self.used, device=queries.device)
+            own = columns - self.cache.prefix_length + self.shared[:, None]  # (n, P + used) positions of suffix columns
             in_prefix = columns < self.cache.prefix_length
-            keys = torch.where(in_prefix, columns, own)[:, None]  # (n, 1, P + capacity)
+            keys = torch.where(in_prefix, columns, own)[:, None]  # (n, 1, P + used)
             visible = (keys <= queries) & (~in_prefix | (columns < self.shared[:, None]))[:, None]
             if window is not None:
                 visible &= queries - keys < window
@@ -178,7 +183,7 @@ def decode_attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     this.layers.add(layer)
     stored = cache.write(layer, this.token_rows, this.places, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    keys, values = stored[0][this.rows], stored[1][this.rows]  # (n, Hk, capacity, D)
+    keys, values = (side[this.rows, :, : this.used] for side in stored)  # (n, Hk, used, D)
     n, heads = keys.shape[:2]
     flat = query[0].transpose(0, 1) * (scaling if scaling is not None else query.shape[-1] ** -0.5)  # (N, Hq, D)
     width = 1 if this.queries is None else this.queries.shape[1]
