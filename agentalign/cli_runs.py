@@ -20,12 +20,13 @@ def add(commands: Commands) -> None:
         run=_import,
         more=(
             "FILE holds one JSON object per line with `messages` and `tools` as the OpenAI API writes them, plain or "
-            ".gz. Every row is stored or refused with a reason; the same file again stores nothing new. A row whose `split` is "
-            "not train is kept out of training."
+            ".gz; or it is a .parquet file or a folder of `datasets.save_to_disk` with both as JSON text. Every row is stored or "
+            "refused with a reason; the same file again stores nothing new. A row whose `split` is not train is kept out of training."
         ),
         examples=(
             "agentalign import chats.jsonl --taskset chat_quality\n"
-            "agentalign import runs.jsonl.gz --taskset chat_quality --tools schemas.json"
+            "agentalign import runs.jsonl.gz --taskset chat_quality --tools schemas.json\n"
+            "agentalign import runs.parquet --taskset chat_quality"
         ),
     )
     parser.add_argument("file", type=Path)
@@ -144,6 +145,7 @@ def _add_runs(commands: Commands) -> None:
         "export",
         "write runs as a file that `import` reads",
         run=_runs_export,
+        more="As Parquet where its name ends so, for `datasets`, else as JSON Lines.",
         examples="agentalign runs export good.jsonl --taskset order_desk --kind expert",
     )
     parser.add_argument("file", type=Path)

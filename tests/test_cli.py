@@ -128,10 +128,12 @@ def test_the_way_in_order_of_use_without_a_model(project: Project, run: Say) -> 
     assert run("import", "runs.jsonl", "--taskset", "hello").startswith("3 rows read: 3 stored, 0 known")
     again = json.loads(run("import", "runs.jsonl", "--taskset", "hello", "--json"))
     assert (again["stored"], again["known"]) == (0, 3)
+    run("runs", "export", "runs.parquet", "--kind", "expert")
+    assert run("import", "runs.parquet", "--taskset", "hello").splitlines()[1] == "3 of the stored equal another run, the first in row 1"
     assert json.loads(run("pairs", "hello", "--dry-run", "--json"))["stored"] == 0
     run("backup", "all.db")
     run("restore", "all.db", "--force")
-    assert json.loads(run("runs", "--json"))["total"] == 6
+    assert json.loads(run("runs", "--json"))["total"] == 9
 
 
 def test_the_way_with_a_model_from_training_to_export(project: Project, run: Say, refused: Say) -> None:

@@ -1,12 +1,14 @@
 """Imports: every row is stored or refused with a reason, and nothing is stored twice."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from pydantic import JsonValue
 
 from agentalign.environments.task import Task
+from agentalign.exchange.arrow import open_arrow
 from agentalign.exchange.chat import read_known_tools
 from agentalign.exchange.lines import look_through, read_rows
 from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
@@ -89,7 +91,8 @@ def test_a_run_is_held_out_where_its_task_or_its_row_says_so(store: Store, tmp_p
     assert report.held_out == 1, "that the taskset holds a task out is no news"
 
 
-def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["runs.jsonl", "runs.parquet"])
+def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Path, name: str) -> None:
     call = ToolCall(id="call_0", name="look", arguments='{"at":"\\ud800"}')
     messages = (
         Message(role="user", content="a lone \ud800 surrogate"),
@@ -97,10 +100,17 @@ def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Pat
         Message(role="tool", content="error: the tool call could not be read", error=True),
         Message(role="tool", content="nothing there", tool_call_id="call_0", name="look", error=True),
     )
-    run = Trajectory(taskset="desk", messages=messages, origin=Origin(kind="rollout", reference="base"))
+    schema = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    run = Trajectory(taskset="desk", messages=messages, tools=json.dumps([schema]), origin=Origin(kind="rollout", reference="base"))
     store.add([run])
-    assert write_runs(store, RunFilter(), tmp_path / "runs.jsonl") == 1
-    assert take(store, tmp_path / "runs.jsonl").stored == 1
+    assert write_runs(store, RunFilter(), tmp_path / name) == 1
+    assert [path.name for path in tmp_path.glob("*runs*")] == [name]
+    with (
+        open_arrow(tmp_path / name)
+        if name.endswith("parquet")
+        else nullcontext((look_through(tmp_path / name), read_rows(tmp_path / name))) as (source, rows)
+    ):
+        assert ingest(rows, store, "desk", source.digest).stored == 1
     [_, back] = store.trajectories()
     assert back.messages == run.messages
     assert back.content_digest == run.content_digest

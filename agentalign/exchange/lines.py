@@ -1,4 +1,4 @@
-"""Files of one JSON object per line, plain or gzip, read within bounds.
+"""Files of one JSON object per line: written, and read within bounds, plain or gzip.
 
 A file is looked through once before anything is made of it: its digest, its number of lines, and whether it can be read to the end.
 A line that cannot be used is handed on with the reason, so that one bad line costs one line. The digest is over the text, so that a file
@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -29,12 +29,13 @@ class Source(NamedTuple):
 
     path: Path
     digest: str
-    """First 32 hex digits of the sha256 of its text."""
+    """First 32 hex digits of the sha256 of its content."""
     lines: int
+    """Or rows of a table."""
 
 
 class Row(NamedTuple):
-    """One line of a file."""
+    """One line of a file, or one row of a table."""
 
     number: int
     """From 1."""
@@ -42,6 +43,13 @@ class Row(NamedTuple):
     """None where the line cannot be used."""
     reason: str = ""
     """Why it cannot."""
+
+
+class Opened(NamedTuple):
+    """What can be imported: where it is from, and its rows, to be read once."""
+
+    source: Source
+    rows: Iterator[Row]
 
 
 def look_through(path: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> Source:
@@ -77,6 +85,17 @@ def read_rows(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES, max_file_byte
                 yield _row(number, line)
 
 
+def write_lines(path: Path, rows: Iterable[Mapping[str, JsonValue]]) -> int:
+    """Write rows as JSON Lines; returns how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            # ASCII escapes: a model may have written half a surrogate pair, which is no UTF-8.
+            file.write(json.dumps(row) + "\n")
+            count += 1
+    return count
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
     try:
@@ -100,7 +119,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 def _row(number: int, line: bytes) -> Row:
     try:
-        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = parse(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError:
         return Row(number, None, "the line is not UTF-8 text.")
     except RecursionError:
@@ -110,6 +129,12 @@ def _row(number: int, line: bytes) -> Row:
     if not isinstance(value, dict):
         return Row(number, None, "the line is JSON, but not an object. Write {...} on each line.")
     return Row(number, value)
+
+
+def parse(text: str) -> JsonValue:
+    """The value of JSON text; ValueError also for a key that stands twice and for NaN, which other readers take in silence."""
+    value: JsonValue = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    return value
 
 
 def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:

@@ -8,6 +8,7 @@ whether or not the taskset knows its task: nothing that somebody tests with is l
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from pydantic import JsonValue
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
 from agentalign.errors import DataError
+from agentalign.exchange.arrow import SUFFIX, is_arrow, open_arrow, write_arrow
 from agentalign.exchange.chat import Schemas, read_chat, read_known_tools, write_chat
-from agentalign.exchange.lines import Row, look_through, read_rows
+from agentalign.exchange.lines import Opened, Row, look_through, read_rows, write_lines
 from agentalign.records.trajectory import Origin, Trajectory
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
@@ -60,7 +62,7 @@ class IngestReport(NamedTuple):
 def import_file(
     path: Path, store: Store, taskset: Taskset, *, tools_file: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> IngestReport:
-    """Store the runs of a file as runs of a taskset.
+    """Store the runs of a file of chat rows (JSON Lines or Parquet), or of a saved dataset, as runs of a taskset.
 
     Args:
         tools_file: JSON with function schemas, for rows that only name their tools.
@@ -69,10 +71,10 @@ def import_file(
         DataError: the file cannot be read to its end, or none of its rows can be used; nothing was stored then.
     """
     known = _read_known_tools(tools_file) if tools_file else None
-    source = look_through(path)
     tasks = {task.id: task for task in taskset.tasks()}
-    tick = (lambda row: progress(row, source.lines)) if progress else (lambda _row: None)
-    report = ingest(read_rows(path), store, taskset.name, source.digest, tasks=tasks, known_tools=known, progress=tick)
+    with open_arrow(path) if is_arrow(path) else nullcontext(Opened(look_through(path), read_rows(path))) as (source, rows):
+        tick = (lambda row: progress(row, source.lines)) if progress else (lambda _row: None)
+        report = ingest(rows, store, taskset.name, source.digest, tasks=tasks, known_tools=known, progress=tick)
     if report.read == len(report.refused):
         first = f" The first is row {report.refused[0].row}: {report.refused[0].reason}" if report.refused else ""
         raise DataError(f"{path}: none of its {report.read} rows is a run.{first}")
@@ -105,7 +107,7 @@ def ingest(
     """Store the runs of chat rows.
 
     Args:
-        rows: from `exchange.lines.read_rows`.
+        rows: from `exchange.lines.read_rows` or `exchange.arrow.open_arrow`.
         source_digest: of the file the rows are from.
         tasks: the taskset's tasks; a row whose `task_id` is one of them is a run of it, in its family and, unless the row holds itself out,
             its split.
@@ -190,17 +192,16 @@ def _store(store: Store, batch: list[tuple[int, Trajectory]]) -> tuple[tuple[int
 
 
 def write_runs(store: Store, wanted: RunFilter, target: Path) -> int:
-    """Write the runs that match, oldest first, as a file that `import` reads; returns how many. An existing file is refused."""
+    """Write the runs that match, oldest first, as a file that `import` reads; returns how many. An existing file is refused.
+
+    Parquet where the name ends so, else JSON Lines.
+    """
     if target.exists():
         raise DataError(f"{target} exists. Name another file.")
     partial = target.with_name(f".{target.name}.{os.getpid()}")
-    count = 0
+    rows = (write_chat(run) for run in store.trajectories(wanted))
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            for run in store.trajectories(wanted):
-                # ASCII escapes: a model may have written half a surrogate pair, which is no UTF-8.
-                file.write(json.dumps(write_chat(run)) + "\n")
-                count += 1
+        count = write_arrow(partial, rows) if target.suffix == SUFFIX else write_lines(partial, rows)
         partial.rename(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror or error}). Choose a folder you may write to.") from None
