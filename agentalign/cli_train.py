@@ -10,7 +10,7 @@ from agentalign.cli_arguments import Commands, add_json, at_least, command, verb
 from agentalign.cli_output import duration, progress, say, show, show_json, show_table
 from agentalign.cli_runs import add_base
 from agentalign.config.project import Project
-from agentalign.errors import ConfigError, UsageError
+from agentalign.errors import UsageError
 
 if TYPE_CHECKING:
     from agentalign.config.training import TrainingConfig
@@ -57,14 +57,10 @@ def _train(arguments: argparse.Namespace) -> None:
         _show_dials(arguments.recipe)
         return
     from agentalign import strict_yaml
-    from agentalign.config.load import resolve
+    from agentalign.config.load import COMMAND_LINE, resolve
 
     dry_run = flags.pop("dry_run", None) is not None
-    try:
-        config = resolve(_config(arguments.recipe), strict_yaml.load(file) if file else None, flags, str(file or "command line"))
-    except ConfigError as error:
-        # Without a file every setting is a word of the command.
-        raise error if file else UsageError(str(error)) from None
+    config = resolve(_config(arguments.recipe), strict_yaml.load(file) if file else None, flags, str(file or COMMAND_LINE))
     done = import_module(f"agentalign.recipes.{arguments.recipe}").run(config, Project.find(), dry_run=dry_run)
     if dry_run:
         _show_dry_run(done)

@@ -104,11 +104,12 @@ def run(project: Project, preset: str, seed: int, *, taskset: str = TASKSET, eve
 class _Demo:
     """One demo of one preset and seed, with what is done so far."""
 
-    def __init__(self, project: Project, store: Store, preset: Preset, seed: int, taskset: str, folder: Path) -> None:
-        self.project, self.store, self.preset, self.seed, self.folder = project, store, preset, seed, folder
+    def __init__(self, project: Project, store: Store, amounts: Preset, seed: int, taskset: str, folder: Path) -> None:
+        self.project, self.store, self.preset, self.seed, self.folder = project, store, amounts, seed, folder
         self.taskset: Taskset = load_taskset(taskset, project.tasks)
         self.name = self.taskset.name
         self.base = self.config("sft", {})
+        self.plan = EvalPlan(split="test", limit=amounts.eval_tasks, base=self.base.base, quantization=self.base.quantization)
         self.done: dict[str, Any] = {}
         if (self.folder / "done.json").exists():
             self.done = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
@@ -178,7 +179,7 @@ class _Demo:
             self.part(f"evaluate {stage}", lambda: self._evaluated(adapter))
         rows = [json.loads(line) for line in self._metrics(training)] if training else []
         notes = [training.note] if training and training.note else []
-        evaluation = stored_evaluation(self.project, adapter, self.name, "test") if evaluated else None
+        evaluation = stored_evaluation(self.project, adapter, self.name, "test", plan=self.plan) if evaluated else None
         self.stages.append(StageResult(stage, adapter, evaluation, seconds, metrics=rows, notes=notes, **rest))
 
     def _metrics(self, training: Training) -> list[str]:
@@ -186,11 +187,8 @@ class _Demo:
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def _evaluated(self, adapter: str) -> float:
-        base = self.base
-        plan = EvalPlan(split="test", limit=self.preset.eval_tasks, base=base.base, quantization=base.quantization)
-        found = evaluate(
-            self.project, self.store, adapter, taskset=self.name, plan=plan, progress=_progress(f"{adapter} on test")
-        ).evaluation
+        tick = _progress(f"{adapter} on test")
+        found = evaluate(self.project, self.store, adapter, taskset=self.name, plan=self.plan, progress=tick).evaluation
         rate = found.headline.success
         logger.info(
             "%s: success %.1f %% [%.1f, %.1f] on %d held-out tasks", adapter, 100 * rate.mean, 100 * rate.low, 100 * rate.high, rate.n

@@ -95,11 +95,34 @@ def test_best_evaluated_weights_win_even_those_of_the_start(tmp_path):
     plan = Plan(total_steps=4, eval_every_steps=2)
     outcome = train(
         model, [Learner("policy", learning_rate=1e-2)], steps_of(lambda _: [micro(three_levels_deep())], 4), plan, folder=tmp_path / "run",
-        evaluate=lambda step: Evaluated(scores[step], {}),
+        evaluate=lambda step, first: Evaluated(scores[step], {}),
     )  # fmt: skip
     assert outcome.best_step == 0
     assert outcome.evaluations == [(0, 0.9), (2, 0.85), (4, 0.88)]
     assert torch.equal(weights(model), start)
+
+
+def test_what_the_first_evaluation_found_is_known_to_later_ones_also_after_a_resume(tmp_path):
+    seen = []
+
+    def evaluate(step, first):
+        seen.append((step, dict(first)))
+        return Evaluated(0.5, {"family/a": float(step)})
+
+    def breaks(step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return [micro(three_levels_deep())]
+
+    plan = Plan(total_steps=4, eval_every_steps=2, save_every_steps=2)
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            make_model(tmp_path / "a", CONFIGS["llama"]), [Learner("policy")], steps_of(breaks, 4), plan, folder=folder, evaluate=evaluate
+        )
+    again = make_model(tmp_path / "b", CONFIGS["llama"])
+    train(again, [Learner("policy")], steps_of(lambda _: [micro(three_levels_deep())], 4), plan, folder=folder, evaluate=evaluate)
+    assert seen == [(0, {}), (2, {"family/a": 0.0}), (4, {"family/a": 0.0})]
 
 
 def test_fall_below_the_start_ends_the_training_and_rolls_back(tmp_path):
@@ -109,7 +132,7 @@ def test_fall_below_the_start_ends_the_training_and_rolls_back(tmp_path):
     plan = Plan(total_steps=10, eval_every_steps=1, max_drop=0.2)
     outcome = train(
         model, [Learner("policy", learning_rate=1e-2)], steps_of(lambda _: [micro(three_levels_deep())], 10), plan, folder=tmp_path / "run",
-        evaluate=lambda step: Evaluated(next(scores), {}),
+        evaluate=lambda step, first: Evaluated(next(scores), {}),
     )  # fmt: skip
     assert outcome.steps == 1
     assert "0.500 fell more than 0.2" in outcome.stopped

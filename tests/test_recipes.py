@@ -24,32 +24,12 @@ from agentalign.scoring.stored import make_pairs, score_stored
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
-
-FIXTURES = Path(__file__).parent / "fixtures"
-TINY = str(FIXTURES / "tiny")
-COMMON = {"taskset": "toy_desk", "base": TINY, "quantization": "none"}
-REWARD = {**COMMON, "warmup_steps": 0}
-PPO = {**COMMON, "eval_tasks": 12}
-DPO = {**REWARD, **PPO}
-SFT = {**DPO, "lora_r": 4, "lora_alpha": 8.0}
+from tests.small_project import DPO, FIXTURES, PPO, REWARD, SFT, TINY, make_project
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project whose taskset is the toy desk, with expert runs, an SFT adapter, its samples and their pairs."""
-    found = Project.create(tmp_path_factory.mktemp("project"))
-    found.tasks.mkdir(exist_ok=True)
-    (found.tasks / "toy_desk").symlink_to(FIXTURES / "toy_desk")
-    taskset = load_taskset("toy_desk", found.tasks)
-    with Store(found.store_url) as store, WorkerPool(taskset) as pool:
-        collect(store, taskset, ExpertPolicy(pool), choose_jobs(taskset, "train", limit=60), pool=pool)
-        score_stored(store, taskset, pool=pool)
-        sft.run(SFTConfig(**SFT, max_steps=10, eval_every_steps=5), found)
-        policy = adapter_policy(found, "toy_desk", temperature=1.0, seed=1)
-        collect(store, taskset, policy, choose_jobs(taskset, "train", limit=30, samples=4), pool=pool, seed=1)
-        score_stored(store, taskset, pool=pool, only_new=True)
-        make_pairs(store, taskset, margin=0.1, per_task=4)
-    return found
+    return make_project(tmp_path_factory.mktemp("project"))
 
 
 def rows(project, training):

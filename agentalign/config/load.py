@@ -18,9 +18,11 @@ from pydantic_core import ErrorDetails
 
 from agentalign import strict_yaml
 from agentalign.config.base import Config
-from agentalign.errors import ConfigError
+from agentalign.errors import ConfigError, UsageError
 
 T = TypeVar("T", bound=Config)
+COMMAND_LINE = "command line"
+"""What errors name as the source of a flag; they are errors of usage."""
 
 
 class Setting(NamedTuple):
@@ -50,7 +52,7 @@ def resolve(cls: type[T], mapping: object, overrides: Mapping[str, JsonValue], s
     for key in mapping:
         _check_known(cls, str(key), source, str(key))
     for key in flags:
-        _check_known(cls, key, "command line", f"--{key}")
+        _check_known(cls, key, COMMAND_LINE, f"--{key}")
     values = {**mapping, **{key: _flag_value(cls.model_fields[key], key, value) for key, value in flags.items()}}
     try:
         return cls.model_validate_json(json.dumps(values, allow_nan=False), strict=True)
@@ -59,7 +61,9 @@ def resolve(cls: type[T], mapping: object, overrides: Mapping[str, JsonValue], s
             raise ConfigError(
                 f"{source}: holds a value that JSON cannot say ({error}). Use text, finite numbers, lists and mappings."
             ) from None
-        raise ConfigError("\n".join(_sentence(cls, detail, flags, source) for detail in error.errors())) from None
+        wrong = {str(detail["loc"][0]) if detail["loc"] else "" for detail in error.errors()}
+        kind = UsageError if source == COMMAND_LINE or wrong <= flags.keys() else ConfigError
+        raise kind("\n".join(_sentence(cls, detail, flags, source) for detail in error.errors())) from None
 
 
 def describe(cls: type[BaseModel]) -> list[Setting]:
@@ -75,7 +79,8 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
 
 def _check_known(cls: type[Config], key: str, source: str, written: str) -> None:
     if key not in cls.model_fields:
-        raise ConfigError(
+        kind = UsageError if source == COMMAND_LINE else ConfigError
+        raise kind(
             f"{source}: there is no setting '{_shown(written)}'{nearest(key, cls.model_fields)} Settings: {', '.join(cls.model_fields)}."
         )
 
@@ -87,7 +92,7 @@ def _flag_value(field: FieldInfo, key: str, value: JsonValue) -> JsonValue:
     try:
         read = strict_yaml.scalar(value)
     except ConfigError as error:
-        raise ConfigError(f"--{key}: {error}") from None
+        raise UsageError(f"--{key}: {error}") from None
     if read is None and type(None) in choices:
         return None
     takes_text = str in choices or value in choices or any(isinstance(leaf, type) and issubclass(leaf, Enum) for leaf in choices)
@@ -108,7 +113,7 @@ def _sentence(cls: type[Config], detail: ErrorDetails, flags: Mapping[str, objec
     path = [str(part) for part in detail["loc"]]
     # pydantic adds the names of union members to the path; a person wants the keys they wrote.
     key = ".".join(part for i, part in enumerate(path) if i == 0 or part.isdigit() or part.isidentifier())
-    where = "command line" if path and path[0] in flags else source
+    where = COMMAND_LINE if path and path[0] in flags else source
     name = f"--{key}" if path and path[0] in flags else key
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":

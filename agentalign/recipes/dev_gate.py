@@ -6,6 +6,7 @@ bf16 copy, on the same tasks each time; runs are not stored.
 
 import logging
 import time
+from collections.abc import Mapping
 
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
@@ -24,7 +25,7 @@ logger = logging.getLogger("agentalign")
 
 
 class DevGate:
-    """Callable for `engine.train`: step -> score on dev."""
+    """Callable for `engine.train`: score on dev."""
 
     def __init__(self, model: Model, adapter: str, taskset: Taskset, pool: Pool, *, n_tasks: int) -> None:
         """Raises DataError where the taskset cannot be acted out or has no dev tasks."""
@@ -34,22 +35,19 @@ class DevGate:
             raise DataError(
                 f"taskset '{taskset.name}' has no dev tasks that can be acted out; set eval_every_steps: 0, and watch the adapter yourself."
             )
-        self.evaluations: dict[int, Evaluation] = {}
 
-    def __call__(self, step: int) -> Evaluated:
+    def __call__(self, step: int, first: Mapping[str, float]) -> Evaluated:
         """Success is what counts, and what a family lost since the first evaluation counts against it once more.
 
         Without that a gain in one family pays for the collapse of another. Ties are broken by the mean overall value.
         """
         began = time.monotonic()
         evaluation = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool)
-        self.evaluations[step] = evaluation
         found = evaluation.everything
         overall = found.overall.mean if found.overall else 0.0
         families = {f"family/{group.name}": group.success.mean for group in evaluation.families}
         logger.info("dev after step %d: success %.3f, overall %.3f (%.0f s)", step, found.success.mean, overall, time.monotonic() - began)
-        start = {group.name: group.success.mean for group in next(iter(self.evaluations.values())).families}
-        lost = sum(group.n * max(0.0, start.get(group.name, 0.0) - group.success.mean) for group in evaluation.families) / found.n
+        lost = sum(g.n * max(0.0, first.get(f"family/{g.name}", 0.0) - g.success.mean) for g in evaluation.families) / found.n
         return Evaluated(
             found.success.mean - lost + 0.01 * overall,
             {"lost in families": lost, "success": found.success.mean, "overall": overall, **families},

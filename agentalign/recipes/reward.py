@@ -98,7 +98,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
                 save_every_steps=config.save_every_steps,
             )
             learner = Learner(ADAPTER, (HEAD,), config.learning_rate, head_rate=10 * config.learning_rate)
-            outcome = train(model, [learner], steps, plan, folder=folder, evaluate=lambda _: held_out_accuracy(model, held, config))
+            outcome = train(model, [learner], steps, plan, folder=folder, evaluate=lambda *_: held_out_accuracy(model, held, config))
             # save
             metrics = {**held_out_accuracy(model, held, config).metrics, **reward_scale(model, [*learn, *held], config)}
             counts = Counter(f"preferences/{r.source}" for r in learn) + Counter({"held out": len(held)})

@@ -63,9 +63,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
             plan = plan_for(config, total, max_drop=config.max_drop, eval_at_start=parent is not None)
             outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
             # save
-            counts: dict[str, int] = {
-                kind: sum(run.origin.kind == kind for run in runs if run.id in about) for kind in config.origins
-            }
+            counts: dict[str, int] = {kind: sum(run.origin.kind == kind for run in runs if run.id in about) for kind in config.origins}
             parents = [config.start] if config.start else []
             return work.publish(training, folder, model, ADAPTER, kind="policy", parents=parents, counts=counts, outcome=outcome)
 

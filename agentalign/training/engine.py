@@ -99,6 +99,8 @@ class Outcome:
 
 
 StepSource = Callable[[int], Iterator[Sequence[Pass]]]
+Evaluator = Callable[[int, Mapping[str, float]], Evaluated]
+"""(step, metrics of the first evaluation) -> what was found; the metrics are empty at the first one, and survive a resume."""
 
 
 def train(
@@ -108,7 +110,7 @@ def train(
     plan: Plan,
     *,
     folder: Path,
-    evaluate: Callable[[int], Evaluated] | None = None,
+    evaluate: Evaluator | None = None,
     best_of: str | None = None,
 ) -> Outcome:
     """Run a training to its end, or on from its last checkpoint in `folder`.
@@ -145,7 +147,7 @@ class _Loop:
     """State of one training: optimizer, step, best weights, skipped steps."""
 
     def __init__(
-        self, model: Model, learners: Sequence[Learner], plan: Plan, folder: Path, evaluate: Callable[[int], Evaluated] | None, best_of: str
+        self, model: Model, learners: Sequence[Learner], plan: Plan, folder: Path, evaluate: Evaluator | None, best_of: str
     ) -> None:
         self.model, self.learners, self.plan, self.folder, self.evaluate, self.best_of = model, learners, plan, folder, evaluate, best_of
         self.groups = [[*model.parameters_of(learner.adapter), *model.head_parameters(learner.heads)] for learner in learners]
@@ -164,6 +166,7 @@ class _Loop:
         self.skipped = 0
         self.tokens = 0
         self.best: dict[str, Tensor] = {}
+        self.first_metrics: dict[str, float] = {}
         self.outcome = Outcome(steps=0, best_step=0)
         self.started = time.monotonic()
 
@@ -265,7 +268,8 @@ class _Loop:
         """Evaluate, keep the weights if they are the best so far, and decide whether to go on."""
         if self.evaluate is None:
             return
-        found = self.evaluate(self.step)
+        found = self.evaluate(self.step, self.first_metrics)
+        self.first_metrics = self.first_metrics or found.metrics
         self.outcome.evaluations.append((self.step, found.score))
         self._log({"eval/score": found.score, **{f"eval/{k}": v for k, v in found.metrics.items()}})
         scores = [score for _, score in self.outcome.evaluations]
@@ -304,6 +308,7 @@ class _Loop:
             "evaluations": self.outcome.evaluations,
             "best_step": self.outcome.best_step,
             "tokens": self.tokens,
+            "first_metrics": self.first_metrics,
             "learners": [list(x) for x in self.learners],
         }
         return Snapshot(self.step, self._weights(), flatten_optimizer(self.optimizer), notes, self.best)
@@ -322,7 +327,7 @@ class _Loop:
         restore_optimizer(self.optimizer, snapshot.optimizer)
         notes: dict[str, Any] = dict(snapshot.notes)
         self.step = self.first_step = snapshot.step
-        self.best, self.tokens = snapshot.best, int(notes["tokens"])
+        self.best, self.tokens, self.first_metrics = snapshot.best, int(notes["tokens"]), dict(notes["first_metrics"])
         self.outcome = Outcome(
             steps=self.step, best_step=int(notes["best_step"]), evaluations=[(int(s), float(v)) for s, v in notes["evaluations"]]
         )
