@@ -1,7 +1,6 @@
 """All recipes after each other on a two-layer model and a one-tool desk: every stage trains, remembers, resumes and can be loaded."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,17 +9,11 @@ from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
 from agentalign.config.reward import RewardConfig
 from agentalign.config.sft import SFTConfig
-from agentalign.environments.taskset import load_taskset
-from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError, RegistryError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.dry_run import DryRun
 from agentalign.recipes.workspace import open_workspace
-from agentalign.rollouts.bundle import adapter_policy
-from agentalign.rollouts.collect import choose_jobs, collect
-from agentalign.rollouts.policy import ExpertPolicy
-from agentalign.scoring.stored import make_pairs, score_stored
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
