@@ -62,7 +62,7 @@ class _FoldedLora(torch.autograd.Function):
     """x (R, in) @ (W + scale B A).T + bias. The sum is made anew in the backward: nothing of the weight's size is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, lora_a: Tensor, lora_b: Tensor, layer: nn.Module, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, lora_a: Tensor, lora_b: Tensor, layer: nn.Linear, scale: float) -> Tensor:
         ctx.save_for_backward(x, lora_a, lora_b)
         ctx.settings = (layer, scale)
         return F.linear(x, _folded_weight(layer, lora_a, lora_b, scale), layer.bias)
