@@ -42,6 +42,10 @@ class TrainingError(AgentAlignError):
     """A training that cannot start or go on (no trainable tokens, damaged checkpoint, non-finite loss)."""
 
 
+class TrainingStoppedError(TrainingError):
+    """A training that was asked to end, and can be taken up again."""
+
+
 class TasksetError(AgentAlignError):
     """A taskset folder that cannot be loaded, or team code that broke its contract."""
 

@@ -2,15 +2,18 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
 
-from agentalign.errors import TrainingError
-from agentalign.training.engine import Evaluated, Learner, LossTerms, MicroBatch, Pass, Term, train
+from agentalign.errors import TrainingError, TrainingStoppedError
+from agentalign.training.engine import train
 from agentalign.training.losses import sft_loss
 from agentalign.training.schedule import Plan
-from agentalign.training.tree import build_tree
+from agentalign.training.step import Evaluated, Learner, LossTerms, MicroBatch, Pass, Term
+from agentalign.training.tree import build_tree, pack
 from tests.test_attention import CONFIGS, make_model, three_levels_deep
 
 
@@ -24,7 +27,7 @@ def sft(model, batch):
 
 
 def steps_of(make_batches, total):
-    return lambda start: ([Pass("policy", make_batches(step), sft)] for step in range(start, total))
+    return lambda start: ([Pass("policy", lambda _, step=step: make_batches(step), sft)] for step in range(start, total))
 
 
 def weights(model):
@@ -147,7 +150,7 @@ def test_non_finite_step_is_skipped_and_several_end_the_training(tmp_path):
         return LossTerms({"sft": Term(sft_loss(model.token_logprobs(batch.tree)) * math.nan)}, {})
 
     def steps(start):
-        return ([Pass("policy", [micro(three_levels_deep())], bad)] for _ in range(start, 10))
+        return ([Pass("policy", lambda _: [micro(three_levels_deep())], bad)] for _ in range(start, 10))
 
     with pytest.raises(TrainingError, match=r"3 steps in a row.*learning_rate"):
         train(model, [Learner("policy", learning_rate=1e-2)], steps, Plan(total_steps=10), folder=tmp_path / "run")
@@ -155,6 +158,77 @@ def test_non_finite_step_is_skipped_and_several_end_the_training(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["skipped"] == 1.0 for row in rows)
     assert "loss" in rows[0]["not_finite"]
+
+
+def packed(budget):
+    """Micro-batches as a recipe makes them: as many runs as the budget allows."""
+    return [micro(some) for some in pack(three_levels_deep(), max_tokens=budget, runs_of=lambda run: [run])]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()],
+)
+def test_out_of_memory_makes_smaller_micro_batches_and_the_same_gradient(tmp_path, caplog, error):
+    sizes = []
+
+    def tight(model, batch):
+        sizes.append(batch.tree.n_runs)
+        if batch.tree.n_runs > 2:
+            raise error
+        return sft(model, batch)
+
+    plan = Plan(total_steps=2, schedule="constant", save_every_steps=1)
+    steps = lambda start: ([Pass("policy", packed, tight)] for _ in range(start, 2))
+    model = make_model(tmp_path / "tight", CONFIGS["llama"])
+    train(model, [Learner("policy", learning_rate=1e-3)], steps, plan, folder=tmp_path / "run")
+    roomy, _ = trained(tmp_path, "roomy", lambda _: packed(4096), total_steps=2)
+    for a, b in zip(model.parameters_of("policy"), roomy.parameters_of("policy"), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=0)
+    assert sizes[0] == 4
+    assert max(sizes[1:]) <= 2, "the second step still tried what did not fit in the first"
+    assert "with the same gradient" in caplog.text
+    assert json.loads((tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").read_text())["notes"]["micro_batch_tokens"] < 4096
+
+
+def test_a_run_that_does_not_fit_alone_says_what_to_change(tmp_path):
+    def full(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    steps = lambda start: ([Pass("policy", packed, full)] for _ in range(start, 2))
+    with pytest.raises(TrainingError, match="gradient_checkpointing: true, lower max_tokens"):
+        train(make_model(tmp_path, CONFIGS["llama"]), [Learner("policy")], steps, Plan(total_steps=2), folder=tmp_path / "run")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path):
+    def broken(model, batch):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    steps = lambda start: ([Pass("policy", packed, broken)] for _ in range(start, 2))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        train(make_model(tmp_path, CONFIGS["llama"]), [Learner("policy")], steps, Plan(total_steps=2), folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_sigterm_saves_the_last_whole_step_and_the_same_command_goes_on(tmp_path, together):
+    def asked(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [micro([three_levels_deep()[step % 4]])]
+
+    before = signal.getsignal(signal.SIGTERM)
+    plan = Plan(total_steps=6, schedule="cosine", save_every_steps=100, steps_together=together)
+    with pytest.raises(TrainingStoppedError, match="step 3; step 3 is saved" if together == 1 else "step 3; nothing was saved"):
+        train(
+            make_model(tmp_path / "cut", CONFIGS["llama"]), [Learner("policy", learning_rate=1e-3)], steps_of(asked, 6), plan,
+            folder=tmp_path / "run",
+        )  # fmt: skip
+    assert signal.getsignal(signal.SIGTERM) is before
+    again = make_model(tmp_path / "again", CONFIGS["llama"])
+    kind = steps_of(lambda step: [micro([three_levels_deep()[step % 4]])], 6)
+    train(again, [Learner("policy", learning_rate=1e-3)], kind, plan, folder=tmp_path / "run")
+    whole, _ = trained(tmp_path, "whole", lambda step: [micro([three_levels_deep()[step % 4]])], total_steps=6, schedule="cosine")
+    assert torch.equal(weights(again), weights(whole))
 
 
 def test_head_is_trained_with_its_adapter_and_resumed(tmp_path):
@@ -166,7 +240,7 @@ def test_head_is_trained_with_its_adapter_and_resumed(tmp_path):
     model.add_head("value", 1)
     batch = micro(three_levels_deep())
     batch = MicroBatch(batch.tree, {"value": float(batch.tree.n_turns)})
-    steps = lambda start: ([Pass("policy", [batch], pull)] for _ in range(start, 30))
+    steps = lambda start: ([Pass("policy", lambda _: [batch], pull)] for _ in range(start, 30))
     learner = Learner("policy", ("value",), 1e-3, head_rate=1e-1)
     outcome = train(model, [learner], steps, Plan(total_steps=30, schedule="constant"), folder=tmp_path / "run")
     assert outcome.last_metrics["loss"] < 0.2
@@ -184,7 +258,11 @@ def test_two_terms_are_divided_by_their_own_counts(tmp_path):
     tree = build_tree(three_levels_deep())
     batch = MicroBatch(tree, {"sft": float(len(tree.occurrences)), "extra": 1.0})
     outcome = train(
-        model, [Learner("policy")], lambda start: iter([[Pass("policy", [batch], loss)]]), Plan(total_steps=1), folder=tmp_path / "run"
+        model,
+        [Learner("policy")],
+        lambda start: iter([[Pass("policy", lambda _: [batch], loss)]]),
+        Plan(total_steps=1),
+        folder=tmp_path / "run",
     )
     metrics = outcome.last_metrics
     assert metrics["loss/sft"] == pytest.approx(seen[0] / len(tree.occurrences), rel=1e-5)

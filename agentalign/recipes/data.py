@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from agentalign.config.training import TrainingConfig
-from agentalign.errors import AgentAlignError, DataError
+from agentalign.errors import AgentAlignError, DataError, TrainingError
 from agentalign.records.trajectory import Trajectory
 from agentalign.store.store import Store
 from agentalign.training.dialect import Dialect
-from agentalign.training.engine import MicroBatch
+from agentalign.training.memory import halved, is_out_of_memory
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
+from agentalign.training.step import MicroBatch
 from agentalign.training.tree import TreeBatch, build_tree, pack
 
 logger = logging.getLogger("agentalign")
@@ -101,7 +102,7 @@ def token_stats(rendered: Sequence[Rendered], *, batch_size: int) -> TokenStats:
     )
 
 
-def sft_batches(runs: Sequence[Rendered], *, max_tokens: int) -> list[MicroBatch]:
+def sft_batches(runs: Sequence[Rendered], max_tokens: int) -> list[MicroBatch]:
     """Micro-batches whose items are trainable tokens."""
     found = []
     for members in pack(runs, max_tokens=max_tokens, runs_of=lambda run: [run]):
@@ -136,17 +137,33 @@ def up_to_step(run: Rendered, step: int | None) -> Part:
 
 
 def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable[[TreeBatch], list[T]], *, max_tokens: int) -> list[T]:
-    """What `read` finds for every part under an adapter as it is now, without gradients.
+    """What `read` finds for every part under an adapter as it is now, without gradients; in smaller batches where memory runs out.
 
     Args:
         read: from a tree to one value per run of it, in the tree's order.
+
+    Raises:
+        TrainingError: one part alone does not fit into memory.
     """
+
+    def batches(budget: int) -> list[list[int]]:
+        return pack(range(len(parts)), max_tokens=budget, runs_of=lambda i: [parts[i]])
+
     found: dict[int, T] = {}
-    with model.using(adapter), torch.no_grad():
-        for members in pack(range(len(parts)), max_tokens=max_tokens, runs_of=lambda i: [parts[i]]):
-            tree = build_tree([parts[i] for i in members]).to(model.device)
-            found |= dict(zip(members, read(tree), strict=True))
-    return [found[i] for i in range(len(parts))]
+    budget: int | None = max_tokens
+    while budget:
+        try:
+            with model.using(adapter), torch.no_grad():
+                for members in batches(budget):
+                    tree = build_tree([parts[i] for i in members]).to(model.device)
+                    found |= dict(zip(members, read(tree), strict=True))
+            return [found[i] for i in range(len(parts))]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        logger.warning("out of memory while reading runs in batches of %d tokens; going on with smaller ones", budget)
+        budget = halved(budget, lambda tokens: len(batches(tokens)))
+    raise TrainingError("one run alone does not fit into memory; lower max_tokens to leave out the longest, or take a smaller base.")
 
 
 def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tokens: int) -> list[Tensor]:

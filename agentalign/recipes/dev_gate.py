@@ -17,9 +17,9 @@ from agentalign.rollouts.collect import spread
 from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, rollout
 from agentalign.scoring.score import score_trajectories
-from agentalign.training.engine import Evaluated
 from agentalign.training.generate import Generator
 from agentalign.training.model import Model
+from agentalign.training.step import Evaluated
 
 logger = logging.getLogger("agentalign")
 

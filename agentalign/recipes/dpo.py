@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,10 +30,11 @@ from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.pairs import parting_step
 from agentalign.training.batches import even_items, step_items, steps_for
 from agentalign.training.dialect import Dialect
-from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Term, train
+from agentalign.training.engine import train
 from agentalign.training.losses import dpo_loss, nll_loss
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered
+from agentalign.training.step import Learner, LossTerms, MicroBatch, Pass, Term
 from agentalign.training.tree import build_tree, pack
 
 logger = logging.getLogger("agentalign")
@@ -101,7 +103,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                 for step in range(start, total):
                     chosen = [pairs[i] for i in step_items(len(pairs), batch_size=config.batch_size, seed=config.seed, step=step)]
                     again = even_items(replay, batch_size=config.replay, seed=config.seed + 1, step=step) if replay else []
-                    batches = pair_batches(chosen, again, data.rendered, max_tokens=config.micro_batch_tokens)
+                    batches = partial(pair_batches, chosen, again, data.rendered)
                     yield [Pass(ADAPTER, batches, lambda model, micro: pair_loss(model, micro, config))]
 
             # train
@@ -196,7 +198,7 @@ def _log(probability: float) -> float:
     return float(torch.tensor(probability).log()) if probability > 0 else float("-inf")
 
 
-def pair_batches(pairs: Sequence[Pair], replay: Sequence[Rendered], rendered: dict[str, Rendered], *, max_tokens: int) -> list[MicroBatch]:
+def pair_batches(pairs: Sequence[Pair], replay: Sequence[Rendered], rendered: dict[str, Rendered], max_tokens: int) -> list[MicroBatch]:
     """Pairs with their anchors, and replayed runs, packed whole."""
     groups: list[Pair | Rendered] = [*pairs, *replay]
 

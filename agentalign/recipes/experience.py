@@ -10,10 +10,10 @@ from torch import Tensor
 from agentalign.config.ppo import PPOConfig
 from agentalign.recipes.data import Part, fixed_logprobs, read_parts, whole
 from agentalign.training.advantages import Floats, discounted_returns, kl_shaped_rewards, sibling_offsets, turn_gae, whiten
-from agentalign.training.engine import LossTerms, MicroBatch, Term
 from agentalign.training.losses import kl_k3, nll_loss, ppo_policy_loss, ppo_value_loss
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered
+from agentalign.training.step import LossTerms, MicroBatch, Term
 from agentalign.training.tree import TreeBatch, build_tree, pack
 
 POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "value"
@@ -112,10 +112,10 @@ def turn_values(model: Model, parts: Sequence[Part], config: PPOConfig) -> list[
     return read_parts(model, CRITIC, parts, read, max_tokens=config.micro_batch_tokens)
 
 
-def policy_batches(runs: Sequence[Experience], replay: Sequence[Rendered], config: PPOConfig) -> list[MicroBatch]:
+def policy_batches(runs: Sequence[Experience], replay: Sequence[Rendered], max_tokens: int) -> list[MicroBatch]:
     """This step's runs and replayed expert runs, packed together."""
-    items: list[Experience | Rendered] = [*runs, *(replay if config.nll_coefficient else [])]
-    return [_policy_micro(members) for members in pack(items, max_tokens=config.micro_batch_tokens, runs_of=lambda item: [_part(item)])]
+    items: list[Experience | Rendered] = [*runs, *replay]
+    return [_policy_micro(members) for members in pack(items, max_tokens=max_tokens, runs_of=lambda item: [_part(item)])]
 
 
 def _part(item: Experience | Rendered) -> Part:
@@ -157,10 +157,10 @@ def policy_loss(model: Model, micro: MicroBatch, config: PPOConfig) -> LossTerms
     return LossTerms(terms, metrics)
 
 
-def critic_batches(runs: Sequence[Experience], config: PPOConfig) -> list[MicroBatch]:
+def critic_batches(runs: Sequence[Experience], max_tokens: int) -> list[MicroBatch]:
     """The same runs, for the critic."""
     found = []
-    for members in pack(runs, max_tokens=config.micro_batch_tokens, runs_of=lambda item: [item.part]):
+    for members in pack(runs, max_tokens=max_tokens, runs_of=lambda item: [item.part]):
         tree = build_tree([member.part for member in members])
         old, returns = (
             torch.tensor(np.concatenate([getattr(m, name) for m in members]), dtype=torch.float32) for name in ("values", "returns")

@@ -9,6 +9,7 @@ reward whitening and an entropy bonus.
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from agentalign.config.ppo import PPOConfig
@@ -37,9 +38,10 @@ from agentalign.records.trajectory import Trajectory
 from agentalign.training.batches import epoch_order, even_items, step_items
 from agentalign.training.checkpoint import load_checkpoint
 from agentalign.training.dialect import Dialect
-from agentalign.training.engine import Learner, Pass, train
+from agentalign.training.engine import train
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan
+from agentalign.training.step import Learner, Pass
 
 logger = logging.getLogger("agentalign")
 
@@ -67,7 +69,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             model = load_models(work, config, parent, reward_folder)
             acting = Acting(model, work, pool, config, card, past_by_kind(work, past), training.id)
             critic_steps = warm_critic(model, config, acting, data, past, folder)
-            replay = by_family(replay_runs, data.rendered)
+            replay = by_family(replay_runs, data.rendered) if config.nll_coefficient else []
 
             # loss
             def steps(start: int) -> Iterator[Sequence[Pass]]:
@@ -75,12 +77,15 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                     experience = acting.experience(iteration)
                     for part, runs in enumerate(_shares(experience, config, iteration)):
                         step = iteration * config.num_mini_batches + part
-                        again = even_items(replay, batch_size=config.replay, seed=config.seed, step=step) if replay else []
+                        again = (
+                            even_items(replay, batch_size=config.replay, seed=config.seed, step=step)
+                            if config.nll_coefficient and replay
+                            else []
+                        )
+                        acted = partial(policy_batches, runs, again)
                         yield [
-                            Pass(
-                                POLICY, policy_batches(runs, again, config), lambda m, micro: policy_loss(m, micro, config), acting.figures
-                            ),
-                            Pass(CRITIC, critic_batches(runs, config), value_loss),
+                            Pass(POLICY, acted, lambda m, micro: policy_loss(m, micro, config), acting.figures),
+                            Pass(CRITIC, partial(critic_batches, runs), value_loss),
                         ]
 
             # train
@@ -131,6 +136,8 @@ def plan_of(config: PPOConfig) -> Plan:
         adam_eps=1e-5,
         eval_every_steps=config.eval_every_steps * per,
         save_every_steps=min(config.save_every_steps, 1) * per,
+        steps_together=per,
+        micro_batch_tokens=config.micro_batch_tokens,
         max_drop=config.max_drop,
     )
 
@@ -150,9 +157,9 @@ def warm_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, 
     def steps(start: int) -> Iterator[Sequence[Pass]]:
         for step in range(start, config.critic_warmup_steps):
             chosen = [lessons[i] for i in step_items(len(lessons), batch_size=min(size, len(lessons)), seed=config.seed, step=step)]
-            yield [Pass(CRITIC, critic_batches(chosen, config), value_loss)]
+            yield [Pass(CRITIC, partial(critic_batches, chosen), value_loss)]
 
-    plan = Plan(total_steps=config.critic_warmup_steps, schedule="constant")
+    plan = Plan(total_steps=config.critic_warmup_steps, schedule="constant", micro_batch_tokens=config.micro_batch_tokens)
     train(model, [critic(config)], steps, plan, folder=folder / "critic")
     return config.critic_warmup_steps
 

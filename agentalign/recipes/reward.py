@@ -11,6 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,10 +28,11 @@ from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.training.batches import step_items, steps_for
 from agentalign.training.dialect import Dialect
-from agentalign.training.engine import Evaluated, Learner, LossTerms, MicroBatch, Pass, Term, train
+from agentalign.training.engine import train
 from agentalign.training.losses import reward_pair_loss, reward_regression_loss
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan
+from agentalign.training.step import Evaluated, Learner, LossTerms, MicroBatch, Pass, Term
 from agentalign.training.tree import build_tree, pack
 
 ADAPTER = HEAD = "reward"
@@ -86,7 +88,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
             def steps(start: int) -> Iterator[Sequence[Pass]]:
                 for step in range(start, total):
                     chosen = [learn[i] for i in step_items(len(learn), batch_size=config.batch_size, seed=config.seed, step=step)]
-                    yield [Pass(ADAPTER, ranked_batches(chosen, config), lambda model, micro: ranked_loss(model, micro, config))]
+                    yield [Pass(ADAPTER, partial(ranked_batches, chosen), lambda model, micro: ranked_loss(model, micro, config))]
 
             # train
             plan = Plan(
@@ -96,6 +98,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
                 max_grad_norm=config.max_grad_norm,
                 eval_every_steps=config.eval_every_steps or max(1, total // 4),
                 save_every_steps=config.save_every_steps,
+                micro_batch_tokens=config.micro_batch_tokens,
             )
             learner = Learner(ADAPTER, (HEAD,), config.learning_rate, head_rate=10 * config.learning_rate)
             outcome = train(model, [learner], steps, plan, folder=folder, evaluate=lambda *_: held_out_accuracy(model, held, config))
@@ -148,9 +151,9 @@ def split_by_task(ranked: Sequence[Ranked], config: RewardConfig) -> tuple[list[
     return learn, [r for r in ranked if r.task in held]
 
 
-def ranked_batches(ranked: Sequence[Ranked], config: RewardConfig) -> list[MicroBatch]:
+def ranked_batches(ranked: Sequence[Ranked], max_tokens: int) -> list[MicroBatch]:
     """Preferences packed whole."""
-    return [_micro(members) for members in pack(ranked, max_tokens=config.micro_batch_tokens, runs_of=lambda r: r.parts)]
+    return [_micro(members) for members in pack(ranked, max_tokens=max_tokens, runs_of=lambda r: r.parts)]
 
 
 def _micro(members: Sequence[Ranked]) -> MicroBatch:

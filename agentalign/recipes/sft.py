@@ -6,6 +6,7 @@ of an optimizer step, so a long run weighs more than a short one. Left out on pu
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from agentalign.config.project import Project
 from agentalign.config.sft import SFTConfig
@@ -19,9 +20,10 @@ from agentalign.records.adapter import Training
 from agentalign.records.trajectory import Trajectory
 from agentalign.training.batches import step_items, steps_for
 from agentalign.training.dialect import Dialect
-from agentalign.training.engine import Learner, LossTerms, MicroBatch, Pass, Term, train
+from agentalign.training.engine import train
 from agentalign.training.losses import sft_loss
 from agentalign.training.model import Model
+from agentalign.training.step import Learner, LossTerms, MicroBatch, Pass, Term
 
 ADAPTER = "policy"
 
@@ -56,7 +58,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
             def steps(start: int) -> Iterator[Sequence[Pass]]:
                 for step in range(start, total):
                     chosen = step_items(len(rendered), batch_size=config.batch_size, seed=config.seed, step=step)
-                    yield [Pass(ADAPTER, sft_batches([rendered[i] for i in chosen], max_tokens=config.micro_batch_tokens), token_loss)]
+                    yield [Pass(ADAPTER, partial(sft_batches, [rendered[i] for i in chosen]), token_loss)]
 
             # train
             gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None

@@ -19,7 +19,7 @@ from agentalign.config.project import Project
 from agentalign.config.training import Scheduled, TrainingConfig
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, load_taskset
-from agentalign.errors import AgentAlignError, DataError, TrainingError
+from agentalign.errors import DataError, TrainingError, TrainingStoppedError
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
 from agentalign.records.criterion import Score, overall
@@ -28,9 +28,9 @@ from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
 from agentalign.training.base import Base, prepare_base
-from agentalign.training.engine import Outcome
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan
+from agentalign.training.step import Outcome
 
 logger = logging.getLogger("agentalign")
 C = TypeVar("C", bound=TrainingConfig)
@@ -156,8 +156,8 @@ class Workspace:
     def _failing(self, training: Training) -> Iterator[None]:
         try:
             yield
-        except (AgentAlignError, KeyboardInterrupt, Exception) as error:
-            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        except (KeyboardInterrupt, Exception) as error:
+            status = "stopped" if isinstance(error, KeyboardInterrupt | TrainingStoppedError) else "failed"
             note = str(error) or type(error).__name__
             self.store.save_training(training.model_copy(update={"status": status, "note": note, "updated": now()}))
             raise
@@ -234,6 +234,7 @@ def plan_for(config: Scheduled, total_steps: int, *, max_drop: float, eval_at_st
         eval_every_steps=config.eval_every_steps,
         eval_at_start=eval_at_start,
         save_every_steps=config.save_every_steps,
+        micro_batch_tokens=config.micro_batch_tokens,
         max_drop=max_drop,
     )
 

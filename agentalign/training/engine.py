@@ -1,106 +1,33 @@
 """The one training loop: every recipe hands it steps, it alone reduces, divides, clips, steps, evaluates, saves and resumes.
 
-A step is a list of passes; a pass is an adapter and micro-batches whose loss returns one value per item. Each loss term is divided
-by its count over the *whole* optimizer step, so 1 x 8 and 8 x 1 give the same gradient. Surprise: training metrics of preference
-and reinforcement learning look fine while the policy collapses, so the dev gate lives here: the best evaluated weights win,
-including those of step 0, and a fall below the start ends the training.
+Each loss term is divided by its count over the *whole* optimizer step, so 1 x 8 and 8 x 1 give the same gradient; a step that runs out
+of memory is done again in smaller micro-batches, with the same result. Surprise: training metrics of preference and reinforcement
+learning look fine while the policy collapses, so the dev gate lives here: the best evaluated weights win, including those of step 0,
+and a fall below the start ends the training.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from agentalign.errors import TrainingError
+from agentalign.errors import TrainingError, TrainingStoppedError
 from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
+from agentalign.training.memory import halved, is_out_of_memory
 from agentalign.training.metrics import forget_rows_after, short, write_row
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan, rate_share
-from agentalign.training.tree import TreeBatch
+from agentalign.training.step import Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource
+from agentalign.training.stopping import StopRequest
 
 logger = logging.getLogger("agentalign")
 MAX_SKIPPED_STEPS = 3
-
-
-class Term(NamedTuple):
-    """One part of a loss: a value per item, and its factor."""
-
-    values: Tensor
-    coefficient: float = 1.0
-
-
-class LossTerms(NamedTuple):
-    """What a loss function returns for one micro-batch."""
-
-    terms: dict[str, Term]
-    """By name; each must have a count in its micro-batch."""
-    metrics: dict[str, Tensor]
-    """Values per item, averaged over the step for the logs."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What goes through the network at once."""
-
-    tree: TreeBatch
-    counts: Mapping[str, float]
-    """Items per loss term, known before the forward: pairs, tokens, turns."""
-    data: Any = None
-    """What the recipe's loss needs beside the tree."""
-    trajectories: tuple[str, ...] = ()
-    """Ids, to name the runs behind a bad number."""
-
-
-class Pass(NamedTuple):
-    """One adapter's part of a step. The engine enters `model.using(adapter)` around forward and backward."""
-
-    adapter: str
-    micro_batches: Sequence[MicroBatch]
-    loss: Callable[[Model, MicroBatch], LossTerms]
-    figures: Mapping[str, float] = {}
-    """What the recipe knows of this step and wants in its row of metrics.jsonl."""
-
-
-class Learner(NamedTuple):
-    """An adapter that is trained, with its heads, and how fast."""
-
-    adapter: str
-    heads: tuple[str, ...] = ()
-    learning_rate: float = 1e-4
-    head_rate: float = 0.0
-    """Learning rate of the heads; 0: the adapter's. A head starts at zero and needs a faster one."""
-
-
-class Evaluated(NamedTuple):
-    """What an evaluation during training found."""
-
-    score: float
-    """The figure that decides; higher is better."""
-    metrics: dict[str, float]
-
-
-@dataclass
-class Outcome:
-    """What a training came to."""
-
-    steps: int
-    best_step: int
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
-    """(step, score), with step 0 first where there is a dev gate."""
-    stopped: str = ""
-    """Why it ended before its last step; empty otherwise."""
-    last_metrics: dict[str, float] = field(default_factory=dict)
-
-
-StepSource = Callable[[int], Iterator[Sequence[Pass]]]
-Evaluator = Callable[[int, Mapping[str, float]], Evaluated]
-"""(step, metrics of the first evaluation) -> what was found; the metrics are empty at the first one, and survive a resume."""
 
 
 def train(
@@ -126,19 +53,22 @@ def train(
         best_of: adapter whose best evaluated weights are restored at the end; None for the first learner's.
 
     Raises:
-        TrainingError: several steps in a row with a non-finite loss, or a step source that ends early.
+        TrainingError: several steps in a row with a non-finite loss, one group too large for the memory, a disk that is full, or a step
+            source that ends early.
+        TrainingStoppedError: the process was asked to end (SIGTERM); what was done is saved where the plan saves at all.
     """
-    loop = _Loop(model, learners, plan, folder, evaluate, best_of or learners[0].adapter)
-    loop.resume()
-    if loop.step == 0 and plan.eval_at_start:
-        loop.gate()
-    source = steps(loop.step)
-    while loop.step < plan.total_steps and not loop.outcome.stopped:
-        try:
-            passes = next(source)
-        except StopIteration:
-            raise TrainingError(f"the data ended at step {loop.step} of {plan.total_steps}; this is an error in the recipe.") from None
-        loop.advance(passes)
+    with StopRequest() as stop:
+        loop = _Loop(model, learners, plan, folder, evaluate, best_of or learners[0].adapter, stop)
+        loop.resume()
+        if loop.step == 0 and plan.eval_at_start:
+            loop.gate()
+        source = steps(loop.step)
+        while loop.step < plan.total_steps and not loop.outcome.stopped:
+            try:
+                passes = next(source)
+            except StopIteration:
+                raise TrainingError(f"the data ended at step {loop.step} of {plan.total_steps}; this is an error in the recipe.") from None
+            loop.advance(passes)
     loop.finish()
     return loop.outcome
 
@@ -147,9 +77,17 @@ class _Loop:
     """State of one training: optimizer, step, best weights, skipped steps."""
 
     def __init__(
-        self, model: Model, learners: Sequence[Learner], plan: Plan, folder: Path, evaluate: Evaluator | None, best_of: str
+        self,
+        model: Model,
+        learners: Sequence[Learner],
+        plan: Plan,
+        folder: Path,
+        evaluate: Evaluator | None,
+        best_of: str,
+        stop: StopRequest,
     ) -> None:
         self.model, self.learners, self.plan, self.folder, self.evaluate, self.best_of = model, learners, plan, folder, evaluate, best_of
+        self.stop, self.budget = stop, plan.micro_batch_tokens
         self.groups = [[*model.parameters_of(learner.adapter), *model.head_parameters(learner.heads)] for learner in learners]
         rates = [
             {"params": parameters, "peak": rate, "lr": rate}
@@ -174,14 +112,12 @@ class _Loop:
 
     def advance(self, passes: Sequence[Pass]) -> None:
         began = time.monotonic()
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics, involved = self._accumulate(passes)
+        metrics, involved, tokens = self._gradients(passes)
         norms = {
             f"grad_norm/{one.adapter}": _clip(group, self.plan.max_grad_norm) for one, group in zip(self.learners, self.groups, strict=True)
         }
         metrics |= {name: value for p in passes for name, value in p.figures.items()} | norms
         share = self._rate_share()
-        tokens = sum(micro.tree.n_tokens for p in passes for micro in p.micro_batches)
         self.tokens += tokens
         if math.isfinite(metrics["loss"]) and all(math.isfinite(norm) for norm in norms.values()):
             self._set_rates(share)
@@ -201,26 +137,50 @@ class _Loop:
         ):
             self.gate()
         # Not after a stop: resumed, such a training would go on past its own rollback.
-        if (
-            not self.outcome.stopped
-            and self.plan.save_every_steps
-            and self.step % self.plan.save_every_steps == 0
-            and self.step < self.plan.total_steps
-        ):
-            save_checkpoint(self.folder / "checkpoints", self._snapshot())
+        if not self.outcome.stopped and self.plan.saves_after(self.step):
+            self._save()
 
-    def _accumulate(self, passes: Sequence[Pass]) -> tuple[dict[str, float], list[str]]:
+    def _gradients(self, passes: Sequence[Pass]) -> tuple[dict[str, float], list[str], int]:
+        """The step's gradients, in micro-batches as small as the memory needs: step means, trajectories behind them, tokens computed."""
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            batches = [(one, one.micro_batches(self.budget)) for one in passes]
+            try:
+                metrics, involved = self._accumulate(batches)
+                return metrics, involved, sum(micro.tree.n_tokens for _, some in batches for micro in some)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).splitlines()[0]
+            # Outside of the handler: the error's traceback holds the tensors that did not fit.
+            self._shrink(passes, problem)
+
+    def _shrink(self, passes: Sequence[Pass], problem: str) -> None:
+        smaller = halved(self.budget, lambda budget: sum(len(one.micro_batches(budget)) for one in passes))
+        if smaller is None:
+            raise TrainingError(
+                f"step {self.step} does not fit into memory although every micro-batch holds one run or pair only ({problem}). "
+                "Set gradient_checkpointing: true, lower max_tokens to leave out the longest runs, or take a smaller base."
+            )
+        logger.warning("out of memory (%s): micro-batches of %d tokens from here on, with the same gradient", problem, smaller)
+        self.budget = smaller
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _accumulate(self, batches: Sequence[tuple[Pass, Sequence[MicroBatch]]]) -> tuple[dict[str, float], list[str]]:
         """Forward and backward of every micro-batch; returns step means and the trajectories behind them."""
         sums: dict[str, float] = {}
         weights: dict[str, float] = {}
         involved: list[str] = []
-        for one in passes:
+        for one, some in batches:
             totals: dict[str, float] = {}
-            for micro in one.micro_batches:
+            for micro in some:
                 for name, count in micro.counts.items():
                     totals[name] = totals.get(name, 0.0) + count
             with self.model.using(one.adapter):
-                for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in one.micro_batches):
+                for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in some):
+                    self._stop_if_asked()
                     result = one.loss(self.model, micro)
                     loss = sum(term.coefficient * term.values.sum() / totals[name] for name, term in result.terms.items())
                     assert isinstance(loss, Tensor)
@@ -303,12 +263,26 @@ class _Loop:
             found |= {f"{learner.adapter}/{i}": parameter for i, parameter in enumerate(group)}
         return found
 
+    def _stop_if_asked(self) -> None:
+        """Between two micro-batches weights and optimizer are those of the last whole step."""
+        if self.stop.asked:
+            saved = "nothing was saved, since no step was done or this training saves nothing"
+            if self.plan.save_every_steps and self.step % self.plan.steps_together == 0 and self.step > self.first_step:
+                self._save()
+            if (last := load_checkpoint(self.folder / "checkpoints")) is not None:
+                saved = f"step {last.step} is saved"
+            raise TrainingStoppedError(f"the training was asked to end at step {self.step}; {saved}. Run the same command again to go on.")
+
+    def _save(self) -> None:
+        save_checkpoint(self.folder / "checkpoints", self._snapshot())
+
     def _snapshot(self) -> Snapshot:
         notes: dict[str, object] = {
             "evaluations": self.outcome.evaluations,
             "best_step": self.outcome.best_step,
             "tokens": self.tokens,
             "first_metrics": self.first_metrics,
+            "micro_batch_tokens": self.budget,
             "learners": [list(x) for x in self.learners],
         }
         return Snapshot(self.step, self._weights(), flatten_optimizer(self.optimizer), notes, self.best)
@@ -328,6 +302,7 @@ class _Loop:
         notes: dict[str, Any] = dict(snapshot.notes)
         self.step = self.first_step = snapshot.step
         self.best, self.tokens, self.first_metrics = snapshot.best, int(notes["tokens"]), dict(notes["first_metrics"])
+        self.budget = min(self.budget, int(notes["micro_batch_tokens"]))
         self.outcome = Outcome(
             steps=self.step, best_step=int(notes["best_step"]), evaluations=[(int(s), float(v)) for s, v in notes["evaluations"]]
         )

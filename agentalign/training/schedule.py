@@ -24,10 +24,18 @@ class Plan:
     eval_at_start: bool = True
     """Evaluate before step 0 too, so that the start can win. Wasted on a bare base."""
     save_every_steps: int = 0
+    steps_together: int = 1
+    """A checkpoint never falls between so many steps: inside a PPO iteration the runs come from weights that are gone."""
+    micro_batch_tokens: int = 4096
+    """Distinct tokens of a micro-batch, until memory runs out."""
     max_drop: float = 1.0
     """Stop when an evaluation falls this far below the first one."""
     patience: int = 0
     """Stop after this many evaluations without a new best; 0: never."""
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is due after this many steps."""
+        return bool(self.save_every_steps) and step % self.save_every_steps == 0 and step < self.total_steps
 
 
 def rate_share(step: int, *, total_steps: int, warmup_steps: int, shape: Shape, final_share: float) -> float:

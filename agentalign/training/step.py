@@ -1,0 +1,90 @@
+"""What a training step is made of: the vocabulary between recipes, which compose steps, and the engine, which takes them.
+
+A step is a list of passes; a pass is an adapter, its items, and a loss that returns one value per item. Surprise: a pass does not hold
+its micro-batches but makes them, for as many tokens as the engine says: where memory runs out it asks for smaller ones.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from agentalign.training.model import Model
+from agentalign.training.tree import TreeBatch
+
+
+class Term(NamedTuple):
+    """One part of a loss: a value per item, and its factor."""
+
+    values: Tensor
+    coefficient: float = 1.0
+
+
+class LossTerms(NamedTuple):
+    """What a loss function returns for one micro-batch."""
+
+    terms: dict[str, Term]
+    """By name; each must have a count in its micro-batch."""
+    metrics: dict[str, Tensor]
+    """Values per item, averaged over the step for the logs."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What goes through the network at once."""
+
+    tree: TreeBatch
+    counts: Mapping[str, float]
+    """Items per loss term, known before the forward: pairs, tokens, turns."""
+    data: Any = None
+    """What the recipe's loss needs beside the tree."""
+    trajectories: tuple[str, ...] = ()
+    """Ids, to name the runs behind a bad number."""
+
+
+class Pass(NamedTuple):
+    """One adapter's part of a step. The engine enters `model.using(adapter)` around forward and backward."""
+
+    adapter: str
+    micro_batches: Callable[[int], Sequence[MicroBatch]]
+    """All items of the step in micro-batches of at most so many distinct tokens; a group that is larger stands alone."""
+    loss: Callable[[Model, MicroBatch], LossTerms]
+    figures: Mapping[str, float] = {}
+    """What the recipe knows of this step and wants in its row of metrics.jsonl."""
+
+
+class Learner(NamedTuple):
+    """An adapter that is trained, with its heads, and how fast."""
+
+    adapter: str
+    heads: tuple[str, ...] = ()
+    learning_rate: float = 1e-4
+    head_rate: float = 0.0
+    """Learning rate of the heads; 0: the adapter's. A head starts at zero and needs a faster one."""
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation during training found."""
+
+    score: float
+    """The figure that decides; higher is better."""
+    metrics: dict[str, float]
+
+
+@dataclass
+class Outcome:
+    """What a training came to."""
+
+    steps: int
+    best_step: int
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    """(step, score), with step 0 first where there is a dev gate."""
+    stopped: str = ""
+    """Why it ended before its last step; empty otherwise."""
+    last_metrics: dict[str, float] = field(default_factory=dict)
+
+
+StepSource = Callable[[int], Iterator[Sequence[Pass]]]
+Evaluator = Callable[[int, Mapping[str, float]], Evaluated]
+"""(step, metrics of the first evaluation) -> what was found; the metrics are empty at the first one, and survive a resume."""
