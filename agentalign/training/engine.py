@@ -151,7 +151,7 @@ class _Loop:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                problem = str(error).splitlines()[0]
+                problem = (str(error) or type(error).__name__).splitlines()[0]
             # Outside of the handler: the error's traceback holds the tensors that did not fit.
             self._shrink(passes, problem)
 
