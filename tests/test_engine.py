@@ -158,6 +158,11 @@ def test_non_finite_step_is_skipped_and_several_end_the_training(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["skipped"] == 1.0 for row in rows)
     assert "loss" in rows[0]["not_finite"]
+    named = [json.loads(line) for line in (tmp_path / "run" / "not_finite.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in named] == [1, 2, 3]
+    assert named[0]["trajectories"] == ["0", "1", "2", "3"]
+    with pytest.raises(TrainingError, match=r"1 step had non-finite numbers"):
+        train(model, [Learner("policy")], steps, Plan(total_steps=10, nan_policy="stop"), folder=tmp_path / "strict")
 
 
 def packed(budget):

@@ -28,6 +28,8 @@ class TrainingConfig(Config):
     """Longest run, in tokens; longer ones are refused and listed, never cut."""
     max_refused: float = Field(default=0.1, ge=0, le=1)
     """The training does not start when a larger share of the runs is refused."""
+    nan_policy: Literal["skip", "stop"] = "skip"
+    """A step with a loss or gradient that is not finite is never applied: skip it (three in a row end the training), or stop at once."""
     gradient_checkpointing: bool = False
     """Recompute activations: half the memory, about 30 % slower."""
     seed: int = Field(default=0, ge=0)

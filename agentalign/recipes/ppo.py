@@ -138,6 +138,7 @@ def plan_of(config: PPOConfig) -> Plan:
         save_every_steps=min(config.save_every_steps, 1) * per,
         steps_together=per,
         micro_batch_tokens=config.micro_batch_tokens,
+        nan_policy=config.nan_policy,
         max_drop=config.max_drop,
     )
 

@@ -99,6 +99,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
                 eval_every_steps=config.eval_every_steps or max(1, total // 4),
                 save_every_steps=config.save_every_steps,
                 micro_batch_tokens=config.micro_batch_tokens,
+                nan_policy=config.nan_policy,
             )
             learner = Learner(ADAPTER, (HEAD,), config.learning_rate, head_rate=10 * config.learning_rate)
             outcome = train(model, [learner], steps, plan, folder=folder, evaluate=lambda *_: held_out_accuracy(model, held, config))

@@ -235,6 +235,7 @@ def plan_for(config: Scheduled, total_steps: int, *, max_drop: float, eval_at_st
         eval_at_start=eval_at_start,
         save_every_steps=config.save_every_steps,
         micro_batch_tokens=config.micro_batch_tokens,
+        nan_policy=config.nan_policy,
         max_drop=max_drop,
     )
 

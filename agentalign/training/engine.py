@@ -20,7 +20,7 @@ from torch import Tensor
 from agentalign.errors import TrainingError, TrainingStoppedError
 from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
 from agentalign.training.memory import halved, is_out_of_memory
-from agentalign.training.metrics import forget_rows_after, short, write_row
+from agentalign.training.metrics import forget_rows_after, short, write_line, write_row
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan, rate_share
 from agentalign.training.step import Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource
@@ -28,6 +28,8 @@ from agentalign.training.stopping import StopRequest
 
 logger = logging.getLogger("agentalign")
 MAX_SKIPPED_STEPS = 3
+NOT_FINITE = "not_finite.jsonl"
+"""In a training's folder: steps that were not applied, and the runs in them."""
 
 
 def train(
@@ -194,16 +196,18 @@ class _Loop:
         return {name: total / weights.get(name, 1.0) for name, total in sums.items()}, involved
 
     def _skip(self, metrics: dict[str, float], involved: list[str]) -> None:
-        """Count a step that is not applied; end the training after several in a row."""
+        """Count a step that is not applied, and write down its runs; end the training after several in a row, or at once where asked."""
         self.skipped += 1
         bad = ", ".join(sorted(name for name, value in metrics.items() if not math.isfinite(value)))
         logger.warning("step %d: %s is not finite; the step is skipped. Runs in it: %s", self.step, bad, " ".join(involved[:8]))
         metrics["skipped"] = 1.0
-        if self.skipped >= MAX_SKIPPED_STEPS:
+        write_line(self.folder / NOT_FINITE, {"step": self.step + 1, "not_finite": bad, "trajectories": involved})
+        if self.plan.nan_policy == "stop" or self.skipped >= MAX_SKIPPED_STEPS:
             self._log(metrics)
             raise TrainingError(
-                f"{self.skipped} steps in a row had non-finite numbers ({bad}); the last good checkpoint is in "
-                f"{self.folder / 'checkpoints'}. Lower learning_rate, or look at the runs {' '.join(involved[:3])}."
+                f"{self.skipped} step{'s in a row' if self.skipped > 1 else ''} had non-finite numbers ({bad}); nothing of it was applied, "
+                f"and the last good checkpoint is in {self.folder / 'checkpoints'}. Lower learning_rate, or look at the runs "
+                f"{' '.join(involved[:3])}; {self.folder / NOT_FINITE} names them all."
             )
 
     def _rate_share(self) -> float:

@@ -5,17 +5,33 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from agentalign.errors import TrainingError
+
 SHOWN = ("loss", "rewards/accuracies", "accuracy", "reward/mean", "kl", "eval/score")
 """What the line on stderr shows, where a row has it."""
 
 
 def write_row(path: Path, step: int, metrics: Mapping[str, float]) -> None:
     """Append a row. JSON has no NaN: a number that is not finite is left out and its name listed under "not_finite"."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     row: dict[str, object] = {"step": step, **{name: float(f"{value:.6g}") for name, value in metrics.items() if math.isfinite(value)}}
     odd = [name for name, value in metrics.items() if not math.isfinite(value)]
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row | ({"not_finite": odd} if odd else {}), allow_nan=False) + "\n")
+    write_line(path, row | ({"not_finite": odd} if odd else {}))
+
+
+def write_line(path: Path, row: Mapping[str, object]) -> None:
+    """Append a line of JSON.
+
+    Raises:
+        TrainingError: the disk is full or not writable.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written ({error.strerror}); checkpoints are untouched. Free some space and run the same command again."
+        ) from error
 
 
 def forget_rows_after(path: Path, step: int) -> None:

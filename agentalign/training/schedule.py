@@ -28,6 +28,8 @@ class Plan:
     """A checkpoint never falls between so many steps: inside a PPO iteration the runs come from weights that are gone."""
     micro_batch_tokens: int = 4096
     """Distinct tokens of a micro-batch, until memory runs out."""
+    nan_policy: Literal["skip", "stop"] = "skip"
+    """What a step with a number that is not finite does to the training; it is never applied."""
     max_drop: float = 1.0
     """Stop when an evaluation falls this far below the first one."""
     patience: int = 0
