@@ -102,6 +102,18 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
         assert all(store.tokens(run.id) for run in made)
 
 
+def test_ppo_raises_the_reward_it_is_trained_on(project):
+    ranks = reward.run(RewardConfig(**REWARD, start="toy_desk@1", max_steps=10, learning_rate=3e-3), project)
+    eager = PPOConfig(
+        **PPO, start="toy_desk@1", reward=ranks.adapter, iterations=8, tasks_per_iteration=12, critic_warmup_steps=4, learning_rate=3e-3,
+        temperature=1.0, kl_beta=0.005, nll_coefficient=0.0, seed=1,
+    )  # fmt: skip
+    done = ppo.run(eager, project)
+    gains = [row["reward/gain"] for row in rows(project, done) if "reward/gain" in row][:: eager.num_mini_batches]
+    assert len(gains) == 8
+    assert sum(gains[-3:]) / 3 > sum(gains[:3]) / 3 + 0.1, gains
+
+
 def test_adapter_is_evaluated_on_tasks_it_never_saw(project):
     with Store(project.store_url) as store:
         found = evaluate(project, store, "toy_desk@1", against="base", plan=EvalPlan(limit=12, base=TINY, quantization="none"))
