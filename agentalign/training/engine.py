@@ -25,6 +25,7 @@ from agentalign.training.model import Model
 from agentalign.training.schedule import Plan, rate_share
 from agentalign.training.step import Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource
 from agentalign.training.stopping import StopRequest
+from agentalign.training.tree_check import check_tree
 
 logger = logging.getLogger("agentalign")
 MAX_SKIPPED_STEPS = 3
@@ -104,6 +105,7 @@ class _Loop:
         self.metrics = folder / "metrics.jsonl"
         self.step = self.first_step = 0
         self.skipped = 0
+        self.checked = False
         self.tokens = 0
         self.best: dict[str, Tensor] = {}
         self.first_metrics: dict[str, float] = {}
@@ -181,6 +183,9 @@ class _Loop:
                 for name, count in micro.counts.items():
                     totals[name] = totals.get(name, 0.0) + count
             with self.model.using(one.adapter):
+                if self.step == self.first_step and not self.checked:
+                    check_tree(self.model, some[0].tree.to(self.model.device))
+                    self.checked = True
                 for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in some):
                     self._stop_if_asked()
                     result = one.loss(self.model, micro)

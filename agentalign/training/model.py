@@ -7,7 +7,7 @@ with another adapter, silently. Leaving the context with an open graph therefore
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -235,7 +235,7 @@ class Model:
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """(T, H) last hidden states after the final norm, one row per tree token."""
-        with torch.autocast(self.device.type, dtype=self.dtype) if self.dtype == torch.bfloat16 else nullcontext():
+        with self.precision():
             hidden = self._tree_hidden(batch) if self.tree_capable else self._row_hidden(batch)
         if hidden.requires_grad:
             done = [False]
@@ -243,8 +243,12 @@ class Model:
             hidden.register_hook(lambda _gradient: done.__setitem__(0, True))  # type: ignore[no-untyped-call]
         return hidden
 
+    def precision(self) -> AbstractContextManager[object]:
+        """Autocast where bfloat16 is fast."""
+        return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype == torch.bfloat16 else nullcontext()
+
     def _tree_hidden(self, batch: TreeBatch) -> Tensor:
-        output = self._backbone(
+        output = self.backbone(
             input_ids=batch.tokens[None], position_ids=batch.positions[None], attention_mask=None, use_cache=False, agentalign_tree=batch
         )
         states: Tensor = output.last_hidden_state[0]
@@ -258,7 +262,7 @@ class Model:
         valid = torch.zeros_like(rows)
         for i, path in enumerate(paths):
             rows[i, : len(path)], valid[i, : len(path)] = batch.tokens[path], 1
-        states = self._backbone(input_ids=rows, attention_mask=valid, use_cache=False).last_hidden_state
+        states = self.backbone(input_ids=rows, attention_mask=valid, use_cache=False).last_hidden_state
         # A token shared by several rows is the same function of the same prefix in each; the first row that has it speaks for it.
         row_of = torch.full((batch.n_tokens,), -1)
         for i in range(len(paths) - 1, -1, -1):
@@ -267,7 +271,8 @@ class Model:
         return hidden
 
     @property
-    def _backbone(self) -> nn.Module:
+    def backbone(self) -> nn.Module:
+        """The network without its output matrix."""
         backbone: nn.Module = self.network.get_decoder()
         return backbone
 
@@ -284,6 +289,11 @@ class Model:
     def token_logprobs(self, batch: TreeBatch) -> Tensor:
         """(M,) log-probability of every trainable token of every run, in nats, fp32."""
         return self.label_logprobs(batch, self.hidden(batch))[batch.occurrences]
+
+    def give_up_trees(self) -> None:
+        """Compute padded rows with transformers' own attention from here on."""
+        self.tree_capable = False
+        self.network.set_attn_implementation("sdpa")
 
     # ------------------------------------------------------------------ heads
 
