@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from agentalign.config.training import TrainingConfig
 from agentalign.errors import AgentAlignError, DataError, TrainingError
+from agentalign.records.base import digest
 from agentalign.records.trajectory import Trajectory
 from agentalign.store.store import Store
 from agentalign.training.dialect import Dialect
+from agentalign.training.logprob_cache import cached, owner_of
 from agentalign.training.memory import halved, is_out_of_memory
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
@@ -166,14 +169,27 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
     raise TrainingError("one run alone does not fit into memory; lower max_tokens to leave out the longest, or take a smaller base.")
 
 
-def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tokens: int) -> list[Tensor]:
-    """(M_i,) log-probabilities of each part's tokens: the reference's, or the old policy's."""
+def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tokens: int, cache: Path | None = None) -> list[Tensor]:
+    """(M_i,) log-probabilities of each part's tokens: the reference's, or the old policy's.
+
+    Args:
+        cache: folder of what was computed before, by the same weights on the same tokens.
+    """
 
     def read(tree: TreeBatch) -> list[Tensor]:
         logprobs = model.token_logprobs(tree)
         return [logprobs[tree.occurrence_run == run].cpu() for run in range(tree.n_runs)]
 
-    return read_parts(model, adapter, parts, read, max_tokens=max_tokens)
+    def compute(wanted: Sequence[int]) -> list[Tensor]:
+        return read_parts(model, adapter, [parts[i] for i in wanted], read, max_tokens=max_tokens)
+
+    if cache is None:
+        return compute(range(len(parts)))
+    return cached(cache, owner_of(model, adapter), [_digest(part) for part in parts], compute)
+
+
+def _digest(part: Part) -> str:
+    return digest([[list(turn.context), list(turn.completion)] for turn in part.turns])
 
 
 def end_rewards(model: Model, adapter: str, parts: Sequence[Part], *, max_tokens: int) -> list[float]:

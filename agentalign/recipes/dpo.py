@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             # model
             model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
             model.load_adapter(ADAPTER, parent, trainable=True)
-            pairs = with_reference(model, pairs, config)
+            pairs = with_reference(model, pairs, config, project.cache / "logprobs")
             counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": sum(len(family) for family in replay)})
             total = _total_steps(pairs, config)
 
@@ -172,14 +173,15 @@ def _sides(best: Rendered, worst: Rendered, parting: int | None, credit: str) ->
     return Part((Turn(context, chosen),)), Part((Turn(context, rejected),))
 
 
-def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig) -> list[Pair]:
+def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig, cache: Path) -> list[Pair]:
     """The pairs with the start policy's log-probabilities; noise pairs (see `min_reference_prob`) are dropped and counted.
 
     Raises:
         DataError: every pair was noise.
     """
     parts = [part for pair in pairs for part in (pair.chosen, pair.rejected)]
-    sums = [float(values.sum()) for values in fixed_logprobs(model, ADAPTER, parts, max_tokens=config.micro_batch_tokens)]
+    found = fixed_logprobs(model, ADAPTER, parts, max_tokens=config.micro_batch_tokens, cache=cache)
+    sums = [float(values.sum()) for values in found]
     kept = []
     for index, pair in enumerate(pairs):
         chosen, rejected = sums[2 * index], sums[2 * index + 1]

@@ -1,0 +1,71 @@
+"""Log-probabilities that are asked for again: the reference's, in every run of a recipe on the same data.
+
+One file per owner (base, precision and adapter weights, by digest), values by the digest of their token ids. A file that cannot be read is
+made anew: nothing in it is worth more than the time it took.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from agentalign.training.model import Model
+
+logger = logging.getLogger("agentalign")
+
+
+def owner_of(model: Model, adapter: str) -> str:
+    """Digest of everything that decides a log-prob: base, quantization, precision and the adapter's weights."""
+    found = hashlib.sha256(f"{model.base.digest}/{model.quantization}/{model.dtype}/{model.base.template_kwargs}".encode())
+    for key, value in sorted(model.adapter_tensors(adapter).items()):
+        found.update(key.encode())
+        found.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def cached(folder: Path, owner: str, names: Sequence[str], compute: Callable[[list[int]], list[Tensor]]) -> list[Tensor]:
+    """A tensor per name, from disk where it is known.
+
+    Args:
+        names: digest of each item's content.
+        compute: gets the indices of the items that are not known, and returns their tensors in that order.
+    """
+    path = folder / f"{owner}.safetensors"
+    known = _read(path)
+    missing = [index for index, name in enumerate(names) if name not in known]
+    if missing:
+        made = compute(missing)
+        known |= {names[index]: value for index, value in zip(missing, made, strict=True)}
+        _write(path, known)
+    logger.info("log-probabilities: %d of %d were known", len(names) - len(missing), len(names))
+    return [known[name] for name in names]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        return {}
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        logger.warning("%s cannot be read (%s); it is made anew", path, error)
+        return {}
+    return found
+
+
+def _write(path: Path, values: dict[str, Tensor]) -> None:
+    """Whole or not at all; a disk that is full costs the cache, not the training."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in values.items()}, partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        logger.warning("%s was not written (%s); these log-probabilities will be computed again", path, error)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
