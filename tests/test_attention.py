@@ -53,18 +53,23 @@ def three_levels_deep() -> list[Run]:
     ]
 
 
-def make_model(tmp_path: Path, config: PretrainedConfig, *, checkpointing: bool = False) -> Model:
+def make_model(tmp_path: Path, config: PretrainedConfig, *, checkpointing: bool = False, device: str = "cpu") -> Model:
     folder = make_base(tmp_path / "base")
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     base = prepare_base(str(folder), tmp_path / "cache")
-    model = Model.load(base, quantization="none", device="cpu", dtype=torch.float32, gradient_checkpointing=checkpointing)
+    model = Model.load(base, quantization="none", device=device, dtype=torch.float32, gradient_checkpointing=checkpointing)
     model.add_adapter("policy", r=4, alpha=8, seed=3)
-    torch.manual_seed(1)
-    for key, tensor in model.adapter_tensors("policy").items():
-        if ".lora_B." in key:
-            tensor.data.normal_(std=0.2)
+    draw_lora(model)
     return model
+
+
+def draw_lora(model: Model) -> None:
+    """An adapter that does something, the same on every device."""
+    draw = torch.Generator().manual_seed(1)
+    for key, tensor in sorted(model.adapter_tensors("policy").items()):
+        if ".lora_B." in key:
+            tensor.data.copy_(torch.randn(tensor.shape, generator=draw) * 0.2)
 
 
 def weights_for(count: int) -> torch.Tensor:
@@ -75,10 +80,10 @@ def tree_pass(model: Model, runs: list[Run]) -> tuple[torch.Tensor, list[torch.T
     """Log-probabilities, and gradients of a weighted sum over every run's tokens."""
     for parameter in model.parameters_of("policy"):
         parameter.grad = None
-    tree = build_tree(runs)
+    tree = build_tree(runs).to(model.device)
     with model.using("policy"):
         logprobs = model.token_logprobs(tree)
-        (logprobs * weights_for(len(logprobs))).sum().backward()
+        (logprobs * weights_for(len(logprobs)).to(logprobs)).sum().backward()
     return logprobs.detach(), [p.grad.clone() for p in model.parameters_of("policy")]
 
 
