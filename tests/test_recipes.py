@@ -9,14 +9,17 @@ from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
 from agentalign.config.reward import RewardConfig
 from agentalign.config.sft import SFTConfig
+from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError, RegistryError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
+from agentalign.recipes.dev_gate import DevGate
 from agentalign.recipes.dry_run import DryRun
 from agentalign.recipes.workspace import open_workspace
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
+from agentalign.training.model import Model
 from tests.small_project import DPO, FIXTURES, PPO, REWARD, SFT, TINY, make_project
 
 
@@ -120,6 +123,19 @@ def test_adapter_is_evaluated_on_tasks_it_never_saw(project):
     assert found.evaluation.split == "test"
     assert found.evaluation.everything.n == 12
     assert found.comparison is not None
+
+
+def test_dev_gate_says_which_criterion_fell_while_success_did_not(project, caplog):
+    with open_workspace(SFTConfig(**SFT), project) as work, WorkerPool(work.taskset) as pool:
+        model = Model.load(work.base, quantization="none")
+        model.load_adapter("policy", work.registry.resolve("toy_desk@1")[1])
+        gate = DevGate(model, "policy", work.taskset, pool, n_tasks=9)
+        found = gate(0, {})
+        assert {"success", "lost in families", "criterion/task_success", "criterion/valid_calls"} <= found.metrics.keys()
+        assert gate(1, found.metrics) == found
+        assert "fell from" not in caplog.text
+        gate(2, found.metrics | {"criterion/valid_calls": 2.0})
+    assert "criterion/valid_calls fell from 2.00 to" in caplog.text
 
 
 def test_dry_run_says_what_it_would_do_and_does_nothing(project):

@@ -22,6 +22,8 @@ from agentalign.training.model import Model
 from agentalign.training.step import Evaluated
 
 logger = logging.getLogger("agentalign")
+FELL = 0.75
+"""A criterion below this share of its first value is said: a policy may stop asking, or keep less to the policy, and succeed as often."""
 
 
 class DevGate:
@@ -46,11 +48,16 @@ class DevGate:
         found = evaluation.everything
         overall = found.overall.mean if found.overall else 0.0
         families = {f"family/{group.name}": group.success.mean for group in evaluation.families}
+        criteria = {f"criterion/{name}": rate.mean for name, rate in found.criteria.items()}
         logger.info("dev after step %d: success %.3f, overall %.3f (%.0f s)", step, found.success.mean, overall, time.monotonic() - began)
+        for name, value in criteria.items():
+            if value < FELL * first.get(name, 0.0):
+                text = "dev after step %d: %s fell from %.2f to %.2f, which success need not show; look at these runs before you promote"
+                logger.warning(text, step, name, first[name], value)
         lost = sum(g.n * max(0.0, first.get(f"family/{g.name}", 0.0) - g.success.mean) for g in evaluation.families) / found.n
         return Evaluated(
             found.success.mean - lost + 0.01 * overall,
-            {"lost in families": lost, "success": found.success.mean, "overall": overall, **families},
+            {"lost in families": lost, "success": found.success.mean, "overall": overall, **families, **criteria},
         )
 
 

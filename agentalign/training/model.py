@@ -248,9 +248,8 @@ class Model:
         return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype == torch.bfloat16 else nullcontext()
 
     def _tree_hidden(self, batch: TreeBatch) -> Tensor:
-        output = self.backbone(
-            input_ids=batch.tokens[None], position_ids=batch.positions[None], attention_mask=None, use_cache=False, agentalign_tree=batch
-        )
+        ids, positions = batch.tokens[None], batch.positions[None]
+        output = self.backbone(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False, agentalign_tree=batch)
         states: Tensor = output.last_hidden_state[0]
         return states
 
@@ -291,7 +290,7 @@ class Model:
         return self.label_logprobs(batch, self.hidden(batch))[batch.occurrences]
 
     def give_up_trees(self) -> None:
-        """Compute padded rows with transformers' own attention from here on."""
+        """Padded rows and transformers' own attention from here on."""
         self.tree_capable = False
         self.network.set_attn_implementation("sdpa")
 
