@@ -61,10 +61,10 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bytes(projec
     killed_in_a_save = 0
     for number in range(KILLS):
         process = _start(recipe, torn)
-        # The first is killed at any moment of the training, the others inside a save, after a step drawn by chance.
+        # Inside a save first, after a number of checkpoints drawn by chance; the last at any moment, when it may be done already.
         steps, deadline = draw.randint(0, 3), time.monotonic() + draw.uniform(0.0, 6.0)
-        while process.poll() is None and (time.monotonic() < deadline or number):
-            if number and _saving(torn, steps):
+        while process.poll() is None and (time.monotonic() < deadline or number < KILLS - 1):
+            if number < KILLS - 1 and _saving(torn, steps):
                 killed_in_a_save += 1
                 break
         process.kill()
