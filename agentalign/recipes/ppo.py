@@ -77,11 +77,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                     experience = acting.experience(iteration)
                     for part, runs in enumerate(_shares(experience, config, iteration)):
                         step = iteration * config.num_mini_batches + part
-                        again = (
-                            even_items(replay, batch_size=config.replay, seed=config.seed, step=step)
-                            if config.nll_coefficient and replay
-                            else []
-                        )
+                        again = even_items(replay, batch_size=config.replay, seed=config.seed, step=step) if replay else []
                         acted = partial(policy_batches, runs, again)
                         yield [
                             Pass(POLICY, acted, lambda m, micro: policy_loss(m, micro, config), acting.figures),
