@@ -60,15 +60,14 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bytes(projec
     draw = random.Random(recipe)
     killed_in_a_save = 0
     for number in range(KILLS):
-        process = _start(recipe, torn)
-        # Inside a save first, after a number of checkpoints drawn by chance; the last at any moment, when it may be done already.
-        steps, deadline = draw.randint(0, 3), time.monotonic() + draw.uniform(0.0, 6.0)
-        while process.poll() is None and (time.monotonic() < deadline or number < KILLS - 1):
-            if number < KILLS - 1 and _saving(torn, steps):
-                killed_in_a_save += 1
-                break
-        process.kill()
-        process.wait()
+        with _start(recipe, torn) as process:  # closes its pipe, and waits for it
+            # Inside a save first, after a number of checkpoints drawn by chance; the last at any moment, when it may be done already.
+            steps, deadline = draw.randint(0, 3), time.monotonic() + draw.uniform(0.0, 6.0)
+            while process.poll() is None and (time.monotonic() < deadline or number < KILLS - 1):
+                if number < KILLS - 1 and _saving(torn, steps):
+                    killed_in_a_save += 1
+                    break
+            process.kill()
     assert killed_in_a_save, "no kill fell into a save; the test did not test what it says"
     assert _files(torn, _finish(recipe, torn)) == expected
 
