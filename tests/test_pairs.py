@@ -202,6 +202,15 @@ def test_balance_caps_every_branch_and_keeps_both_directions_near():
     assert kept != balance(made, lambda p: groups[p.id], cap=8, ratio=2.0, seed=1)
 
 
+def test_a_judgement_with_pairs_on_one_side_only_keeps_none_and_that_is_said(caplog):
+    made, groups = preferences({("unnamed", "one"): 4, ("refund", "open"): 2, ("refund", "closed"): 2, ("lookup", ""): 1})
+    sides = [("unnamed", "one"), ("unnamed", "several"), ("refund", "open"), ("refund", "closed")]
+    kept = balance(made, lambda p: groups[p.id], cap=8, branches=sides)
+    assert Counter(groups[p.id] for p in kept) == {("refund", "open"): 2, ("refund", "closed"): 2, ("lookup", ""): 1}
+    assert "4 pairs of unnamed/one are left out" in caplog.text
+    assert "refund" not in caplog.text
+
+
 def test_describe_counts_what_there_is_to_learn_from():
     made, groups = preferences({("cancel", "shipped"): 2, ("lookup", ""): 1})
     items = (Item("a", 0), Item("b", 0))

@@ -6,6 +6,7 @@ runs that took it did better on average too, and equal steps or runs never face 
 Surprise: tool-call ids take no part in "equal". They are names a server made up; two runs that differ in nothing else are one.
 """
 
+import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,8 @@ MOST_RUNS = 200
 """More runs of one task than this are thinned out by chance first: pairs grow with their square."""
 
 _ROUNDING = 1e-9
+
+logger = logging.getLogger("agentalign")
 
 
 class _Run(NamedTuple):
@@ -119,24 +122,37 @@ def parting_step(first: Trajectory, second: Trajectory) -> int | None:
 
 
 def balance(
-    preferences: Sequence[Preference], group_of: Callable[[Preference], Group], cap: int, *, ratio: float = 3.0, seed: int = 0
+    preferences: Sequence[Preference],
+    group_of: Callable[[Preference], Group],
+    cap: int,
+    *,
+    ratio: float = 3.0,
+    seed: int = 0,
+    branches: Iterable[Group] = (),
 ) -> list[Preference]:
     """At most `cap` preferences per (family, branch), and in a family no branch more than `ratio` times its smallest.
 
-    Learning from one branch of a judgement alone turns its error round ("always cancel" instead of "never cancel"). Which ones go
-    is drawn by the seed; those that stay keep their order. A branch without any preference cannot be seen here: see `describe`.
+    Learning from one branch of a judgement alone turns its error round ("always cancel" instead of "never cancel"; measured: four
+    pairs that say "act" ended all asking back). Which ones go is drawn by the seed; those that stay keep their order.
+
+    Args:
+        branches: every (family, branch) there is: a family that has preferences on some of its branches only keeps none.
     """
-    groups: dict[Group, list[Preference]] = defaultdict(list)
+    groups: dict[Group, list[Preference]] = {group: [] for group in branches}
     for preference in preferences:
-        groups[group_of(preference)].append(preference)
+        groups.setdefault(group_of(preference), []).append(preference)
     smallest: dict[str, int] = {}
-    for (family, _), members in groups.items():
-        smallest[family] = min(len(members), smallest.get(family, len(members)))
+    for (family, branch), members in groups.items():
+        if branch:
+            smallest[family] = min(len(members), smallest.get(family, len(members)))
     kept: set[str] = set()
-    for group, members in sorted(groups.items()):
-        limit = min(cap, max(1, int(ratio * smallest[group[0]])))
+    for (family, branch), members in sorted(groups.items()):
+        if branch and members and not smallest[family]:
+            text = "%d pairs of %s/%s are left out: another side of this judgement has none, and one side alone teaches to do always the same"
+            logger.warning(text, len(members), family, branch)
+        limit = min(cap, int(ratio * smallest[family])) if branch else cap
         ids = sorted({preference.id for preference in members})
-        random.Random(f"{seed}/{group}").shuffle(ids)
+        random.Random(f"{seed}/{(family, branch)}").shuffle(ids)
         kept.update(ids[:limit])
     return [preference for preference in preferences if preference.id in kept]
 

@@ -165,9 +165,12 @@ def make_pairs(
     if level != "run":
         found += step_pairs(others, margin=margin, per_task=per_task, seed=seed)
         found += corrections(experts, others, margin=margin, per_task=per_task, seed=seed)
-    branches = {task.id: task.branch for task in taskset.tasks()}
-    groups: dict[str, Group] = {run.id: (run.family, branches.get(run.task_id or "", "")) for run in runs}
-    kept = balance(found, lambda preference: groups[preference.items[0].trajectory], cap, seed=seed)
+    tasks = {task.id: task for task in taskset.tasks()}
+    groups: dict[str, Group] = {
+        run.id: (run.family, tasks[run.task_id].branch if run.task_id and run.task_id in tasks else "") for run in runs
+    }
+    branches = {(task.family, task.branch) for task in tasks.values() if task.branch and (split is None or task.split == split)}
+    kept = balance(found, lambda preference: groups[preference.items[0].trajectory], cap, seed=seed, branches=branches)
     counts = describe(kept, lambda preference: groups[preference.items[0].trajectory])
     report = (0, 0) if dry_run else store.add_preferences(kept)
     return MadePairs(kept, counts, len(runs), sum(value is None for _, value in scored), report[0], report[1])
