@@ -134,8 +134,10 @@ def test_dev_gate_says_which_criterion_fell_while_success_did_not(project, caplo
         assert {"success", "lost in families", "criterion/task_success", "criterion/valid_calls"} <= found.metrics.keys()
         assert gate(1, found.metrics) == found
         assert "fell from" not in caplog.text
-        gate(2, found.metrics | {"criterion/valid_calls": 2.0})
-    assert "criterion/valid_calls fell from 2.00 to" in caplog.text
+        worse = gate(2, found.metrics | {"criterion/valid_calls": found.metrics["criterion/valid_calls"] + 1.0, "criterion/polite": 1.0})
+        assert worse.metrics["lost in a criterion"] == pytest.approx(1.0)
+        assert worse.score == pytest.approx(found.score - 1.0)
+    assert "criterion/valid_calls fell from" in caplog.text
 
 
 def test_dry_run_says_what_it_would_do_and_does_nothing(project):

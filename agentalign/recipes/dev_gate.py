@@ -12,7 +12,7 @@ from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError
-from agentalign.evaluation.evaluate import Evaluation, summarise
+from agentalign.evaluation.evaluate import SUCCESS, Evaluation, summarise
 from agentalign.rollouts.collect import spread
 from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, rollout
@@ -39,9 +39,11 @@ class DevGate:
             )
 
     def __call__(self, step: int, first: Mapping[str, float]) -> Evaluated:
-        """Success is what counts, and what a family lost since the first evaluation counts against it once more.
+        """Success is what counts; what families lost since the first evaluation counts against it once more, and so does the worst loss
+        among the other criteria.
 
-        Without that a gain in one family pays for the collapse of another. Ties are broken by the mean overall value.
+        Without that a gain in one family pays for the collapse of another, or for never asking again. Not the losses of all criteria
+        together: each has its noise. Ties are broken by the mean overall value.
         """
         began = time.monotonic()
         evaluation = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool)
@@ -55,9 +57,13 @@ class DevGate:
                 text = "dev after step %d: %s fell from %.2f to %.2f, which success need not show; look at these runs before you promote"
                 logger.warning(text, step, name, first[name], value)
         lost = sum(g.n * max(0.0, first.get(f"family/{g.name}", 0.0) - g.success.mean) for g in evaluation.families) / found.n
+        fell = [r.n * max(0.0, first.get(f"criterion/{name}", 0.0) - r.mean) for name, r in found.criteria.items() if name != SUCCESS]
+        worst = max(fell, default=0.0) / found.n
         return Evaluated(
-            found.success.mean - lost + 0.01 * overall,
-            {"lost in families": lost, "success": found.success.mean, "overall": overall, **families, **criteria},
+            found.success.mean - lost - worst + 0.01 * overall,
+            {"lost in families": lost, "lost in a criterion": worst, "success": found.success.mean, "overall": overall}
+            | families
+            | criteria,
         )
 
 

@@ -148,7 +148,7 @@ def balance(
     kept: set[str] = set()
     for (family, branch), members in sorted(groups.items()):
         if branch and members and not smallest[family]:
-            text = "%d pairs of %s/%s are left out: another side of this judgement has none, and one side alone teaches to do always the same"
+            text = "%d pairs of %s/%s are left out: another side of this judgement has none, and one side alone teaches to act always alike"
             logger.warning(text, len(members), family, branch)
         limit = min(cap, int(ratio * smallest[family])) if branch else cap
         ids = sorted({preference.id for preference in members})
