@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -201,8 +202,34 @@ def test_a_run_that_does_not_fit_alone_says_what_to_change(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     steps = lambda start: ([Pass("policy", packed, full)] for _ in range(start, 2))
-    with pytest.raises(TrainingError, match="gradient_checkpointing: true, lower max_tokens"):
+    with pytest.raises(TrainingError, match="gradient_checkpointing: auto, lower max_tokens"):
         train(make_model(tmp_path, CONFIGS["llama"]), [Learner("policy")], steps, Plan(total_steps=2), folder=tmp_path / "run")
+
+
+def test_activations_are_recomputed_where_smaller_micro_batches_do_not_help(tmp_path, caplog):
+    asked = []
+
+    def tight(model, batch):
+        asked.append((batch.tree.n_runs, model.recomputes))
+        if not model.recomputes:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sft(model, batch)
+
+    model = make_model(tmp_path / "tight", CONFIGS["llama"])
+    model.may_recompute = True
+    steps = lambda start: ([Pass("policy", packed, tight)] for _ in range(start, 3))
+    plan = Plan(total_steps=2, schedule="constant", save_every_steps=1)
+    train(model, [Learner("policy", learning_rate=1e-3)], steps, plan, folder=tmp_path / "run")
+    roomy, _ = trained(tmp_path, "roomy", lambda _: packed(4096), total_steps=2)
+    for a, b in zip(model.parameters_of("policy"), roomy.parameters_of("policy"), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=0)
+    # The runs share most of their tokens: halves of the batch would compute the shared ones twice.
+    assert asked == [(4, False), (4, True), (4, True)]
+    assert "activations are recomputed from here on" in caplog.text
+    again = make_model(tmp_path / "again", CONFIGS["llama"])
+    again.may_recompute = True
+    train(again, [Learner("policy", learning_rate=1e-3)], steps, replace(plan, total_steps=3), folder=tmp_path / "run")
+    assert again.recomputes, "a resumed training forgot what did not fit"
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path):

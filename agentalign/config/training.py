@@ -30,8 +30,8 @@ class TrainingConfig(Config):
     """The training does not start when a larger share of the runs is refused."""
     nan_policy: Literal["skip", "stop"] = "skip"
     """A step with a loss or gradient that is not finite is never applied: skip it (three in a row end the training), or stop at once."""
-    gradient_checkpointing: bool = False
-    """Recompute activations: half the memory, about 30 % slower."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Recompute activations: half the memory, about 30 % slower. auto: only once memory runs out and smaller micro-batches cost more."""
     seed: int = Field(default=0, ge=0)
     """Draws the adapter's first weights and the order of the data."""
     eval_every_steps: int = Field(default=0, ge=0)

@@ -157,20 +157,35 @@ def make_pairs(
 
 
 def _sides(best: Rendered, worst: Rendered, parting: int | None, credit: str) -> tuple[Part, Part] | None:
+    """What is compared. Tokens that both sides wrote after the same context have a weight of exactly 0: they stay as context only."""
     if credit == "run":
-        return whole(best), whole(worst)
+        return _apart(whole(best).turns, whole(worst).turns)
     if parting is None or parting >= min(len(best.turns), len(worst.turns)):
         return None
     # The worse side's context: it is what the policy really saw, and both sides answer the same messages.
-    context, chosen, rejected = worst.turns[parting].context, best.turns[parting].completion, worst.turns[parting].completion
-    if chosen == rejected:
+    context = worst.turns[parting].context
+    sides = _apart((Turn(context, best.turns[parting].completion),), (Turn(context, worst.turns[parting].completion),))
+    if sides is None or credit != "token":
+        return sides
+    first, second = (side.turns[0] for side in sides)
+    if first.completion[0] == second.completion[0]:
         return None
-    if credit == "token":
-        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
-        if shared is None:
-            return None
-        context, chosen, rejected = (*context, *chosen[:shared]), (chosen[shared],), (rejected[shared],)
-    return Part((Turn(context, chosen),)), Part((Turn(context, rejected),))
+    return Part((Turn(first.context, first.completion[:1]),)), Part((Turn(second.context, second.completion[:1]),))
+
+
+def _apart(best: Sequence[Turn], worst: Sequence[Turn]) -> tuple[Part, Part] | None:
+    """Both sides from where they part; None where they never do. Each keeps at least one token to train."""
+    first = next((i for i, (a, b) in enumerate(zip(best, worst, strict=False)) if a != b), min(len(best), len(worst)))
+    if first == len(best) == len(worst):
+        return None
+    first = min(first, len(best) - 1, len(worst) - 1)
+    (one, *more), (other, *others) = best[first:], worst[first:]
+    if one.context == other.context:
+        pairs = zip(one.completion, other.completion, strict=False)
+        shortest = min(len(one.completion), len(other.completion))
+        shared = min(next((i for i, (a, b) in enumerate(pairs) if a != b), shortest), shortest - 1)
+        one, other = (Turn((*turn.context, *turn.completion[:shared]), turn.completion[shared:]) for turn in (one, other))
+    return Part((one, *more)), Part((other, *others))
 
 
 def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig, cache: Path) -> list[Pair]:

@@ -29,6 +29,8 @@ from agentalign.training.tree_check import check_tree
 
 logger = logging.getLogger("agentalign")
 MAX_SKIPPED_STEPS = 3
+RECOMPUTE_COST = 1.3
+"""A step with recomputed activations costs this many plain ones: a forward more, beside a forward and a backward of two forwards' work."""
 NOT_FINITE = "not_finite.jsonl"
 """In a training's folder: steps that were not applied, and the runs in them."""
 
@@ -161,13 +163,20 @@ class _Loop:
 
     def _shrink(self, passes: Sequence[Pass], problem: str) -> None:
         smaller = halved(self.budget, lambda budget: sum(len(one.micro_batches(budget)) for one in passes))
-        if smaller is None:
+        # Smaller micro-batches compute a shared prefix more often; recomputing activations may be the cheaper way.
+        dear = smaller is None or _tokens(passes, smaller) > RECOMPUTE_COST * _tokens(passes, self.budget)
+        if self.model.may_recompute and dear:
+            logger.warning("out of memory (%s): activations are recomputed from here on, with the same gradient", problem)
+            self.model.recompute_activations()
+        elif smaller is None:
+            hint = "L" if self.model.recomputes else "Set gradient_checkpointing: auto, l"
             raise TrainingError(
                 f"step {self.step} does not fit into memory although every micro-batch holds one run or pair only ({problem}). "
-                "Set gradient_checkpointing: true, lower max_tokens to leave out the longest runs, or take a smaller base."
+                f"{hint}ower max_tokens to leave out the longest runs, or take a smaller base."
             )
-        logger.warning("out of memory (%s): micro-batches of %d tokens from here on, with the same gradient", problem, smaller)
-        self.budget = smaller
+        else:
+            logger.warning("out of memory (%s): micro-batches of %d tokens from here on, with the same gradient", problem, smaller)
+            self.budget = smaller
         self.optimizer.zero_grad(set_to_none=True)
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -292,6 +301,7 @@ class _Loop:
             "tokens": self.tokens,
             "first_metrics": self.first_metrics,
             "micro_batch_tokens": self.budget,
+            "recomputes": self.model.recomputes,
             "learners": [list(x) for x in self.learners],
         }
         return Snapshot(self.step, self._weights(), flatten_optimizer(self.optimizer), notes, self.best)
@@ -312,6 +322,8 @@ class _Loop:
         self.step = self.first_step = snapshot.step
         self.best, self.tokens, self.first_metrics = snapshot.best, int(notes["tokens"]), dict(notes["first_metrics"])
         self.budget = min(self.budget, int(notes["micro_batch_tokens"]))
+        if notes["recomputes"] and self.model.may_recompute:
+            self.model.recompute_activations()
         self.outcome = Outcome(
             steps=self.step, best_step=int(notes["best_step"]), evaluations=[(int(s), float(v)) for s, v in notes["evaluations"]]
         )
@@ -321,6 +333,10 @@ class _Loop:
 def _add(sums: dict[str, float], weights: dict[str, float], name: str, values: Tensor, total: float | None) -> None:
     sums[name] = sums.get(name, 0.0) + float(values.sum())
     weights[name] = total if total is not None else weights.get(name, 0.0) + values.numel()
+
+
+def _tokens(passes: Sequence[Pass], budget: int) -> int:
+    return sum(micro.tree.n_tokens for one in passes for micro in one.micro_batches(budget))
 
 
 def _clip(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:

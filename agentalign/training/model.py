@@ -9,12 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -24,7 +22,8 @@ from agentalign.training.attention import TREE_ATTENTION, leaf_paths, tree_capab
 from agentalign.training.dialect import Dialect
 from agentalign.training.fused_lora import fuse_lora
 from agentalign.training.logprobs import token_logprobs
-from agentalign.training.quantize import Quantization, fast_bf16, load_network, plain_weight
+from agentalign.training.merging import merge_adapter
+from agentalign.training.quantize import Quantization, fast_bf16, load_network
 from agentalign.training.tree import TreeBatch
 
 if TYPE_CHECKING:
@@ -47,6 +46,9 @@ class Model:
         self.dtype = dtype
         self.device = next(network.parameters()).device
         self.heads = nn.ModuleDict()
+        self.recomputes = False
+        self.may_recompute = False
+        """Whether the engine may call `recompute_activations` where memory runs out."""
         self.tree_capable = tree_capable(network.config)
         self._peft: PeftModel | None = None
         self._adapters: dict[str, _Adapter] = {}
@@ -64,7 +66,7 @@ class Model:
         quantization: Quantization = "nf4",
         device: str = "auto",
         dtype: torch.dtype | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Literal["auto"] = False,
     ) -> "Model":
         """Load the base once.
 
@@ -73,15 +75,23 @@ class Model:
             quantization: nf4 and int8 go through bitsandbytes; none keeps `dtype`.
             device: "auto" takes CUDA where there is one.
             dtype: None probes: bfloat16 where the hardware multiplies it, else float32.
-            gradient_checkpointing: recompute activations in the backward: about 30 % slower, half the memory.
+            gradient_checkpointing: recompute activations in the backward: about 30 % slower, half the memory. "auto": not yet, but
+                the engine may, see `may_recompute`.
         """
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         precision = dtype or (torch.bfloat16 if fast_bf16(place) else torch.float32)
         network = load_network(base.folder, quantization, dtype=precision, device=place)
-        if gradient_checkpointing:
-            network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-            network.train()  # the layers recompute only in train mode; dropout is 0 everywhere
-        return cls(network, base, Dialect.load(base), quantization=quantization, dtype=precision)
+        model = cls(network, base, Dialect.load(base), quantization=quantization, dtype=precision)
+        model.may_recompute = gradient_checkpointing == "auto"
+        if gradient_checkpointing is True:
+            model.recompute_activations()
+        return model
+
+    def recompute_activations(self) -> None:
+        """Gradient checkpointing from here on: the same gradient in half the memory."""
+        self.network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        self.network.train()  # the layers recompute only in train mode; dropout is 0 everywhere
+        self.recomputes, self.may_recompute = True, False
 
     # ------------------------------------------------------------------ adapters
 
@@ -330,22 +340,5 @@ class Model:
                 self.device
             )
             self._merged.requires_grad_(False).eval()
-        merged = dict(self._merged.named_modules())
-        with torch.no_grad():
-            for name, layer, module in self._base_layers():
-                weight = plain_weight(layer)
-                if adapter is not None and module is not None and adapter in module.lora_A:
-                    # Never in place: an fp32 base hands out its own storage.
-                    weight = weight + module.get_delta_weight(adapter).float()
-                target = merged[name]
-                assert isinstance(target, nn.Linear)
-                target.weight.copy_(weight)
+        merge_adapter(self.network, adapter, self._merged)
         return self._merged
-
-    def _base_layers(self) -> Iterator[tuple[str, nn.Module, LoraLayer | None]]:
-        """Linear layers whose weight differs from the base's files: quantized ones, and those under an adapter."""
-        for name, module in self.network.named_modules():
-            if isinstance(module, LoraLayer):
-                yield name, module.base_layer, module
-            elif isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt) and not name.endswith(".base_layer"):
-                yield name, module, None
