@@ -38,6 +38,8 @@ class TrainingConfig(Config):
     """Steps between evaluations; 0: none. The best evaluated weights are what is saved."""
     save_every_steps: int = Field(default=25, ge=0)
     """Steps between checkpoints; 0: none. Running the same command again goes on from the last one."""
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Also send the rows of metrics.jsonl to a tracker; its package must be installed."""
 
 
 class Scheduled(TrainingConfig):

@@ -23,6 +23,7 @@ from agentalign.records.trajectory import StopReason, Trajectory
 from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, rollout
 from agentalign.scoring.score import score_trajectories
+from agentalign.store.filters import RunFilter
 from agentalign.training.generate import Generator
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
@@ -32,6 +33,10 @@ OPEN = 0.03
 """Weight of a kind of task whose outcome is settled: it is still acted out now and then, so that forgetting shows."""
 WON = 0.6
 """Overall value from which a run counts as won when tasks are weighed."""
+
+
+UNKNOWN = 0.25
+"""Weight of a kind of task without a scored run."""
 
 
 class Past(NamedTuple):
@@ -52,12 +57,14 @@ class Acting:
         self.model, self.work, self.pool, self.config, self.reward, self.training = model, work, pool, config, reward, training
         self.tasks = work.taskset.tasks("train")
         self.past = past
-        self.weights = [past[kind_of(task)].weight if kind_of(task) in past else 0.25 for task in self.tasks]
         self.answered = [c for c in work.taskset.criteria if c.kind != "check" and c.level == "trajectory" and not c.gate]
         self.made = 0
         self.figures: dict[str, float] = {}
         if not self.tasks:
             raise DataError(f"taskset '{work.taskset.name}' has no train tasks to act out; PPO needs some. Use dpo on imported runs.")
+        self.agenda = agenda(
+            draw_weights(self.tasks, past), iterations=config.iterations, per_iteration=config.tasks_per_iteration, seed=config.seed
+        )
 
     def experience(self, iteration: int) -> list[Experience]:
         """Act, score, and make advantages; runs whose worth cannot be known are left out and counted."""
@@ -66,7 +73,7 @@ class Acting:
         generator = Generator(model.merged_copy("policy"), model.dialect.stop_ids, model.dialect.pad_id)
         name = f"{self.training}/{iteration}"
         policy = LocalPolicy(generator, model.dialect, name=name, temperature=config.temperature, seed=seed)
-        jobs = [Job(task, sample) for task in self._draw(seed) for sample in range(config.samples_per_task)]
+        jobs = [Job(task, sample) for task in self._tasks(iteration) for sample in range(config.samples_per_task)]
         results = list(rollout(self.work.taskset, policy, jobs, seed=seed, pool=self.pool))
         runs = [result.trajectory for result in results]
         scores = score_trajectories(self.work.taskset, runs, pool=self.pool)
@@ -117,11 +124,8 @@ class Acting:
         # exp overflows far from the mean, and a sigmoid is flat there anyway.
         return [1 / (1 + math.exp(-max(-30.0, min(30.0, (reward - mean) / deviation)))) for reward in rewards]
 
-    def _draw(self, seed: int) -> list[Task]:
-        """Tasks without replacement, in proportion to how open their kind's outcome is (Efraimidis and Spirakis 2006)."""
-        draw = random.Random(seed)
-        keys = [(draw.random() ** (1 / weight), index) for index, weight in enumerate(self.weights)]
-        return [self.tasks[index] for _, index in sorted(keys, reverse=True)[: self.config.tasks_per_iteration]]
+    def _tasks(self, iteration: int) -> list[Task]:
+        return [self.tasks[index] for index in self.agenda[iteration]]
 
     def _say(self, iteration: int, made: Sequence[Trajectory], found: Sequence[Experience], scores: Sequence[Score]) -> None:
         success = [s.value for s in scores if s.criterion.startswith("task_success@") and s.value is not None]
@@ -129,6 +133,7 @@ class Acting:
         figures = {
             "reward/mean": _mean([e.reward for e in found]),
             "reward/gain": self._gain(made, scores),
+            "reward/rise": self._rise(iteration, made, scores),
             "success/train": _mean(success),
             "kl": _mean([float((e.old_logprobs - e.reference_logprobs).sum()) for e in found]),
             "usable": float(len(found)),
@@ -149,15 +154,27 @@ class Acting:
         The plain mean is not: every iteration draws other tasks, and how hard they are moves it more than learning does.
         """
         kinds = {task.id: kind_of(task) for task in self.tasks}
+        known = [(kinds.get(task, ""), value) for task, value in self._worth(made, scores)]
+        return _mean([value - self.past[kind].mean for kind, value in known if kind in self.past])
+
+    def _rise(self, iteration: int, made: Sequence[Trajectory], scores: Sequence[Score]) -> float:
+        """How much more the checks gave these runs than this training's own first runs of the very same tasks; NaN on a first visit."""
+        store, first = self.work.store, iteration - -(-self.config.iterations // 2)
+        if first < 0:
+            return math.nan
+        before = list(store.trajectories(RunFilter(policy=f"{self.training}/{first}")))
+        earlier: dict[str, list[float]] = {}
+        for task, value in self._worth(before, store.scores([run.id for run in before])):
+            earlier.setdefault(task, []).append(value)
+        return _mean([value - _mean(earlier[task]) for task, value in self._worth(made, scores) if task in earlier])
+
+    def _worth(self, runs: Sequence[Trajectory], scores: Sequence[Score]) -> list[tuple[str, float]]:
+        """(task, overall value by the checks) of every run where both are known."""
         by_run: dict[str, list[Score]] = {}
         for score in scores:
             by_run.setdefault(score.trajectory, []).append(score)
-        gains = []
-        for run in made:
-            value, kind = overall(self.work.taskset.criteria, by_run.get(run.id, [])), kinds.get(run.task_id or "", "")
-            if value is not None and kind in self.past:
-                gains.append(value - self.past[kind].mean)
-        return _mean(gains)
+        values = [(run.task_id, overall(self.work.taskset.criteria, by_run.get(run.id, []))) for run in runs]
+        return [(task, value) for task, value in values if task and value is not None]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -180,6 +197,34 @@ def _sampled(experience: Experience) -> Tensor:
 def kind_of(task: Task) -> str:
     """Family and branch: what a success rate is estimated over."""
     return f"{task.family}/{task.branch}"
+
+
+def draw_weights(tasks: Sequence[Task], past: Mapping[str, Past]) -> list[float]:
+    """How often each task should be acted out: by how open its outcome is, the same for all sides of a judgement.
+
+    The side that still goes wrong alone would be drawn the most, and learning from it alone turns the error round (measured: a
+    policy that had asked back where it should never did again after six steps).
+    """
+    own = [past[kind_of(task)].weight if kind_of(task) in past else UNKNOWN for task in tasks]
+    sides: dict[str, dict[str, float]] = {}
+    for task, weight in zip(tasks, own, strict=True):
+        sides.setdefault(task.family, {})[task.branch] = weight
+    return [_mean(list(sides[task.family].values())) for task in tasks]
+
+
+def agenda(weights: Sequence[float], *, iterations: int, per_iteration: int, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Indices of the tasks of every iteration; the second half of the iterations acts the tasks of the first half out again.
+
+    Drawn without replacement, in proportion to their weights (Efraimidis and Spirakis 2006). Going over them twice is what makes
+    the reward comparable: otherwise every iteration has other tasks, and how hard they are moves it more than learning does.
+    """
+    draw, rounds = random.Random(seed), -(-iterations // 2)
+    keys = sorted(((draw.random() ** (1 / weight), index) for index, weight in enumerate(weights)), reverse=True)
+    chosen = [index for _, index in keys[: rounds * per_iteration]]
+    draw.shuffle(chosen)
+    size = min(per_iteration, len(chosen))
+    found = [tuple(chosen[(start + i) % len(chosen)] for i in range(size)) for start in range(0, rounds * size, size)]
+    return tuple(found[iteration % rounds] for iteration in range(iterations))
 
 
 def past_by_kind(work: Workspace, past: Sequence[Trajectory]) -> dict[str, Past]:

@@ -91,7 +91,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         training, folder = work.begin("dpo", config, [*(p.id for p in preferences), *(run.id for run in replay_runs)])
         if training.status == "done":
             return training
-        with work.recording(training), WorkerPool(work.taskset) as pool:
+        with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
             # model
             model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
             model.load_adapter(ADAPTER, parent, trainable=True)
@@ -110,7 +110,9 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             # train
             gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
             plan = plan_for(config, total, max_drop=config.max_drop)
-            outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
+            outcome = train(
+                model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, report=report, evaluate=gate
+            )
             # save
             return work.publish(
                 training, folder, model, ADAPTER, kind="policy", parents=[config.start or ""], counts=dict(counts), outcome=outcome

@@ -64,7 +64,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         training, folder = work.begin("ppo", config, [*(r.id for r in past), *(r.id for r in replay_runs)])
         if training.status == "done":
             return training
-        with work.recording(training), WorkerPool(work.taskset) as pool:
+        with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
             # model
             model = load_models(work, config, parent, reward_folder)
             acting = Acting(model, work, pool, config, card, past_by_kind(work, past), training.id)
@@ -86,7 +86,14 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
 
             # train
             outcome = train(
-                model, learners(config), steps, plan_of(config), folder=folder, evaluate=_gate(model, work, pool, config), best_of=POLICY
+                model,
+                learners(config),
+                steps,
+                plan_of(config),
+                folder=folder,
+                report=report,
+                evaluate=_gate(model, work, pool, config),
+                best_of=POLICY,
             )
             # save
             counts = {"rollouts": acting.made, "critic warm-up steps": critic_steps, "replay": sum(len(family) for family in replay)}

@@ -78,7 +78,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
         training, folder = work.begin("reward", config, [p.id for p in preferences])
         if training.status == "done":
             return training
-        with work.recording(training):
+        with work.recording(training, config.report_to) as report:
             # model
             model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
             model.load_adapter(ADAPTER, parent, trainable=True)
@@ -102,7 +102,9 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
                 nan_policy=config.nan_policy,
             )
             learner = Learner(ADAPTER, (HEAD,), config.learning_rate, head_rate=10 * config.learning_rate)
-            outcome = train(model, [learner], steps, plan, folder=folder, evaluate=lambda *_: held_out_accuracy(model, held, config))
+            outcome = train(
+                model, [learner], steps, plan, folder=folder, report=report, evaluate=lambda *_: held_out_accuracy(model, held, config)
+            )
             # save
             metrics = {**held_out_accuracy(model, held, config).metrics, **reward_scale(model, [*learn, *held], config)}
             counts = Counter(f"preferences/{r.source}" for r in learn) + Counter({"held out": len(held)})

@@ -46,7 +46,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
         training, folder = work.begin("sft", config, [run.trajectory for run in rendered])
         if training.status == "done":
             return training
-        with work.recording(training), WorkerPool(work.taskset) as pool:
+        with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
             # model
             model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
             if parent:
@@ -63,7 +63,9 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
             # train
             gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
             plan = plan_for(config, total, max_drop=config.max_drop, eval_at_start=parent is not None)
-            outcome = train(model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, evaluate=gate)
+            outcome = train(
+                model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, report=report, evaluate=gate
+            )
             # save
             counts: dict[str, int] = {kind: sum(run.origin.kind == kind for run in runs if run.id in about) for kind in config.origins}
             parents = [config.start] if config.start else []

@@ -31,6 +31,7 @@ from agentalign.training.base import Base, prepare_base
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan
 from agentalign.training.step import Outcome
+from agentalign.training.trackers import Report, TrackerName, tracker
 
 logger = logging.getLogger("agentalign")
 C = TypeVar("C", bound=TrainingConfig)
@@ -138,19 +139,25 @@ class Workspace:
         return done
 
     @contextmanager
-    def recording(self, training: Training) -> Iterator[None]:
+    def recording(self, training: Training, report_to: TrackerName) -> Iterator[Report]:
         """Hold the training's folder alone, and mark the training as failed, with the reason, when it ends in an error.
+
+        Returns:
+            What takes the rows of metrics.jsonl to the tracker.
 
         Raises:
             TrainingError: the same training is running elsewhere.
+            ConfigError: the tracker is not installed.
         """
-        with (self.project.trainings / training.id / ".lock").open("w") as lock:
+        folder = self.project.trainings / training.id
+        with (folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise TrainingError(f"training {training.id} is running in another process; wait for it, or stop it there.") from None
-            with self._failing(training):
-                yield
+            about = tracker(report_to, training.id, project=f"agentalign-{training.taskset}", config=training.config, folder=folder)
+            with self._failing(training), about as report:
+                yield report
 
     @contextmanager
     def _failing(self, training: Training) -> Iterator[None]:

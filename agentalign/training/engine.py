@@ -19,12 +19,13 @@ from torch import Tensor
 
 from agentalign.errors import TrainingError, TrainingStoppedError
 from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
-from agentalign.training.memory import halved, is_out_of_memory
+from agentalign.training.memory import halved, is_out_of_memory, peak_memory
 from agentalign.training.metrics import forget_rows_after, short, write_line, write_row
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan, rate_share
 from agentalign.training.step import Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource
 from agentalign.training.stopping import StopRequest
+from agentalign.training.trackers import Report
 from agentalign.training.tree_check import check_tree
 
 logger = logging.getLogger("agentalign")
@@ -44,6 +45,7 @@ def train(
     folder: Path,
     evaluate: Evaluator | None = None,
     best_of: str | None = None,
+    report: Report | None = None,
 ) -> Outcome:
     """Run a training to its end, or on from its last checkpoint in `folder`.
 
@@ -56,6 +58,7 @@ def train(
         evaluate: the dev gate; called before step 0 (unless told otherwise) and every `eval_every_steps`. None: the last
             weights are the result.
         best_of: adapter whose best evaluated weights are restored at the end; None for the first learner's.
+        report: takes every row of metrics.jsonl, for a tracker.
 
     Raises:
         TrainingError: several steps in a row with a non-finite loss, one group too large for the memory, a disk that is full, or a step
@@ -63,7 +66,7 @@ def train(
         TrainingStoppedError: the process was asked to end (SIGTERM); what was done is saved where the plan saves at all.
     """
     with StopRequest() as stop:
-        loop = _Loop(model, learners, plan, folder, evaluate, best_of or learners[0].adapter, stop)
+        loop = _Loop(model, learners, plan, folder, evaluate, best_of or learners[0].adapter, stop, report)
         loop.resume()
         if loop.step == 0 and plan.eval_at_start:
             loop.gate()
@@ -90,9 +93,10 @@ class _Loop:
         evaluate: Evaluator | None,
         best_of: str,
         stop: StopRequest,
+        report: Report | None,
     ) -> None:
         self.model, self.learners, self.plan, self.folder, self.evaluate, self.best_of = model, learners, plan, folder, evaluate, best_of
-        self.stop, self.budget = stop, plan.micro_batch_tokens
+        self.stop, self.report, self.budget = stop, report, plan.micro_batch_tokens
         self.groups = [[*model.parameters_of(learner.adapter), *model.head_parameters(learner.heads)] for learner in learners]
         rates = [
             {"params": parameters, "peak": rate, "lr": rate}
@@ -134,7 +138,7 @@ class _Loop:
         self.step += 1
         seconds = time.monotonic() - began
         metrics |= {"learning_rate": share * self.learners[0].learning_rate, "num_tokens": self.tokens}
-        metrics |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
+        metrics |= {"tokens_per_second": tokens / seconds, "seconds": seconds, "peak_memory_gib": peak_memory(self.model.device)}
         self._log(metrics)
         if (
             self.plan.eval_every_steps
@@ -237,6 +241,8 @@ class _Loop:
     def _log(self, metrics: dict[str, float]) -> None:
         self.outcome.steps, self.outcome.last_metrics = self.step, metrics
         write_row(self.metrics, self.step, metrics)
+        if self.report:
+            self.report(self.step, {name: value for name, value in metrics.items() if math.isfinite(value)})
         left = (time.monotonic() - self.started) / max(1, self.step - self.first_step) * (self.plan.total_steps - self.step)
         logger.info("step %d/%d %s (%.0f s left)", self.step, self.plan.total_steps, short(metrics), left)
 

@@ -1,5 +1,6 @@
-"""Out of memory: how it is recognised, and how small the same work can be cut."""
+"""Memory: how much was taken, how a lack of it is recognised, and how small the same work can be cut."""
 
+import resource
 from collections.abc import Callable
 
 import torch
@@ -19,3 +20,11 @@ def halved(budget: int, pieces: Callable[[int], int]) -> int | None:
     while smaller and pieces(smaller) == now:
         smaller //= 2
     return smaller or None
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory in GiB that was taken so far: the device's by torch's count, or on a CPU the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
