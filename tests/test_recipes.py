@@ -78,12 +78,13 @@ def test_dpo_learns_from_pairs_and_writes_the_fields_names(project, credit):
 
 
 def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
-    config = RewardConfig(**REWARD, start="toy_desk@1", max_steps=30, learning_rate=3e-3)
+    config = RewardConfig(**REWARD, start="toy_desk@1", max_steps=30, learning_rate=3e-3, report_to="tensorboard")
     training = reward.run(config, project)
     card, _ = Registry(project.adapters).resolve(training.adapter)
     assert (card.name, card.kind, card.heads) == ("toy_desk-reward", "reward", ("reward",))
     assert 0.5 <= card.metrics["accuracy"] <= 1.0
     assert card.metrics["reward_sd"] > 0
+    assert list((project.trainings / training.id / "tensorboard").iterdir()), "the rows did not reach the tracker"
 
     small = PPOConfig(
         **PPO, start="toy_desk@1", reward=card.ref, iterations=2, tasks_per_iteration=6, samples_per_task=3, critic_warmup_steps=3,
@@ -92,7 +93,9 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
     done = ppo.run(small, project)
     found = [row for row in rows(project, done) if "loss/policy" in row]
     assert len(found) == 4
-    assert {"reward/mean", "reward/gain", "kl", "clip_fraction", "loss/value", "kl_k3", "loss/nll"} <= found[0].keys()
+    assert {"reward/mean", "reward/gain", "kl", "clip_fraction", "loss/value", "kl_k3", "loss/nll", "peak_memory_gib"} <= found[0].keys()
+    # The second iteration acts the first one's tasks out again, and only then can tell.
+    assert ["reward/rise" in row for row in found] == [False, False, True, True]
     # Before the first update policy and reference are one.
     assert found[0]["kl"] == pytest.approx(0.0, abs=1e-3)
     assert found[0]["kl_k3"] == pytest.approx(0.0, abs=1e-4)
