@@ -1,6 +1,7 @@
 """All recipes after each other on a two-layer model and a one-tool desk: every stage trains, remembers, resumes and can be loaded."""
 
 import json
+import shutil
 
 import pytest
 
@@ -39,6 +40,21 @@ def test_sft_leaves_an_adapter_that_knows_where_it_came_from(project):
     assert json.loads(card.config)["max_steps"] == 10
     assert (folder / "chat_template.jinja").read_text() == (FIXTURES / "tiny" / "chat_template.jinja").read_text()
     Registry(project.adapters).verify("toy_desk@1")
+
+
+def test_the_card_alone_repeats_the_run_and_another_seed_does_not(project, tmp_path):
+    card, folder = Registry(project.adapters).resolve("toy_desk@1")
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    for name, more, equal in (("same", {}, True), ("other", {"seed": 1}, False)):
+        root = shutil.copytree(project.root, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("trainings"))
+        copy = Project(root)
+        shutil.rmtree(copy.adapters)
+        with Store(copy.store_url) as store:
+            store.save_training(store.training(card.training).model_copy(update={"status": "failed"}))
+        again = sft.run(SFTConfig(**json.loads(card.config) | more), copy)
+        repeated, files = Registry(copy.adapters).resolve(again.adapter)
+        assert ((files / "adapter_model.safetensors").read_bytes() == weights) is equal
+        assert repeated.data_digest == card.data_digest
 
 
 def test_same_command_again_returns_the_finished_training(project):
