@@ -61,7 +61,14 @@ def _train(arguments: argparse.Namespace) -> None:
 
     dry_run = flags.pop("dry_run", None) is not None
     config = resolve(_config(arguments.recipe), strict_yaml.load(file) if file else None, flags, str(file or COMMAND_LINE))
+    from agentalign.training import ranks
+
+    ranks.start()
     done = import_module(f"agentalign.recipes.{arguments.recipe}").run(config, Project.find(), dry_run=dry_run)
+    speaks = ranks.rank() == 0
+    ranks.stop()
+    if not speaks:
+        return
     if dry_run:
         _show_dry_run(done)
         return

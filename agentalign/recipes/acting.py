@@ -21,9 +21,10 @@ from agentalign.records.adapter import AdapterCard
 from agentalign.records.criterion import Score, overall
 from agentalign.records.trajectory import StopReason, Trajectory
 from agentalign.rollouts.policy import LocalPolicy
-from agentalign.rollouts.rollout import Job, rollout
+from agentalign.rollouts.rollout import Job, RolloutResult, rollout
 from agentalign.scoring.score import score_trajectories
 from agentalign.store.filters import RunFilter
+from agentalign.training import ranks
 from agentalign.training.generate import Generator
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
@@ -73,12 +74,16 @@ class Acting:
         generator = Generator(model.merged_copy("policy"), model.dialect.stop_ids, model.dialect.pad_id)
         name = f"{self.training}/{iteration}"
         policy = LocalPolicy(generator, model.dialect, name=name, temperature=config.temperature, seed=seed)
-        jobs = [Job(task, sample) for task in self._tasks(iteration) for sample in range(config.samples_per_task)]
-        results = list(rollout(self.work.taskset, policy, jobs, seed=seed, pool=self.pool))
+        tasks = self._tasks(iteration)
+        jobs = [Job(task, sample) for task in tasks[ranks.rank() :: ranks.world()] for sample in range(config.samples_per_task)]
+        mine = list(rollout(self.work.taskset, policy, jobs, seed=seed, pool=self.pool))
+        checked = score_trajectories(self.work.taskset, [result.trajectory for result in mine], pool=self.pool)
+        everyone = ranks.gathered((mine, checked))
+        place = {task.id: index for index, task in enumerate(tasks)}
+        results = sorted((result for some, _ in everyone for result in some), key=lambda result: place[result.trajectory.task_id or ""])
+        scores = [score for _, some in everyone for score in some]
         runs = [result.trajectory for result in results]
-        scores = score_trajectories(self.work.taskset, runs, pool=self.pool)
-        self.work.store.add(runs, [result.tokens for result in results if result.tokens])
-        self.work.store.add_scores(scores)
+        ranks.first(lambda: self._keep(results, scores))
         self.made += len(runs)
         tokens = {result.trajectory.id: result.tokens for result in results}
         usable: list[tuple[Trajectory, Rendered]] = []
@@ -94,6 +99,10 @@ class Acting:
         found = gather(model, [r for r, _ in known], [value for _, value in known], [run.task_id or run.id for run in kept], config)
         self._say(iteration, runs, found, scores)
         return found
+
+    def _keep(self, results: Sequence[RolloutResult], scores: Sequence[Score]) -> None:
+        self.work.store.add([result.trajectory for result in results], [result.tokens for result in results if result.tokens])
+        self.work.store.add_scores(scores)
 
     def rewards(self, runs: Sequence[Trajectory], rendered: Sequence[Rendered], scores: Sequence[Score]) -> list[float | None]:
         """Overall value per run: the checks' scores, and the reward model's answer to every criterion that only people can answer."""

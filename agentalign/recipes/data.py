@@ -14,6 +14,7 @@ from agentalign.errors import AgentAlignError, DataError, TrainingError
 from agentalign.records.base import digest
 from agentalign.records.trajectory import Trajectory
 from agentalign.store.store import Store
+from agentalign.training import ranks
 from agentalign.training.dialect import Dialect
 from agentalign.training.logprob_cache import cached, owner_of
 from agentalign.training.memory import halved, is_out_of_memory
@@ -155,15 +156,20 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
     found: dict[int, T] = {}
     budget: int | None = max_tokens
     while budget:
+        full = False
         try:
             with model.using(adapter), torch.no_grad():
-                for members in batches(budget):
+                for members in batches(budget)[ranks.rank() :: ranks.world()]:
                     tree = build_tree([parts[i] for i in members]).to(model.device)
                     found |= dict(zip(members, read(tree), strict=True))
-            return [found[i] for i in range(len(parts))]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            full = True
+        everyone = ranks.gathered((found, full))
+        if not any(one for _, one in everyone):
+            whole = {index: value for values, _ in everyone for index, value in values.items()}
+            return [whole[i] for i in range(len(parts))]
         logger.warning("out of memory while reading runs in batches of %d tokens; going on with smaller ones", budget)
         budget = halved(budget, lambda tokens: len(batches(tokens)))
     raise TrainingError("one run alone does not fit into memory; lower max_tokens to leave out the longest, or take a smaller base.")

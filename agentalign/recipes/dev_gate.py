@@ -17,6 +17,7 @@ from agentalign.rollouts.collect import spread
 from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, rollout
 from agentalign.scoring.score import score_trajectories
+from agentalign.training import ranks
 from agentalign.training.generate import Generator
 from agentalign.training.model import Model
 from agentalign.training.step import Evaluated
@@ -39,6 +40,10 @@ class DevGate:
             )
 
     def __call__(self, step: int, first: Mapping[str, float]) -> Evaluated:
+        """The score after this many steps, by the first process for all."""
+        return ranks.first(lambda: self._evaluated(step, first))
+
+    def _evaluated(self, step: int, first: Mapping[str, float]) -> Evaluated:
         """Success is what counts; what families lost since the first evaluation counts against it once more, and so does the worst loss
         among the other criteria.
 

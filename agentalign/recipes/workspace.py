@@ -27,6 +27,7 @@ from agentalign.records.trajectory import Trajectory
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
+from agentalign.training import ranks
 from agentalign.training.base import Base, prepare_base
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan
@@ -99,7 +100,11 @@ class Workspace:
         return set(data)
 
     def begin(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> tuple[Training, Path]:
-        """The training of this config on this data, new or taken up again, and its folder."""
+        """The training of this config on this data, new or taken up again, and its folder.
+
+        Raises:
+            TrainingError: the processes that train together do not see the same data.
+        """
         data_digest = digest(list(data))
         settings = config.model_dump(mode="json")
         identity = digest([recipe, settings, data_digest, self.base.digest])
@@ -111,18 +116,23 @@ class Workspace:
             data_digest=data_digest,
             seed=config.seed,
         )
+        if len(set(ranks.gathered(training.id))) > 1:
+            raise TrainingError("the store changed while the processes of this training started; give the command again.")
         folder = self.project.trainings / training.id
+        return ranks.first(lambda: self._begun(training, folder, data)), folder
+
+    def _begun(self, training: Training, folder: Path, data: Sequence[str]) -> Training:
         known = {one.id: one for one in self.store.trainings(self.taskset.name)}
         if training.id in known and known[training.id].status == "done":
-            return known[training.id], folder
+            return known[training.id]
         for card in self.registry.list():
             if card.training == training.id:  # killed between saving the adapter and saying so
-                return self._done(training, card.ref, ""), folder
+                return self._done(training, card.ref, "")
         self._mention_others(training, known.values())
         folder.mkdir(parents=True, exist_ok=True)
         (folder / DATA_FILE).write_text(json.dumps(list(data)), encoding="utf-8")
         self.store.save_training(training)
-        return training, folder
+        return training
 
     def _mention_others(self, training: Training, known: Iterable[Training]) -> None:
         """Data that changed since an interrupted training makes a new one; that must not look like a lost checkpoint."""
@@ -149,6 +159,9 @@ class Workspace:
             TrainingError: the same training is running elsewhere.
             ConfigError: the tracker is not installed.
         """
+        if ranks.rank() > 0:  # the first process holds the folder, and says how it ended
+            yield lambda step, figures: None
+            return
         folder = self.project.trainings / training.id
         with (folder / ".lock").open("w") as lock:
             try:
@@ -184,6 +197,27 @@ class Workspace:
         metrics: Mapping[str, float] | None = None,
     ) -> Training:
         """Save the adapter with its card into the registry, and the training as done."""
+
+        def save() -> Training:
+            return self._published(
+                training, folder, model, adapter, kind, tuple(parents), dict(counts), outcome, tuple(heads), dict(metrics or {})
+            )
+
+        return ranks.first(save)
+
+    def _published(
+        self,
+        training: Training,
+        folder: Path,
+        model: Model,
+        adapter: str,
+        kind: AdapterKind,
+        parents: tuple[str, ...],
+        counts: dict[str, int],
+        outcome: Outcome,
+        heads: tuple[str, ...],
+        metrics: dict[str, float],
+    ) -> Training:
         files = folder / "adapter"
         shutil.rmtree(files, ignore_errors=True)
         model.save_adapter(adapter, files, heads=heads)

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from agentalign.errors import TrainingError, TrainingStoppedError
+from agentalign.training import ranks
 from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
 from agentalign.training.memory import halved, is_out_of_memory, peak_memory
-from agentalign.training.metrics import forget_rows_after, short, write_line, write_row
+from agentalign.training.metrics import StepSums, forget_rows_after, means, short, write_line, write_row
 from agentalign.training.model import Model
-from agentalign.training.schedule import Plan, rate_share
-from agentalign.training.step import Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource
+from agentalign.training.schedule import Plan
+from agentalign.training.step import Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces
 from agentalign.training.stopping import StopRequest
 from agentalign.training.trackers import Report
 from agentalign.training.tree_check import check_tree
@@ -72,10 +73,9 @@ def train(
             loop.gate()
         source = steps(loop.step)
         while loop.step < plan.total_steps and not loop.outcome.stopped:
-            try:
-                passes = next(source)
-            except StopIteration:
-                raise TrainingError(f"the data ended at step {loop.step} of {plan.total_steps}; this is an error in the recipe.") from None
+            passes = next(source, None)
+            if passes is None:
+                raise TrainingError(f"the data ended at step {loop.step} of {plan.total_steps}; this is an error in the recipe.")
             loop.advance(passes)
     loop.finish()
     return loop.outcome
@@ -122,12 +122,15 @@ class _Loop:
 
     def advance(self, passes: Sequence[Pass]) -> None:
         began = time.monotonic()
+        if ranks.world() > 1:
+            self.stop.asked = any(ranks.gathered(self.stop.asked))
+            self._stop_if_asked()
         metrics, involved, tokens = self._gradients(passes)
         norms = {
             f"grad_norm/{one.adapter}": _clip(group, self.plan.max_grad_norm) for one, group in zip(self.learners, self.groups, strict=True)
         }
         metrics |= {name: value for p in passes for name, value in p.figures.items()} | norms
-        share = self._rate_share()
+        share = self.plan.rate_share(self.step)
         self.tokens += tokens
         if math.isfinite(metrics["loss"]) and all(math.isfinite(norm) for norm in norms.values()):
             self._set_rates(share)
@@ -140,11 +143,7 @@ class _Loop:
         metrics |= {"learning_rate": share * self.learners[0].learning_rate, "num_tokens": self.tokens}
         metrics |= {"tokens_per_second": tokens / seconds, "seconds": seconds, "peak_memory_gib": peak_memory(self.model.device)}
         self._log(metrics)
-        if (
-            self.plan.eval_every_steps
-            and self.evaluate
-            and (self.step % self.plan.eval_every_steps == 0 or self.step == self.plan.total_steps)
-        ):
+        if self.evaluate and self.plan.evaluates_after(self.step):
             self.gate()
         # Not after a stop: resumed, such a training would go on past its own rollback.
         if not self.outcome.stopped and self.plan.saves_after(self.step):
@@ -154,15 +153,23 @@ class _Loop:
         """The step's gradients, in micro-batches as small as the memory needs: step means, trajectories behind them, tokens computed."""
         while True:
             self.optimizer.zero_grad(set_to_none=True)
-            batches = [(one, one.micro_batches(self.budget)) for one in passes]
+            batches = [(one, in_pieces(one, self.budget, ranks.world())) for one in passes]
+            found, problem = StepSums(), ""
             try:
-                metrics, involved = self._accumulate(batches)
-                return metrics, involved, sum(micro.tree.n_tokens for _, some in batches for micro in some)
+                self._accumulate(batches, found)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 problem = (str(error) or type(error).__name__).splitlines()[0]
-            # Outside of the handler: the error's traceback holds the tensors that did not fit.
+            # Outside of the handler: the error's traceback holds the tensors that did not fit. What one process lacks, all do without.
+            everyone = ranks.gathered((found, problem))
+            problem = next((text for _, text in everyone if text), "")
+            if not problem:
+                for group in self.groups:
+                    ranks.sum_gradients(group)
+                sums = [one for one, _ in everyone]
+                tokens = sum(micro.tree.n_tokens for _, some in batches for micro in some)
+                return means(sums), [name for one in sums for name in one.involved], tokens
             self._shrink(passes, problem)
 
     def _shrink(self, passes: Sequence[Pass], problem: str) -> None:
@@ -185,33 +192,31 @@ class _Loop:
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _accumulate(self, batches: Sequence[tuple[Pass, Sequence[MicroBatch]]]) -> tuple[dict[str, float], list[str]]:
-        """Forward and backward of every micro-batch; returns step means and the trajectories behind them."""
-        sums: dict[str, float] = {}
-        weights: dict[str, float] = {}
-        involved: list[str] = []
+    def _accumulate(self, batches: Sequence[tuple[Pass, Sequence[MicroBatch]]], found: StepSums) -> None:
+        """Forward and backward of this process's micro-batches. Every term is divided by its count over all of them."""
         for one, some in batches:
             totals: dict[str, float] = {}
             for micro in some:
                 for name, count in micro.counts.items():
                     totals[name] = totals.get(name, 0.0) + count
+            mine = ranks.share(some, lambda micro: micro.tree.n_tokens)
             with self.model.using(one.adapter):
-                if self.step == self.first_step and not self.checked:
-                    check_tree(self.model, some[0].tree.to(self.model.device))
+                if mine and self.step == self.first_step and not self.checked:
+                    check_tree(self.model, mine[0].tree.to(self.model.device))
                     self.checked = True
-                for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in some):
-                    self._stop_if_asked()
+                for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in mine):
+                    if ranks.world() == 1:
+                        self._stop_if_asked()
                     result = one.loss(self.model, micro)
                     loss = sum(term.coefficient * term.values.sum() / totals[name] for name, term in result.terms.items())
                     assert isinstance(loss, Tensor)
                     loss.backward()  # type: ignore[no-untyped-call]
-                    sums["loss"] = sums.get("loss", 0.0) + float(loss.detach())
+                    found.add("loss", float(loss.detach()), 0.0)
                     for name, term in result.terms.items():
-                        _add(sums, weights, f"loss/{name}", term.values.detach(), totals[name])
+                        found.add(f"loss/{name}", float(term.values.detach().sum()) / totals[name], 0.0)
                     for name, values in result.metrics.items():
-                        _add(sums, weights, name, values, None)
-                    involved += micro.trajectories
-        return {name: total / weights.get(name, 1.0) for name, total in sums.items()}, involved
+                        found.add(name, float(values.sum()), values.numel())
+                    found.involved += micro.trajectories
 
     def _skip(self, metrics: dict[str, float], involved: list[str]) -> None:
         """Count a step that is not applied, and write down its runs; end the training after several in a row, or at once where asked."""
@@ -228,19 +233,14 @@ class _Loop:
                 f"{' '.join(involved[:3])}; {self.folder / NOT_FINITE} names them all."
             )
 
-    def _rate_share(self) -> float:
-        plan = self.plan
-        return rate_share(
-            self.step, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps, shape=plan.schedule, final_share=plan.final_share
-        )
-
     def _set_rates(self, share: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.outcome.steps, self.outcome.last_metrics = self.step, metrics
-        write_row(self.metrics, self.step, metrics)
+        if ranks.rank() == 0:
+            write_row(self.metrics, self.step, metrics)
         if self.report:
             self.report(self.step, {name: value for name, value in metrics.items() if math.isfinite(value)})
         left = (time.monotonic() - self.started) / max(1, self.step - self.first_step) * (self.plan.total_steps - self.step)
@@ -298,7 +298,8 @@ class _Loop:
             raise TrainingStoppedError(f"the training was asked to end at step {self.step}; {saved}. Run the same command again to go on.")
 
     def _save(self) -> None:
-        save_checkpoint(self.folder / "checkpoints", self._snapshot())
+        snapshot = self._snapshot()
+        ranks.first(lambda: save_checkpoint(self.folder / "checkpoints", snapshot))
 
     def _snapshot(self) -> Snapshot:
         notes: dict[str, object] = {
@@ -314,7 +315,7 @@ class _Loop:
 
     def resume(self) -> None:
         snapshot = load_checkpoint(self.folder / "checkpoints")
-        forget_rows_after(self.metrics, snapshot.step if snapshot else -1)
+        ranks.first(lambda: forget_rows_after(self.metrics, snapshot.step if snapshot else -1))
         if snapshot is None:
             return
         own = self._weights()
@@ -334,11 +335,6 @@ class _Loop:
             steps=self.step, best_step=int(notes["best_step"]), evaluations=[(int(s), float(v)) for s, v in notes["evaluations"]]
         )
         logger.info("resumed at step %d from %s", self.step, self.folder / "checkpoints")
-
-
-def _add(sums: dict[str, float], weights: dict[str, float], name: str, values: Tensor, total: float | None) -> None:
-    sums[name] = sums.get(name, 0.0) + float(values.sum())
-    weights[name] = total if total is not None else weights.get(name, 0.0) + values.numel()
 
 
 def _tokens(passes: Sequence[Pass], budget: int) -> int:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from agentalign.training import ranks
 from agentalign.training.model import Model
 
 logger = logging.getLogger("agentalign")
@@ -37,12 +38,13 @@ def cached(folder: Path, owner: str, names: Sequence[str], compute: Callable[[li
         compute: gets the indices of the items that are not known, and returns their tensors in that order.
     """
     path = folder / f"{owner}.safetensors"
-    known = _read(path)
+    known = ranks.first(lambda: _read(path))
     missing = [index for index, name in enumerate(names) if name not in known]
     if missing:
         made = compute(missing)
         known |= {names[index]: value for index, value in zip(missing, made, strict=True)}
-        _write(path, known)
+        if ranks.rank() == 0:
+            _write(path, known)
     logger.info("log-probabilities: %d of %d were known", len(names) - len(missing), len(names))
     return [known[name] for name in names]
 

@@ -1,14 +1,36 @@
-"""metrics.jsonl: one flat row per step or evaluation, valid JSON whatever happened, without a step that stands twice."""
+"""A step's figures, and metrics.jsonl: a flat row per step or evaluation, valid JSON whatever happened, no step twice."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agentalign.errors import TrainingError
 
 SHOWN = ("loss", "rewards/accuracies", "accuracy", "reward/mean", "kl", "eval/score")
 """What the line on stderr shows, where a row has it."""
+
+
+class StepSums:
+    """A process's part of a step's figures, and the runs behind them."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, tuple[float, float]] = {}
+        self.involved: list[str] = []
+
+    def add(self, name: str, value: float, weight: float) -> None:
+        """Add to a figure; without any weight it is a plain sum."""
+        total, weights = self.values.get(name, (0.0, 0.0))
+        self.values[name] = (total + value, weights + weight)
+
+
+def means(parts: Sequence[StepSums]) -> dict[str, float]:
+    """The step's figures from what every process has of them."""
+    whole = StepSums()
+    for part in parts:
+        for name, (total, weight) in part.values.items():
+            whole.add(name, total, weight)
+    return {name: total / (weight or 1.0) for name, (total, weight) in whole.values.items()}
 
 
 def write_row(path: Path, step: int, metrics: Mapping[str, float]) -> None:

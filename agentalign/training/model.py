@@ -79,6 +79,8 @@ class Model:
                 the engine may, see `may_recompute`.
         """
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        if place == torch.device("cuda"):
+            place = torch.device("cuda", torch.cuda.current_device())  # of several processes each has its own
         precision = dtype or (torch.bfloat16 if fast_bf16(place) else torch.float32)
         network = load_network(base.folder, quantization, dtype=precision, device=place)
         model = cls(network, base, Dialect.load(base), quantization=quantization, dtype=precision)

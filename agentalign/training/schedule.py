@@ -35,6 +35,16 @@ class Plan:
     patience: int = 0
     """Stop after this many evaluations without a new best; 0: never."""
 
+    def rate_share(self, step: int) -> float:
+        """The share of the peak learning rate that a step takes."""
+        return rate_share(
+            step, total_steps=self.total_steps, warmup_steps=self.warmup_steps, shape=self.schedule, final_share=self.final_share
+        )
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation is due after this many steps; one always is at the end."""
+        return bool(self.eval_every_steps) and (step % self.eval_every_steps == 0 or step == self.total_steps)
+
     def saves_after(self, step: int) -> bool:
         """Whether a checkpoint is due after this many steps."""
         return bool(self.save_every_steps) and step % self.save_every_steps == 0 and step < self.total_steps

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from agentalign.training.memory import halved
 from agentalign.training.model import Model
 from agentalign.training.tree import TreeBatch
 
@@ -52,6 +53,14 @@ class Pass(NamedTuple):
     loss: Callable[[Model, MicroBatch], LossTerms]
     figures: Mapping[str, float] = {}
     """What the recipe knows of this step and wants in its row of metrics.jsonl."""
+
+
+def in_pieces(one: Pass, max_tokens: int, at_least: int) -> Sequence[MicroBatch]:
+    """All micro-batches of a pass; smaller ones where they would be fewer than the processes that share them, as far as it can be cut."""
+    found, budget = one.micro_batches(max_tokens), max_tokens
+    while len(found) < at_least and (smaller := halved(budget, lambda tokens: len(one.micro_batches(tokens)))):
+        budget, found = smaller, one.micro_batches(smaller)
+    return found
 
 
 class Learner(NamedTuple):

@@ -1,0 +1,136 @@
+"""Several processes train the adapter that one would: same gradients, one result, one voice, and a failure is everybody's."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from agentalign.training import ranks
+from agentalign.training.metrics import StepSums, means
+
+ROOT = Path(__file__).parents[1]
+TRAIN = """
+import json, os, sys
+from pathlib import Path
+import torch
+from agentalign.training import ranks
+from agentalign.training.engine import train
+from agentalign.training.schedule import Plan
+from agentalign.training.step import Learner, Pass
+from tests.test_attention import CONFIGS, make_model
+from tests.test_engine import packed, sft
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+# Before the group: in one, transformers saves on the first process only.
+model = make_model(folder / os.environ["RANK"], CONFIGS["llama"])
+ranks.start()
+seen = []
+
+def loss(model, batch):
+    seen.append(batch.tree.n_runs)
+    # Only the second of two processes runs out of memory; a single one never does.
+    if ranks.rank() == 1 and batch.tree.n_runs > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return sft(model, batch)
+
+steps = lambda start: ([Pass("policy", packed, loss)] for _ in range(start, 3))
+plan = Plan(total_steps=3, schedule="constant", save_every_steps=1)
+train(model, [Learner("policy", learning_rate=1e-3)], steps, plan, folder=folder / "run")
+found = [(p.detach().tolist(), p.grad.tolist()) for p in model.parameters_of("policy")]
+(folder / f"found-{ranks.rank()}.json").write_text(json.dumps([found, seen]))
+ranks.stop()
+"""
+TALK = """
+import sys
+from agentalign.errors import DataError, TrainingError
+from agentalign.training import ranks
+
+ranks.start()
+me = ranks.rank()
+assert ranks.world() == 2
+assert ranks.gathered(f"rank {me}") == ["rank 0", "rank 1"]
+assert ranks.first(lambda: me) == 0
+assert ranks.share(["aaaa", "bb", "c", "d"], len) == (["aaaa"] if me == 0 else ["bb", "c", "d"])
+def refuse():
+    assert me == 0, "the work was done by more than the first"
+    raise DataError("there is nothing to learn from.")
+try:
+    ranks.first(refuse)
+except DataError as error:
+    assert str(error) == "there is nothing to learn from."
+else:
+    raise AssertionError
+def broken():
+    raise KeyError("x")
+try:
+    ranks.first(broken)
+except (KeyError, TrainingError) as error:
+    assert isinstance(error, KeyError if me == 0 else TrainingError)
+else:
+    raise AssertionError
+ranks.stop()
+print("said", me)
+"""
+
+
+def run_two(code, *arguments, processes=2):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    about = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    started = [
+        subprocess.Popen(
+            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | about | {"RANK": str(rank)}
+        )
+        for rank in range(processes)
+    ]
+    found = [process.communicate(timeout=120) for process in started]
+    assert not any(process.returncode for process in started), "\n".join(errors[-1500:] for _, errors in found)
+    return [output for output, _ in found]
+
+
+def test_two_processes_end_in_the_weights_of_one(tmp_path):
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    for folder, processes in ((alone, 1), (both, 2)):
+        folder.mkdir()
+        run_two(TRAIN, folder, processes=processes)
+    expected, whole = json.loads((alone / "found-0.json").read_text())
+    found, seen = zip(*(json.loads((both / f"found-{rank}.json").read_text()) for rank in (0, 1)), strict=True)
+    assert found[0] == found[1], "the processes hold different weights"
+    for one, two in zip(expected, found[0], strict=True):
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(torch.tensor(a), torch.tensor(b), atol=1e-5, rtol=0)
+    assert whole == [4, 4, 4]
+    # The first attempt was cut in two for two processes; what did not fit the second one was cut for both.
+    assert sum(seen[0][-6:]) + sum(seen[1][-6:]) == 12
+    assert all(runs == 1 for some in seen for runs in some[-6:])
+    rows = [json.loads(line) for line in (both / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3], "both processes wrote their rows"
+    lone = json.loads((alone / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert rows[-1]["loss"] == pytest.approx(lone["loss"], abs=1e-5)
+    assert len(list((both / "run" / "checkpoints").glob("step-*"))) == 2
+
+
+def test_the_first_one_works_for_all_and_its_errors_are_raised_by_all():
+    assert run_two(TALK) == ["said 0\n", "said 1\n"]
+
+
+def test_one_process_does_everything_itself():
+    assert (ranks.world(), ranks.rank(), ranks.gathered(3), ranks.first(lambda: 4)) == (1, 0, [3], 4)
+    assert ranks.share([5, 1], int) == [5, 1]
+
+
+def test_figures_of_all_processes_make_the_step_s_means():
+    one, two = StepSums(), StepSums()
+    one.add("loss", 0.25, 0)
+    two.add("loss", 0.5, 0)
+    one.add("accuracy", 3.0, 3)
+    two.add("accuracy", 0.0, 1)
+    assert means([one, two]) == {"loss": 0.75, "accuracy": 0.75}
