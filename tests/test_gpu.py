@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from agentalign.training.cuda_attention import flash_works
 from agentalign.training.generate import Generator
 from agentalign.training.model import Model
 from agentalign.training.tree import build_tree
@@ -22,6 +23,11 @@ def test_trees_score_and_learn_as_on_the_cpu(tmp_path, name):
     scale = max(float(gradient.abs().max()) for gradient in there[1])
     for one, other in zip(here[1], there[1], strict=True):
         assert float((one.cpu() - other).abs().max()) <= 1e-4 * max(1.0, scale)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_flash_kernels_give_output_and_gradients_of_plain_attention_over_a_tree(head_dim):
+    assert flash_works(torch.device(DEVICE, torch.cuda.current_device()), torch.bfloat16, head_dim)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,10 +1,11 @@
 """Tree attention: a token sees exactly its ancestors and itself.
 
-Per segment, queries are its own rows, keys and values are its ancestors' rows and its own, which lie in order of depth; so plain
-causal attention with the layer's own sliding window is right by construction. Registered under `TREE_ATTENTION` in transformers'
-AttentionInterface: a name without a mask function makes the model pass `attention_mask=None` and hand extra keyword arguments down
-to us. Surprise: one 4-D mask for the whole batch would be silently wrong on sliding-window models, and no mask at all can make
-recurrent or convolutional layers tree-shaped; those models take padded rows instead (`tree_capable`).
+On a CPU `cpu_attention` computes it, on a GPU `cuda_attention`; here stands the form that works anywhere. Per segment, queries are
+its own rows, keys and values are its ancestors' rows and its own, which lie in order of depth; so plain causal attention with the
+layer's own sliding window is right by construction. Registered under `TREE_ATTENTION` in transformers' AttentionInterface: a name
+without a mask function makes the model pass `attention_mask=None` and hand extra keyword arguments down to us. Surprise: one 4-D mask
+for the whole batch would be silently wrong on sliding-window models, and no mask at all can make recurrent or convolutional layers
+tree-shaped; those models take padded rows instead (`tree_capable`).
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AttentionInterface, PretrainedConfig
 
 from agentalign.errors import ModelError
 from agentalign.training.cpu_attention import CpuTreeAttention
+from agentalign.training.cuda_attention import FlashKernel, FlashTreeAttention, flash_works
 from agentalign.training.tree import Segment, TreeBatch
 
 TREE_ATTENTION = "agentalign_tree"
@@ -57,6 +59,13 @@ def tree_attention(
     if query.device.type == "cpu":
         mixed: Tensor = CpuTreeAttention.apply(query[0], key[0], value[0], agentalign_tree, scaling, sliding_window)  # type: ignore[no-untyped-call]
         return mixed[None], None
+    if torch.is_autocast_enabled(query.device.type):
+        query, key, value = (side.to(torch.get_autocast_dtype(query.device.type)) for side in (query, key, value))
+    deep = sliding_window is not None and sliding_window < agentalign_tree.deepest
+    if not deep and flash_works(query.device, query.dtype, query.shape[3]):
+        sides = (side[0].transpose(0, 1) for side in (query, key, value))
+        flash: Tensor = FlashTreeAttention.apply(*sides, agentalign_tree, scaling, FlashKernel())  # type: ignore[no-untyped-call]
+        return flash[None], None
     return _sdpa_tree_attention(query, key, value, agentalign_tree, scaling, sliding_window), None
 
 

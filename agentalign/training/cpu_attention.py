@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agentalign.training.tree import Segment, TreeBatch
+from agentalign.training.tree import Segment, TreeBatch, subtree_ends
 
 BLOCK_ROWS = 192
 """Most queries of a block: small enough to skip most of the upper triangle, large enough for fast products."""
@@ -43,14 +43,16 @@ def plan_blocks(segments: tuple[Segment, ...]) -> tuple[Block, ...]:
 
 
 def _blocks(segments: tuple[Segment, ...]) -> Iterator[Block]:
-    ends, following = _subtrees(segments)
+    ends = subtree_ends(segments)
+    at_row = {segment.start: i for i, segment in enumerate(segments)} | {segments[-1].end: len(segments)}
     at = 0
     while at < len(segments):
         first = segments[at]
         if ends[at] - first.start <= BLOCK_ROWS:
             end = first.start
             while at < len(segments) and segments[at].ancestors == first.ancestors and ends[at] - first.start <= BLOCK_ROWS:
-                end, at = ends[at], following[at]
+                end = ends[at]
+                at = at_row[end]
             yield _block(first.start, end, first)
         else:
             pieces = -(-(first.end - first.start) // BLOCK_ROWS)
@@ -70,17 +72,6 @@ def _block(start: int, end: int, first: Segment) -> Block:
     return Block(start, end, tuple(spans), end - first.start)
 
 
-def _subtrees(segments: tuple[Segment, ...]) -> tuple[list[int], list[int]]:
-    """Per segment the row behind its last descendant, and the index of the segment that starts there."""
-    ends, following = [segment.end for segment in segments], list(range(1, len(segments) + 1))
-    index = {segment.start: i for i, segment in enumerate(segments)}
-    for i in range(len(segments) - 1, -1, -1):
-        if segments[i].ancestors:
-            parent = index[segments[i].ancestors[-1][0]]
-            ends[parent], following[parent] = max(ends[parent], ends[i]), max(following[parent], following[i])
-    return ends, following
-
-
 def _mask(tree: TreeBatch, block: Block, window: int | None) -> Tensor:
     """(rows, keys) of 0 and -inf over the block's last keys: its own ones, or with a window all of them."""
     name = (block.start, window, torch.float32)
@@ -91,7 +82,7 @@ def _mask(tree: TreeBatch, block: Block, window: int | None) -> Tensor:
             keys = keys[-block.own :]
         queries = torch.arange(block.start, block.end)[:, None]
         behind = torch.empty(tree.n_tokens, dtype=torch.long)
-        for segment, end in zip(tree.segments, _subtrees(tree.segments)[0], strict=True):
+        for segment, end in zip(tree.segments, subtree_ends(tree.segments), strict=True):
             behind[segment.start : segment.end] = end
         # Depth first, k is an ancestor of q exactly where q stands in k's subtree.
         visible = (keys <= queries) & (queries < behind[keys])

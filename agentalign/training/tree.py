@@ -100,6 +100,11 @@ class TreeBatch:
         return int(self.turn_run.shape[0])
 
     @property
+    def deepest(self) -> int:
+        """Tokens of the longest path."""
+        return max(segment.depth + segment.end - segment.start for segment in self.segments)
+
+    @property
     def sharing(self) -> float:
         """How many times fewer tokens than separate rows; 1.0 where nothing is shared."""
         return self.unshared_tokens / max(1, self.n_tokens)
@@ -116,6 +121,17 @@ class TreeBatch:
         """The same batch with its tensors on a device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return TreeBatch(**{**vars(self), **moved, "masks": {}})
+
+
+def subtree_ends(segments: Sequence[Segment]) -> list[int]:
+    """Per segment the row behind its last descendant: depth first, a node and all below it are neighbouring rows."""
+    ends = [segment.end for segment in segments]
+    index = {segment.start: i for i, segment in enumerate(segments)}
+    for i in range(len(segments) - 1, -1, -1):
+        if segments[i].ancestors:
+            parent = index[segments[i].ancestors[-1][0]]
+            ends[parent] = max(ends[parent], ends[i])
+    return ends
 
 
 class _Node:
