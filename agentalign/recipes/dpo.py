@@ -161,12 +161,12 @@ def make_pairs(
 def _sides(best: Rendered, worst: Rendered, parting: int | None, credit: str) -> tuple[Part, Part] | None:
     """What is compared. Tokens that both sides wrote after the same context have a weight of exactly 0: they stay as context only."""
     if credit == "run":
-        return _apart(whole(best).turns, whole(worst).turns)
+        return apart(whole(best).turns, whole(worst).turns)
     if parting is None or parting >= min(len(best.turns), len(worst.turns)):
         return None
     # The worse side's context: it is what the policy really saw, and both sides answer the same messages.
     context = worst.turns[parting].context
-    sides = _apart((Turn(context, best.turns[parting].completion),), (Turn(context, worst.turns[parting].completion),))
+    sides = apart((Turn(context, best.turns[parting].completion),), (Turn(context, worst.turns[parting].completion),))
     if sides is None or credit != "token":
         return sides
     first, second = (side.turns[0] for side in sides)
@@ -175,7 +175,7 @@ def _sides(best: Rendered, worst: Rendered, parting: int | None, credit: str) ->
     return Part((Turn(first.context, first.completion[:1]),)), Part((Turn(second.context, second.completion[:1]),))
 
 
-def _apart(best: Sequence[Turn], worst: Sequence[Turn]) -> tuple[Part, Part] | None:
+def apart(best: Sequence[Turn], worst: Sequence[Turn]) -> tuple[Part, Part] | None:
     """Both sides from where they part; None where they never do. Each keeps at least one token to train."""
     first = next((i for i, (a, b) in enumerate(zip(best, worst, strict=False)) if a != b), min(len(best), len(worst)))
     if first == len(best) == len(worst):
