@@ -224,7 +224,8 @@ class _Loop:
         bad = ", ".join(sorted(name for name, value in metrics.items() if not math.isfinite(value)))
         logger.warning("step %d: %s is not finite; the step is skipped. Runs in it: %s", self.step, bad, " ".join(involved[:8]))
         metrics["skipped"] = 1.0
-        write_line(self.folder / NOT_FINITE, {"step": self.step + 1, "not_finite": bad, "trajectories": involved})
+        if ranks.rank() == 0:
+            write_line(self.folder / NOT_FINITE, {"step": self.step + 1, "not_finite": bad, "trajectories": involved})
         if self.plan.nan_policy == "stop" or self.skipped >= MAX_SKIPPED_STEPS:
             self._log(metrics)
             raise TrainingError(
