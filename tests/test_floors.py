@@ -31,7 +31,7 @@ ALLOWED = {
 def sources() -> list[tuple[str, Path]]:
     """Every module of the house as (room, path); a room is the name right under `agentalign`."""
     found = [(path.relative_to(ROOT / "agentalign").parts[0].removesuffix(".py"), path) for path in (ROOT / "agentalign").rglob("*.py")]
-    found = [("cli" if room.startswith("cli_") else room, path) for room, path in found]
+    found = [("cli" if room.startswith("cli_") or room == "__main__" else room, path) for room, path in found]
     return [*found, *(("ui", path) for path in (ROOT / "ui").rglob("*.py"))]
 
 
