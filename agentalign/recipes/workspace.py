@@ -260,6 +260,8 @@ class Workspace:
 def open_workspace(config: TrainingConfig, project: Project) -> Iterator[Workspace]:
     """Open what the config names; closes the store at the end."""
     taskset = load_taskset(config.taskset, project.tasks)
+    if ranks.world() > 1:  # converted by the first process alone: in a group transformers saves weights there only
+        ranks.first(lambda: prepare_base(config.base, project.cache).name)
     base = prepare_base(config.base, project.cache)
     with Store(project.store_url) as store:
         yield Workspace(project, taskset, base, store, Registry(project.adapters))

@@ -8,6 +8,7 @@ to the others. With one process every function here is the plain thing it stands
 import logging
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -26,7 +27,8 @@ def start() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # Objects and small facts go over gloo in any case; gradients over NCCL where they lie on GPUs.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    # The others wait for the first one's dev gate, however long that takes.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=7))
     if rank() > 0:
         logging.getLogger("agentalign").setLevel(logging.ERROR)  # the first one speaks for all
 

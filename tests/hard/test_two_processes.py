@@ -21,7 +21,7 @@ SETTINGS = {
     "dpo": DPO | {"start": "toy_desk@1", "max_steps": 4, "min_reference_prob": 0.001, "replay": 2, "eval_every_steps": 2},
     "reward": REWARD | {"start": "toy_desk@1", "max_steps": 4, "seed": 5},
     "ppo": PPO | {"start": "toy_desk@1", "reward": "toy_desk-reward@1", "iterations": 2, "tasks_per_iteration": 3, "samples_per_task": 3,
-                  "critic_warmup_steps": 2, "replay": 2},
+                  "critic_warmup_steps": 2, "replay": 2, "learning_rate": 1e-3},
 }  # fmt: skip
 LAUNCHED = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "agentalign"]
 
@@ -43,7 +43,7 @@ def test_two_processes_leave_the_adapter_of_one(project, tmp_path, recipe):
     assert max(float((one[name] - two[name]).abs().max()) for name in one) <= tolerance
 
 
-def test_a_refusal_is_said_once_and_ends_all_processes(project, tmp_path):
+def test_a_refusal_is_said_and_ends_all_processes(project, tmp_path):
     root = shutil.copytree(project.root, tmp_path / "root", symlinks=True)
     settings = root / "settings.yaml"
     # JSON is YAML too.
