@@ -106,7 +106,7 @@ class Workspace:
             TrainingError: the processes that train together do not see the same data.
         """
         data_digest = digest(list(data))
-        settings = config.model_dump(mode="json")
+        settings = json.loads(_settings(config))
         identity = digest([recipe, settings, data_digest, self.base.digest])
         training = Training(
             id=f"{self.taskset.name}-{recipe}-{identity[:12]}",
@@ -199,61 +199,44 @@ class Workspace:
         """Save the adapter with its card into the registry, and the training as done."""
 
         def save() -> Training:
-            return self._published(
-                training, folder, model, adapter, kind, tuple(parents), dict(counts), outcome, tuple(heads), dict(metrics or {})
+            files = folder / "adapter"
+            shutil.rmtree(files, ignore_errors=True)
+            model.save_adapter(adapter, files, heads=heads)
+            (files / "chat_template.jinja").write_text(self.base.template, encoding="utf-8")
+            name = self.adapter_name(kind)
+            card = AdapterCard(
+                name=name,
+                version=self.registry.next_version(name),
+                kind=kind,
+                taskset=self.taskset.name,
+                recipe=training.recipe,
+                training=training.id,
+                base=self.base.name,
+                base_digest=self.base.digest,
+                quantization=model.quantization,
+                template_digest=digest(self.base.template),
+                template_kwargs=json.dumps(self.base.template_kwargs),
+                parents=tuple(parents),
+                config=training.config,
+                data_digest=training.data_digest,
+                data_counts=dict(counts),
+                criteria=tuple(c.key for c in self.taskset.criteria),
+                heads=tuple(heads),
+                packages=_versions(),
+                metrics={
+                    **_finite(outcome.last_metrics),
+                    **(metrics or {}),
+                    "steps": float(outcome.steps),
+                    "best_step": float(outcome.best_step),
+                },
             )
+            saved = self.registry.save(card, files)
+            note = outcome.stopped or (f"dev gate kept step {outcome.best_step} of {outcome.steps}" if outcome.evaluations else "")
+            done = self._done(training, saved.ref, note)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            return done
 
         return ranks.first(save)
-
-    def _published(
-        self,
-        training: Training,
-        folder: Path,
-        model: Model,
-        adapter: str,
-        kind: AdapterKind,
-        parents: tuple[str, ...],
-        counts: dict[str, int],
-        outcome: Outcome,
-        heads: tuple[str, ...],
-        metrics: dict[str, float],
-    ) -> Training:
-        files = folder / "adapter"
-        shutil.rmtree(files, ignore_errors=True)
-        model.save_adapter(adapter, files, heads=heads)
-        (files / "chat_template.jinja").write_text(self.base.template, encoding="utf-8")
-        name = self.adapter_name(kind)
-        card = AdapterCard(
-            name=name,
-            version=self.registry.next_version(name),
-            kind=kind,
-            taskset=self.taskset.name,
-            recipe=training.recipe,
-            training=training.id,
-            base=self.base.name,
-            base_digest=self.base.digest,
-            quantization=model.quantization,
-            template_digest=digest(self.base.template),
-            template_kwargs=json.dumps(self.base.template_kwargs),
-            parents=tuple(parents),
-            config=training.config,
-            data_digest=training.data_digest,
-            data_counts=dict(counts),
-            criteria=tuple(c.key for c in self.taskset.criteria),
-            heads=tuple(heads),
-            packages=_versions(),
-            metrics={
-                **_finite(outcome.last_metrics),
-                **(metrics or {}),
-                "steps": float(outcome.steps),
-                "best_step": float(outcome.best_step),
-            },
-        )
-        saved = self.registry.save(card, files)
-        note = outcome.stopped or (f"dev gate kept step {outcome.best_step} of {outcome.steps}" if outcome.evaluations else "")
-        done = self._done(training, saved.ref, note)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return done
 
 
 @contextmanager
@@ -309,7 +292,8 @@ def resolve_adapter(work: Workspace, ref: str, kind: AdapterKind) -> tuple[Adapt
 
 
 def _settings(config: TrainingConfig) -> str:
-    return json.dumps(config.model_dump(mode="json"))
+    """As JSON text, without what changes no result: giving it otherwise must not make another training."""
+    return json.dumps(config.model_dump(mode="json", exclude={"report_to", "gradient_checkpointing"}))
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from agentalign.training.memory import is_out_of_memory
 from agentalign.training.tree import Segment, TreeBatch, subtree_ends
 
 logger = logging.getLogger("agentalign")
@@ -144,6 +145,8 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool
     try:
         worst = probe(FlashKernel(), device, dtype, head_dim)
     except (RuntimeError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         logger.warning("flash attention cannot be used for trees here (%s); a slower attention takes its place", error)
         return False
     if worst > 0.05:
@@ -172,7 +175,9 @@ def probe(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: in
     # Both see the same rounded numbers.
     inputs = [side.to(dtype) for side in (query, key, value, weight)]
     tree = _BareTree(segments)
-    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    # The first call may come from inside a checkpointed layer, whose hooks must not see the probe's tensors.
+    plain = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False), plain:
         found = _with_gradients([side.to(device) for side in inputs], lambda q, k, v: _flash(q, k, v, tree, 0.1, kernel))
         expected = _with_gradients([side.float() for side in inputs], lambda q, k, v: _plain(q, k, v, visible, 0.1))
     return max(float((a.cpu().float() - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))

@@ -1,7 +1,7 @@
 """Several processes that train one adapter: each takes its share of every step, and all hold the same weights throughout.
 
 Started by `accelerate launch` or `torchrun`, which set RANK, WORLD_SIZE and their like. All processes run the same recipe on the same
-data; what changes the world outside (store, registry, checkpoints) is done by the first one alone, and its result or its error handed
+data; what changes store, registry and checkpoints is done by the first one alone, and its result or its error handed
 to the others. With one process every function here is the plain thing it stands for.
 """
 

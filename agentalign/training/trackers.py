@@ -14,7 +14,7 @@ from agentalign.errors import ConfigError
 
 TrackerName = Literal["none", "tensorboard", "trackio", "wandb"]
 Report = Callable[[int, Mapping[str, float]], None]
-"""(step, figures): called once for every row of metrics.jsonl."""
+"""(step, figures): called for every row of metrics.jsonl; after a kill, again for the steps that are done again."""
 
 
 @contextmanager
