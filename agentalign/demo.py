@@ -51,8 +51,10 @@ class Preset:
     """Held-out tasks per stage; None for all."""
     open_samples: int
     """Samples of every train task without a demonstration: there the policy has to judge by itself."""
+    judged_samples: int
+    """Samples of every task of a judgement that was demonstrated throughout: both of its sides must show where they go wrong."""
     other_samples: int
-    """Samples of each of half as many other train tasks: they show what must not be lost."""
+    """Samples of each of half as many of the other train tasks: they show what must not be lost."""
     overrides: dict[str, dict[str, Any]]
     """Recipe -> dials that differ from the taskset's recipes/."""
     controls: bool = False
@@ -63,6 +65,7 @@ PRESETS = {
     "quick": Preset(
         eval_tasks=40,
         open_samples=1,
+        judged_samples=1,
         other_samples=1,
         overrides={
             "sft": {"max_steps": 30, "eval_every_steps": 0},
@@ -71,10 +74,11 @@ PRESETS = {
             "ppo": {"iterations": 1, "tasks_per_iteration": 6, "critic_warmup_steps": 1, "eval_every_steps": 0},
         },
     ),
-    "default": Preset(eval_tasks=200, open_samples=3, other_samples=1, overrides={}),
+    "default": Preset(eval_tasks=200, open_samples=3, judged_samples=2, other_samples=1, overrides={}),
     "full": Preset(
         eval_tasks=None,
         open_samples=8,
+        judged_samples=8,
         other_samples=4,
         controls=True,
         overrides={
@@ -210,9 +214,12 @@ class _Demo:
         tasks = self.taskset.tasks("train")
         unshown = [task for task in tasks if "expert" not in task.tags]
         shown = [task for task in tasks if "expert" in task.tags]
-        others = spread(shown, len(unshown) // 2)
-        jobs = [Job(task, i) for i in range(self.preset.open_samples) for task in unshown]
-        jobs += [Job(task, i) for i in range(self.preset.other_samples) for task in others]
+        open_families = {task.family for task in unshown}
+        judged = [task for task in shown if task.branch and task.family not in open_families]
+        others = spread([task for task in shown if task not in judged], len(unshown) // 2)
+        amounts = self.preset
+        plans = ((unshown, amounts.open_samples), (judged, amounts.judged_samples), (others, amounts.other_samples))
+        jobs = [Job(task, i) for some, samples in plans for i in range(samples) for task in some]
         policy = adapter_policy(self.project, adapter, temperature=0.8, seed=self.seed)
         with WorkerPool(self.taskset) as pool:
             made = collect(self.store, self.taskset, policy, jobs, pool=pool, seed=self.seed, progress=_progress("sampled runs"))

@@ -195,17 +195,17 @@ def preferences(groups):
 
 def test_balance_caps_every_branch_and_keeps_both_directions_near():
     made, groups = preferences({("cancel", "shipped"): 20, ("cancel", "open"): 3, ("lookup", ""): 20})
-    kept = balance(made, lambda p: groups[p.id], cap=8, ratio=2.0)
+    kept = balance(made, lambda p: groups[p.id], cap=8, name_of=lambda p: p.id, ratio=2.0)
     assert Counter(groups[p.id] for p in kept) == {("cancel", "shipped"): 6, ("cancel", "open"): 3, ("lookup", ""): 8}
     assert kept == [p for p in made if p in kept], "order is kept"
-    assert kept == balance(made, lambda p: groups[p.id], cap=8, ratio=2.0)
-    assert kept != balance(made, lambda p: groups[p.id], cap=8, ratio=2.0, seed=1)
+    assert kept == balance(made, lambda p: groups[p.id], cap=8, name_of=lambda p: p.id, ratio=2.0)
+    assert kept != balance(made, lambda p: groups[p.id], cap=8, name_of=lambda p: p.id, ratio=2.0, seed=1)
 
 
 def test_a_judgement_with_pairs_on_one_side_only_keeps_none_and_that_is_said(caplog):
     made, groups = preferences({("unnamed", "one"): 4, ("refund", "open"): 2, ("refund", "closed"): 2, ("lookup", ""): 1})
     sides = [("unnamed", "one"), ("unnamed", "several"), ("refund", "open"), ("refund", "closed")]
-    kept = balance(made, lambda p: groups[p.id], cap=8, branches=sides)
+    kept = balance(made, lambda p: groups[p.id], cap=8, name_of=lambda p: p.id, branches=sides)
     assert Counter(groups[p.id] for p in kept) == {("refund", "open"): 2, ("refund", "closed"): 2, ("lookup", ""): 1}
     assert "4 pairs of unnamed/one are left out" in caplog.text
     assert "refund" not in caplog.text

@@ -14,7 +14,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError, RegistryError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
-from agentalign.recipes.dev_gate import DevGate
+from agentalign.recipes.dev_gate import DevGate, _losses
 from agentalign.recipes.dry_run import DryRun
 from agentalign.recipes.workspace import open_workspace
 from agentalign.store.filters import RunFilter
@@ -152,12 +152,24 @@ def test_dev_gate_says_which_criterion_fell_while_success_did_not(project, caplo
         gate = DevGate(model, "policy", work.taskset, pool, n_tasks=9)
         found = gate(0, {})
         assert {"success", "lost in families", "criterion/task_success", "criterion/valid_calls"} <= found.metrics.keys()
+        assert found.score == pytest.approx(found.metrics["overall"] + 0.01 * found.metrics["success"])
         assert gate(1, found.metrics) == found
         assert "fell from" not in caplog.text
         worse = gate(2, found.metrics | {"criterion/valid_calls": found.metrics["criterion/valid_calls"] + 1.0, "criterion/polite": 1.0})
-        assert worse.metrics["lost in a criterion"] == pytest.approx(1.0)
-        assert worse.score == pytest.approx(found.score - 1.0)
+        # Nine tasks, of which any criterion may lose one.
+        assert worse.metrics["lost in a criterion"] == pytest.approx(8 / 9)
+        assert worse.score == pytest.approx(found.score - 8 / 9)
+        family = next(name for name in found.metrics if name.startswith("family/"))
+        assert gate(3, found.metrics | {family: found.metrics[family] + 1.0}).metrics["lost in families"] > 0
     assert "criterion/valid_calls fell from" in caplog.text
+    assert "criterion/polite applies to no run any more" in caplog.text
+
+
+def test_one_task_lost_is_no_loss_and_a_second_is():
+    first = {"family/refund": 1.0, "criterion/asks": 0.75}
+    assert _losses({"family/refund": (5, 0.8), "criterion/asks": (4, 0.5)}, first) == [pytest.approx(0.0), 0.0]
+    assert _losses({"family/refund": (5, 0.6), "criterion/asks": (4, 0.0)}, first) == [pytest.approx(1.0), pytest.approx(2.0)]
+    assert _losses({"family/new": (5, 0.0)}, first) == [0.0]
 
 
 def test_dry_run_says_what_it_would_do_and_does_nothing(project):

@@ -44,32 +44,43 @@ class DevGate:
         return ranks.first(lambda: self._evaluated(step, first))
 
     def _evaluated(self, step: int, first: Mapping[str, float]) -> Evaluated:
-        """Success is what counts; what families lost since the first evaluation counts against it once more, and so does the worst loss
-        among the other criteria.
+        """The team's overall value is what counts; what families and criteria lost since the first evaluation counts against it.
 
-        Without that a gain in one family pays for the collapse of another, or for never asking again. Not the losses of all criteria
-        together: each has its noise. Ties are broken by the mean overall value.
+        Without that a gain in one family pays for the collapse of another, or for never asking again. A family or criterion may lose one
+        task: a dev split has a handful of each, and one that flips is no collapse (a policy whose overall value, rules kept and questions
+        asked all rose was rolled back for four such single tasks). Of the criteria the worst loss alone: each has its noise. Ties are
+        broken by success, which alone counts where no overall value is known.
         """
         began = time.monotonic()
         evaluation = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool)
         found = evaluation.everything
         overall = found.overall.mean if found.overall else 0.0
-        families = {f"family/{group.name}": group.success.mean for group in evaluation.families}
-        criteria = {f"criterion/{name}": rate.mean for name, rate in found.criteria.items()}
+        families = {f"family/{group.name}": (group.n, group.success.mean) for group in evaluation.families}
+        criteria = {f"criterion/{name}": (rate.n, rate.mean) for name, rate in found.criteria.items()}
         logger.info("dev after step %d: success %.3f, overall %.3f (%.0f s)", step, found.success.mean, overall, time.monotonic() - began)
-        for name, value in criteria.items():
-            if value < FELL * first.get(name, 0.0):
-                text = "dev after step %d: %s fell from %.2f to %.2f, which success need not show; look at these runs before you promote"
-                logger.warning(text, step, name, first[name], value)
-        lost = sum(g.n * max(0.0, first.get(f"family/{g.name}", 0.0) - g.success.mean) for g in evaluation.families) / found.n
-        fell = [r.n * max(0.0, first.get(f"criterion/{name}", 0.0) - r.mean) for name, r in found.criteria.items() if name != SUCCESS]
-        worst = max(fell, default=0.0) / found.n
-        return Evaluated(
-            found.success.mean - lost - worst + 0.01 * overall,
-            {"lost in families": lost, "lost in a criterion": worst, "success": found.success.mean, "overall": overall}
-            | families
-            | criteria,
-        )
+        _say_fallen(step, {name: mean for name, (_, mean) in criteria.items()}, first)
+        lost = sum(_losses(families, first)) / found.n
+        others = {name: value for name, value in criteria.items() if name != f"criterion/{SUCCESS}"}
+        worst = max(_losses(others, first), default=0.0) / found.n
+        value = overall if found.overall else found.success.mean
+        figures = {"lost in families": lost, "lost in a criterion": worst, "success": found.success.mean, "overall": overall}
+        means = {name: mean for name, (_, mean) in (families | criteria).items()}
+        return Evaluated(value - lost - worst + 0.01 * found.success.mean, figures | means)
+
+
+def _say_fallen(step: int, now: Mapping[str, float], first: Mapping[str, float]) -> None:
+    for name in first:
+        if name.startswith("criterion/") and name not in now:
+            logger.warning("dev after step %d: %s applies to no run any more, which costs nothing here; look at these runs", step, name)
+    for name, value in now.items():
+        if value < FELL * first.get(name, 0.0):
+            text = "dev after step %d: %s fell from %.2f to %.2f, which success need not show; look at these runs before you promote"
+            logger.warning(text, step, name, first[name], value)
+
+
+def _losses(now: Mapping[str, tuple[int, float]], first: Mapping[str, float]) -> list[float]:
+    """Tasks that each name lost since the first evaluation, beyond one; names to (tasks, mean)."""
+    return [max(0.0, n * (first.get(name, 0.0) - mean) - 1.0) for name, (n, mean) in now.items()]
 
 
 def act_out(model: Model, adapter: str | None, taskset: Taskset, tasks: list[Task], pool: Pool) -> Evaluation:

@@ -8,7 +8,7 @@ purpose: a second copy of the model for the reference (its log-probabilities are
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, re
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
-from agentalign.scoring.pairs import parting_step
+from agentalign.scoring.pairs import Group, balance, parting_step
 from agentalign.training.batches import even_items, step_items, steps_for
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import train
@@ -95,7 +95,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             # model
             model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
             model.load_adapter(ADAPTER, parent, trainable=True)
-            pairs = with_reference(model, pairs, config, project.cache / "logprobs")
+            pairs = balanced(with_reference(model, pairs, config, project.cache / "logprobs"), runs, work, config)
             counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": sum(len(family) for family in replay)})
             total = _total_steps(pairs, config)
 
@@ -211,6 +211,30 @@ def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig, cache
             f"{config.min_reference_prob:g}; lower min_reference_prob."
         )
     return kept
+
+
+def balanced(pairs: Sequence[Pair], runs: Mapping[str, Trajectory], work: Workspace, config: DPOConfig) -> list[Pair]:
+    """Pairs of all sides of each judgement: what was stored at different times, or fell away since, may have left one side alone.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    tasks = work.tasks()
+    branches = {(task.family, task.branch) for task in tasks.values() if task.branch and task.split == "train"}
+    branch_of = {run.id: tasks[run.task_id].branch if run.task_id in tasks else "" for run in runs.values()}
+
+    def group_of(index: int) -> Group:
+        better = pairs[index].trajectories[0]
+        return runs[better].family, branch_of[better]
+
+    places = balance(range(len(pairs)), group_of, len(pairs), name_of=str, seed=config.seed, branches=branches)
+    if not places:
+        raise DataError(
+            f"all {len(pairs)} pairs speak of one side of their judgement alone, which would teach to act always alike; sample or compare "
+            "runs of its other sides too."
+        )
+    logger.info("pairs: %d learned from after evening out the sides of each judgement", len(places))
+    return [pairs[index] for index in places]
 
 
 def _log(probability: float) -> float:

@@ -10,7 +10,7 @@ import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import JsonValue
 
@@ -21,6 +21,7 @@ from agentalign.records.trajectory import Message, StopReason, Trajectory
 Scored = tuple[Trajectory, float | None]
 """A run and its overall value; None where it cannot be known."""
 
+T = TypeVar("T")
 Group = tuple[str, str]
 """(family, branch): what pairs are balanced over."""
 
@@ -122,25 +123,27 @@ def parting_step(first: Trajectory, second: Trajectory) -> int | None:
 
 
 def balance(
-    preferences: Sequence[Preference],
-    group_of: Callable[[Preference], Group],
+    pairs: Sequence[T],
+    group_of: Callable[[T], Group],
     cap: int,
     *,
+    name_of: Callable[[T], str],
     ratio: float = 3.0,
     seed: int = 0,
     branches: Iterable[Group] = (),
-) -> list[Preference]:
-    """At most `cap` preferences per (family, branch), and in a family no branch more than `ratio` times its smallest.
+) -> list[T]:
+    """At most `cap` pairs per (family, branch), and in a family no branch more than `ratio` times its smallest.
 
     Learning from one branch of a judgement alone turns its error round ("always cancel" instead of "never cancel"; measured: four
     pairs that say "act" ended all asking back). Which ones go is drawn by the seed; those that stay keep their order.
 
     Args:
-        branches: every (family, branch) there is: a family that has preferences on some of its branches only keeps none.
+        name_of: what tells pairs apart, the same in every run.
+        branches: every (family, branch) there is: a family that has pairs on some of its branches only keeps none.
     """
-    groups: dict[Group, list[Preference]] = {group: [] for group in branches}
-    for preference in preferences:
-        groups.setdefault(group_of(preference), []).append(preference)
+    groups: dict[Group, list[str]] = {group: [] for group in branches}
+    for pair in pairs:
+        groups.setdefault(group_of(pair), []).append(name_of(pair))
     smallest: dict[str, int] = {}
     for (family, branch), members in groups.items():
         if branch:
@@ -148,13 +151,16 @@ def balance(
     kept: set[str] = set()
     for (family, branch), members in sorted(groups.items()):
         if branch and members and not smallest[family]:
-            text = "%d pairs of %s/%s are left out: another side of this judgement has none, and one side alone teaches to act always alike"
+            text = (
+                "%d pairs of %s/%s are left out: another side of this judgement has none, and one side alone teaches to act always alike; "
+                "sample or compare more runs of the other sides"
+            )
             logger.warning(text, len(members), family, branch)
         limit = min(cap, int(ratio * smallest[family])) if branch else cap
-        ids = sorted({preference.id for preference in members})
-        random.Random(f"{seed}/{(family, branch)}").shuffle(ids)
-        kept.update(ids[:limit])
-    return [preference for preference in preferences if preference.id in kept]
+        names = sorted(set(members))
+        random.Random(f"{seed}/{(family, branch)}").shuffle(names)
+        kept.update(names[:limit])
+    return [pair for pair in pairs if name_of(pair) in kept]
 
 
 def describe(preferences: Iterable[Preference], group_of: Callable[[Preference], Group]) -> dict[str, dict[str, int]]:

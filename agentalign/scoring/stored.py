@@ -170,7 +170,11 @@ def make_pairs(
         run.id: (run.family, tasks[run.task_id].branch if run.task_id and run.task_id in tasks else "") for run in runs
     }
     branches = {(task.family, task.branch) for task in tasks.values() if task.branch and (split is None or task.split == split)}
-    kept = balance(found, lambda preference: groups[preference.items[0].trajectory], cap, seed=seed, branches=branches)
-    counts = describe(kept, lambda preference: groups[preference.items[0].trajectory])
+
+    def group_of(preference: Preference) -> Group:
+        return groups[preference.items[0].trajectory]
+
+    kept = balance(found, group_of, cap, name_of=lambda preference: preference.id, seed=seed, branches=branches)
+    counts = describe(kept, group_of)
     report = (0, 0) if dry_run else store.add_preferences(kept)
     return MadePairs(kept, counts, len(runs), sum(value is None for _, value in scored), report[0], report[1])
