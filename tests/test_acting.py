@@ -3,7 +3,7 @@
 from collections import Counter
 
 from agentalign.environments.task import Task
-from agentalign.recipes.acting import Past, agenda, draw_weights
+from agentalign.recipes.acting import Past, agenda, draw_weights, unsettled
 
 
 def task(number, family, branch=""):
@@ -31,3 +31,8 @@ def test_open_tasks_come_more_often_and_few_tasks_are_gone_round():
     counts = Counter(index % 2 for seed in range(50) for index in agenda([0.3, 0.03] * 20, iterations=1, per_iteration=8, seed=seed)[0])
     assert counts[0] > 3 * counts[1]
     assert [sorted(tasks) for tasks in agenda([1.0] * 3, iterations=4, per_iteration=8, seed=0)] == [[0, 1, 2]] * 4
+
+
+def test_tasks_that_every_run_won_or_lost_alike_are_not_learned_from():
+    assert unsettled([1.0, 0.0, 1.0, 0.95, 0.3], ["open", "open", "won", "won", "alone"]) == [0, 1, 4]
+    assert unsettled([1.0, 1.0, 0.0, 0.0], ["won", "won", "lost", "lost"]) == [0, 1, 2, 3], "with nothing open all is kept"

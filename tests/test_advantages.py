@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from agentalign.training.advantages import discounted_returns, kl_shaped_rewards, leave_one_out, sibling_offsets, turn_gae, whiten
+from agentalign.training.advantages import discounted_returns, kl_shaped_rewards, sibling_values, turn_gae
 
 
 def test_divergence_is_paid_where_it_happens_and_the_reward_comes_last():
@@ -21,24 +21,33 @@ def test_gae_with_lambda_one_is_return_minus_value():
     np.testing.assert_allclose(turn_gae(rewards, values, gamma=1.0, lam=1.0), discounted_returns(rewards, gamma=1.0) - values)
 
 
-def test_leave_one_out_sums_to_zero_and_one_sample_has_no_baseline():
-    np.testing.assert_allclose(leave_one_out(np.array([1.0, 0.0, 0.5])), [0.75, -0.75, 0.0])
-    np.testing.assert_allclose(leave_one_out(np.array([1.0])), [0.0])
+def test_at_the_first_turn_siblings_are_the_baseline_and_a_lone_run_keeps_the_critics():
+    values = [np.array([v]) for v in (0.9, 0.1, 0.2, 0.3)]
+    returns = [np.array([r]) for r in (1.0, 0.0, 0.5, 0.7)]
+    found = sibling_values(values, returns, [["a"], ["a"], ["a"], ["b"]])
+    np.testing.assert_allclose(np.concatenate(found), [0.25, 0.75, 0.5, 0.3])
 
 
-def test_whitening_is_weighted():
-    values, weights = np.array([1.0, 5.0]), np.array([3.0, 1.0])
-    white = whiten(values, weights)
-    assert abs(np.average(white, weights=weights)) < 1e-9
-    np.testing.assert_allclose(np.average(white**2, weights=weights), 1.0, rtol=1e-6)
+def test_only_runs_that_took_the_same_way_say_what_a_later_state_is_worth():
+    """Three runs look up alike; two then act (won), one refuses (lost): the last reply is neither praised nor blamed."""
+    returns = [np.full(3, worth) for worth in (1.0, 1.0, 0.0)]
+    states = [["ask", "found", "acted"], ["ask", "found", "acted"], ["ask", "found", "refused"]]
+    acted, _, refused = sibling_values([np.zeros(3)] * 3, returns, states, trust=0.0)
+    np.testing.assert_allclose(acted, [0.5, 0.5, 1.0])
+    np.testing.assert_allclose(refused, [1.0, 1.0, 1.0], err_msg="nobody else refused: what was expected before holds on")
+    advantages = [
+        turn_gae(np.array([0.0, 0.0, r[-1]]), v, gamma=1.0, lam=1.0) for r, v in zip(returns, (acted, acted, refused), strict=True)
+    ]
+    np.testing.assert_allclose(advantages, [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [-1.0, -1.0, -1.0]])
+    np.testing.assert_allclose(np.sum(advantages, axis=0)[:2], 0.0, err_msg="the same words in the same state push nowhere together")
 
 
-def test_siblings_say_what_the_critic_missed_and_a_lone_run_has_no_say():
-    offsets = sibling_offsets(np.array([0.4, 0.1, 0.7, 0.3]), ["a", "b", "a", "a"])
-    np.testing.assert_allclose(offsets, [0.5, 0.0, 0.35, 0.55])
+def test_the_critic_counts_for_as_many_runs_as_it_is_trusted():
+    states = [["s", "t"], ["s", "t"]]
+    first, _ = sibling_values([np.array([0.2, 0.6])] * 2, [np.ones(2), np.ones(2)], states, trust=1.0)
+    np.testing.assert_allclose(first, [1.0, (1.4 + 1.0) / 2], err_msg="0.6, moved up by the 0.8 that the first state was off")
 
 
 def test_a_task_that_every_sample_wins_pushes_nowhere_however_wrong_the_critic_is():
-    rewards, values = np.array([0.0, 1.0]), np.array([0.2, 0.2])
-    offsets = sibling_offsets(np.full(3, 1.0 - values[0]), ["a"] * 3)
-    np.testing.assert_allclose(turn_gae(rewards, values + offsets[0], gamma=1.0, lam=0.95), [0.0, 0.0], atol=1e-12)
+    found = sibling_values([np.array([0.2, 0.2])] * 3, [np.ones(2)] * 3, [["a", "b"]] * 3)
+    np.testing.assert_allclose(turn_gae(np.array([0.0, 1.0]), found[0], gamma=1.0, lam=0.95), [0.0, 0.0], atol=1e-12)

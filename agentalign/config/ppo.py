@@ -20,16 +20,16 @@ class PPOConfig(Gated):
     """Train tasks that are acted out per iteration, drawn towards those whose outcome is open."""
     samples_per_task: int = Field(default=4, ge=1)
     """Runs of each."""
-    temperature: float = Field(default=0.8, gt=0, le=2)
-    """Sampling temperature of the rollouts; log-probabilities are learned at 1."""
+    temperature: float = Field(default=1.0, gt=0, le=2)
+    """Sampling temperature of the rollouts; log-probabilities are learned at 1, so other temperatures learn from another policy's runs."""
     kl_beta: float = Field(default=0.03, ge=0)
     """Price of a nat of divergence from the reference, in the reward."""
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount per turn."""
     lam: float = Field(default=0.95, ge=0, le=1)
     """GAE lambda of the policy's advantages; the critic learns from full returns."""
-    num_mini_batches: int = Field(default=2, ge=1)
-    """Optimizer steps per iteration, each on its share of the runs."""
+    num_mini_batches: int = Field(default=1, ge=1)
+    """Optimizer steps per iteration, each on its share of the runs of tasks that went differently from run to run."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """Lower clip of the policy ratio."""
     clip_high: float = Field(default=0.28, gt=0)
@@ -37,6 +37,6 @@ class PPOConfig(Gated):
     critic_warmup_steps: int = Field(default=6, ge=0)
     """Optimizer steps of the critic alone, on stored runs, before the policy moves."""
     nll_coefficient: float = Field(default=0.05, ge=0)
-    """Weight of replayed expert runs in the policy's loss (PPO-ptx); 0: none."""
+    """Weight of replayed expert runs in the policy's loss, per token as the rest of it (PPO-ptx); 0: none."""
     replay: int = Field(default=8, ge=0)
     """Expert runs replayed per optimizer step."""

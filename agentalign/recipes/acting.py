@@ -1,9 +1,11 @@
 """PPO's acting half: draw tasks, let the policy act, have checks and reward model score, store everything."""
 
+import json
 import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -34,8 +36,8 @@ OPEN = 0.03
 """Weight of a kind of task whose outcome is settled: it is still acted out now and then, so that forgetting shows."""
 WON = 0.6
 """Overall value from which a run counts as won when tasks are weighed."""
-
-
+SETTLED = 0.1
+"""Runs of a task whose rewards differ by less teach nothing: each is as good as the others."""
 UNKNOWN = 0.25
 """Weight of a kind of task without a scored run."""
 
@@ -68,7 +70,11 @@ class Acting:
         )
 
     def experience(self, iteration: int) -> list[Experience]:
-        """Act, score, and make advantages; runs whose worth cannot be known are left out and counted."""
+        """Act, score, and make advantages of the tasks that went differently; runs whose worth cannot be known are left out and counted.
+
+        A task that every sample won, or none, has advantages of next to nothing and would only cost time (DAPO's dynamic sampling,
+        arXiv:2503.14476, without drawing others for it): it counts in the figures and is not learned from.
+        """
         model, config = self.model, self.config
         seed = config.seed * 1_000_003 + iteration
         generator = Generator(model.merged_copy("policy"), model.dialect.stop_ids, model.dialect.pad_id)
@@ -96,8 +102,11 @@ class Acting:
         values = self.rewards([run for run, _ in usable], [rendered for _, rendered in usable], scores)
         known = [(rendered, value) for (_, rendered), value in zip(usable, values, strict=True) if value is not None]
         kept = [run for (run, _), value in zip(usable, values, strict=True) if value is not None]
-        found = gather(model, [r for r, _ in known], [value for _, value in known], [run.task_id or run.id for run in kept], config)
-        self._say(iteration, runs, found, scores)
+        groups = [run.task_id or run.id for run in kept]
+        worth = [value for _, value in known]
+        chosen = unsettled(worth, groups)
+        found = gather(model, [known[i][0] for i in chosen], [worth[i] for i in chosen], [groups[i] for i in chosen], config)
+        self._say(iteration, runs, worth, found, scores)
         return found
 
     def _keep(self, results: Sequence[RolloutResult], scores: Sequence[Score]) -> None:
@@ -136,25 +145,28 @@ class Acting:
     def _tasks(self, iteration: int) -> list[Task]:
         return [self.tasks[index] for index in self.agenda[iteration]]
 
-    def _say(self, iteration: int, made: Sequence[Trajectory], found: Sequence[Experience], scores: Sequence[Score]) -> None:
+    def _say(
+        self, iteration: int, made: Sequence[Trajectory], worth: Sequence[float], found: Sequence[Experience], scores: Sequence[Score]
+    ) -> None:
         success = [s.value for s in scores if s.criterion.startswith("task_success@") and s.value is not None]
         gaps = [float((e.old_logprobs - _sampled(e)).abs().mean()) for e in found if len(_sampled(e)) == len(e.old_logprobs)]
         figures = {
-            "reward/mean": _mean([e.reward for e in found]),
+            "reward/mean": _mean(worth),
             "reward/gain": self._gain(made, scores),
             "reward/rise": self._rise(iteration, made, scores),
             "success/train": _mean(success),
             "kl": _mean([float((e.old_logprobs - e.reference_logprobs).sum()) for e in found]),
-            "usable": float(len(found)),
+            "usable": float(len(worth)),
+            "learned": float(len(found)),
             "sampler_gap": _mean(gaps),
             "explained_variance": _explained(found),
         }
         text = (
-            "iteration %d: %d runs, %d usable, reward %.3f, %+.3f against past runs of the same kinds of task, success %.3f, "
-            "kl %.3f nats per run, sampler off by %.3f nats per token"
+            "iteration %d: %d runs, %d usable, %d of open tasks, reward %.3f, %+.3f against past runs of the same kinds of task, "
+            "success %.3f, kl %.3f nats per run, sampler off by %.3f nats per token"
         )
         shown = ("reward/mean", "reward/gain", "success/train", "kl", "sampler_gap")
-        logger.info(text, iteration, len(made), len(found), *(figures[name] for name in shown))
+        logger.info(text, iteration, len(made), len(worth), len(found), *(figures[name] for name in shown))
         self.figures = {name: value for name, value in figures.items() if math.isfinite(value)}
 
     def _gain(self, made: Sequence[Trajectory], scores: Sequence[Score]) -> float:
@@ -203,6 +215,20 @@ def _sampled(experience: Experience) -> Tensor:
     return torch.tensor([logprob for turn in experience.run.turns for logprob in turn.logprobs])
 
 
+def unsettled(rewards: Sequence[float], groups: Sequence[str]) -> list[int]:
+    """Indices of the runs whose task went differently from run to run; all of them where no task did.
+
+    Args:
+        rewards: (N,).
+        groups: (N,) task of each run; one that stands alone is open: only the critic knows what to expect.
+    """
+    by_task: dict[str, list[float]] = {}
+    for reward, group in zip(rewards, groups, strict=True):
+        by_task.setdefault(group, []).append(reward)
+    open_tasks = {group for group, found in by_task.items() if len(found) == 1 or max(found) - min(found) >= SETTLED}
+    return [index for index, group in enumerate(groups) if group in open_tasks or not open_tasks]
+
+
 def kind_of(task: Task) -> str:
     """Family and branch: what a success rate is estimated over."""
     return f"{task.family}/{task.branch}"
@@ -236,8 +262,24 @@ def agenda(weights: Sequence[float], *, iterations: int, per_iteration: int, see
     return tuple(found[iteration % rounds] for iteration in range(iterations))
 
 
-def past_by_kind(work: Workspace, past: Sequence[Trajectory]) -> dict[str, Past]:
-    """Per kind of task what its stored runs were worth."""
+def past_by_kind(work: Workspace, past: Sequence[Trajectory], file: Path) -> dict[str, Past]:
+    """Per kind of task what its stored runs were worth, as it was when the training began: a rating saved since must not change its tasks.
+
+    Args:
+        file: where that is written down at the beginning.
+    """
+    return ranks.first(lambda: _kept_past(work, past, file))
+
+
+def _kept_past(work: Workspace, past: Sequence[Trajectory], file: Path) -> dict[str, Past]:
+    if not file.exists():
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(_past_by_kind(work, past)), encoding="utf-8")
+        partial.replace(file)
+    return {kind: Past(*figures) for kind, figures in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def _past_by_kind(work: Workspace, past: Sequence[Trajectory]) -> dict[str, Past]:
     tasks = work.tasks()
     found: dict[str, list[float]] = {}
     values = work.overalls(past)

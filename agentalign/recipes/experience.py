@@ -9,8 +9,8 @@ from torch import Tensor
 
 from agentalign.config.ppo import PPOConfig
 from agentalign.recipes.data import Part, fixed_logprobs, read_parts, whole
-from agentalign.training.advantages import Floats, discounted_returns, kl_shaped_rewards, sibling_offsets, turn_gae, whiten
-from agentalign.training.losses import kl_k3, nll_loss, ppo_policy_loss, ppo_value_loss
+from agentalign.training.advantages import Floats, discounted_returns, kl_shaped_rewards, sibling_values, turn_gae
+from agentalign.training.losses import kl_k3, ppo_policy_loss, ppo_value_loss, sft_loss
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered
 from agentalign.training.step import LossTerms, MicroBatch, Term
@@ -34,22 +34,20 @@ class Experience:
     values: Floats
     """(K,) the critic before this iteration's update."""
     advantages: Floats
-    """(K,) of unit variance over the iteration."""
+    """(K,) in units of the reward: an iteration with little to learn takes a small step, which unit variance would blow up."""
     returns: Floats
     """(K,) the critic's targets."""
 
 
 @dataclass(frozen=True)
 class PolicyRows:
-    """Per occurrence: old and reference log-probabilities, advantage; which runs are learned from and which replayed."""
+    """Per occurrence: old and reference log-probabilities, advantage; which tokens are learned from and which replayed."""
 
     acted: Tensor
     """(M,) bool: True for tokens of this iteration's runs, False for replayed ones."""
     old: Tensor
     reference: Tensor
     advantages: Tensor
-    replayed: Tensor
-    """Indices of replayed runs."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def gather(model: Model, runs: Sequence[Rendered], rewards: Sequence[float], gro
     """Score the tokens under old policy and reference, the states under the critic, and make advantages of them.
 
     Args:
-        groups: (N,) task of each run: its siblings correct the critic.
+        groups: (N,) task of each run: the other runs of it correct the critic.
     """
     if not runs:
         return []
@@ -77,12 +75,10 @@ def gather(model: Model, runs: Sequence[Rendered], rewards: Sequence[float], gro
         for reward, part, a, b in zip(rewards, parts, old, reference, strict=True)
     ]
     returns = [discounted_returns(one, gamma=config.gamma) for one in shaped]
-    offsets = sibling_offsets(np.array([r[0] - v[0] for r, v in zip(returns, values, strict=True)]), groups)
-    raw = [turn_gae(r, v + offset, gamma=config.gamma, lam=config.lam) for r, v, offset in zip(shaped, values, offsets, strict=True)]
-    sizes = np.concatenate([[float(len(turn.completion)) for turn in part.turns] for part in parts])
-    # Not shifted to mean zero: a task without surprise must keep its advantage of zero.
-    white = np.split(whiten(np.concatenate(raw), sizes, shift=False), np.cumsum([len(a) for a in raw])[:-1])
-    return [Experience(*one) for one in zip(runs, parts, rewards, old, reference, values, white, returns, strict=True)]
+    states = [[(group, turn.context) for turn in part.turns] for group, part in zip(groups, parts, strict=True)]
+    known = sibling_values(values, returns, states)
+    advantages = [turn_gae(reward, value, gamma=config.gamma, lam=config.lam) for reward, value in zip(shaped, known, strict=True)]
+    return [Experience(*one) for one in zip(runs, parts, rewards, old, reference, values, advantages, returns, strict=True)]
 
 
 def lesson(run: Rendered, reward: float, config: PPOConfig) -> Experience:
@@ -132,14 +128,13 @@ def _policy_micro(members: Sequence[Experience | Rendered]) -> MicroBatch:
             first = int(torch.nonzero(tree.turn_run == place)[0])
             old[mine], reference[mine] = member.old_logprobs, member.reference_logprobs
             advantages[mine] = torch.tensor(member.advantages, dtype=torch.float32)[tree.occurrence_turn[mine] - first]
-    replayed = torch.tensor([i for i, member in enumerate(members) if not isinstance(member, Experience)], dtype=torch.long)
-    counts = {name: float(count) for name, count in (("policy", int(acted.sum())), ("nll", len(replayed))) if count}
+    counts = {name: float(count) for name, count in (("policy", int(acted.sum())), ("nll", int((~acted).sum()))) if count}
     ids = tuple(m.run.trajectory if isinstance(m, Experience) else m.trajectory for m in members)
-    return MicroBatch(tree, counts, PolicyRows(acted, old, reference, advantages, replayed), ids)
+    return MicroBatch(tree, counts, PolicyRows(acted, old, reference, advantages), ids)
 
 
 def policy_loss(model: Model, micro: MicroBatch, config: PPOConfig) -> LossTerms:
-    """Clipped surrogate per token the policy sampled; summed negative log-likelihood of replayed runs."""
+    """Clipped surrogate per token the policy sampled, and negative log-likelihood per token of replayed runs."""
     rows: PolicyRows = micro.data
     logprobs = model.token_logprobs(micro.tree)
     acted = rows.acted.to(logprobs.device)
@@ -153,7 +148,7 @@ def policy_loss(model: Model, micro: MicroBatch, config: PPOConfig) -> LossTerms
         terms["policy"] = Term(losses)
         metrics["kl_k3"] = kl_k3(mine.detach(), rows.reference.to(logprobs)[acted])
     if "nll" in micro.counts:
-        terms["nll"] = Term(nll_loss(micro.tree.sum_by_run(logprobs)[rows.replayed.to(logprobs.device)]), config.nll_coefficient)
+        terms["nll"] = Term(sft_loss(logprobs[~acted]), config.nll_coefficient)
     return LossTerms(terms, metrics)
 
 

@@ -2,9 +2,9 @@
 
 Four adapters of one quantized base: the policy; the reference, a frozen copy of where it started, whose divergence is priced in the
 reward; the reward model, which answers the criteria that only people can, beside the checks that answer theirs, through `overall`; and
-the critic, which starts as the reward model, learns returns before the policy moves, and is corrected by what the other runs of a task
-were worth. A turn is the action: advantages are per turn, loss is on the agent's own tokens. Left out on purpose: token-level GAE,
-reward whitening and an entropy bonus.
+the critic, which starts as the reward model, learns returns before the policy moves, and is corrected at every state by what the other
+runs that came through it were worth. A turn is the action: advantages are per turn, loss is on the agent's own tokens. Left out on
+purpose: token-level GAE, whitening of rewards or advantages, and an entropy bonus.
 """
 
 import logging
@@ -67,7 +67,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
             # model
             model = load_models(work, config, parent, reward_folder)
-            acting = Acting(model, work, pool, config, card, past_by_kind(work, past), training.id)
+            acting = Acting(model, work, pool, config, card, past_by_kind(work, past, folder / "past.json"), training.id)
             critic_steps = warm_critic(model, config, acting, data, past, folder)
             replay = by_family(replay_runs, data.rendered) if config.nll_coefficient else []
 

@@ -4,7 +4,8 @@ A turn is the action: its reward is what the run earned there minus beta times t
 GAE runs over the few turns of a run and every token of a turn shares its advantage. Tool results carry neither reward nor advantage.
 """
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,40 +55,40 @@ def discounted_returns(rewards: Floats, *, gamma: float) -> Floats:
     return returns
 
 
-def leave_one_out(rewards: Floats) -> Floats:
-    """RLOO (Ahmadian et al. 2024, arXiv:2402.14740): (G,) rewards of one task -> each minus the mean of the others."""
-    count = len(rewards)
-    if count < 2:
-        return np.zeros_like(rewards)
-    centred: Floats = rewards - (rewards.sum() - rewards) / (count - 1)
-    return centred
+def sibling_values(
+    values: Sequence[Floats], returns: Sequence[Floats], states: Sequence[Sequence[Hashable]], *, trust: float = 1.0
+) -> list[Floats]:
+    """The critic's values, corrected at every state by what the other runs that came through it were worth.
 
-
-def sibling_offsets(surprises: Floats, groups: Sequence[str]) -> Floats:
-    """What the critic missed about a task, by the other runs of it.
-
-    Added to all values of a run it is a control variate: it depends on the run's siblings alone, so the gradient stays unbiased
-    (as in RLOO), and a task that every sample wins, or none, pushes nowhere however wrong the critic is about it.
+    Runs of one task share their history up to the turn where they part, so the tree of a group is a Monte-Carlo estimate of its states
+    (as VinePPO's, arXiv:2410.01679, without sampling more). After a lookup that all made, the other runs say what is to be expected;
+    after the call that decides, only those that called the same do, and the words of the last reply are not praised or blamed for
+    it. A run never takes part in its own values, so the gradient stays unbiased; at the first turn this is RLOO (arXiv:2402.14740).
 
     Args:
-        surprises: (N,) return of each run minus the critic's value at its first state.
-        groups: (N,) task of each run.
+        values: per run (K,) the critic's value at the state before each turn.
+        returns: per run (K,) what came from there on.
+        states: per run K names, equal where two runs are in the same state.
+        trust: how many other runs the critic counts for, after the first turn.
 
     Returns:
-        (N,) mean surprise of the run's siblings; 0 where it has none.
+        Per run (K,). A state that no other run came through keeps the critic's value, moved as far as the state before it was.
     """
-    offsets = np.zeros_like(surprises)
-    names = np.asarray(groups)
-    for group in set(groups):
-        members = np.flatnonzero(names == group)
-        if len(members) > 1:
-            offsets[members] = surprises[members] - leave_one_out(surprises[members])
-    return offsets
-
-
-def whiten(values: Floats, weights: Floats, *, shift: bool = True) -> Floats:
-    """Zero mean (unless `shift` is False) and unit variance under weights, e.g. the number of tokens behind each value."""
-    mean = np.average(values, weights=weights)
-    deviation = np.sqrt(np.average((values - mean) ** 2, weights=weights) + 1e-8)
-    whitened: Floats = (values - (mean if shift else 0.0)) / deviation
-    return whitened
+    total: Counter[Hashable] = Counter()
+    sums: dict[Hashable, float] = defaultdict(float)
+    for run, names in zip(returns, states, strict=True):
+        for worth, name in zip(run, names, strict=True):
+            total[name] += 1
+            sums[name] += float(worth)
+    found = []
+    for critic, run, names in zip(values, returns, states, strict=True):
+        corrected = np.zeros_like(critic)
+        moved = 0.0
+        for k, name in enumerate(names):
+            others, weight = total[name] - 1, trust if k else 0.0
+            corrected[k] = critic[k] + moved
+            if others:
+                corrected[k] = (weight * corrected[k] + sums[name] - run[k]) / (weight + others)
+            moved = corrected[k] - critic[k]
+        found.append(corrected)
+    return found

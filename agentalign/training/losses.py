@@ -109,7 +109,7 @@ def ppo_policy_loss(
 
     Args:
         logprobs, old_logprobs: (M,) of the tokens the agent sampled, both computed on the training path.
-        advantages: (M,) whitened, one per token (its turn's).
+        advantages: (M,) one per token (its turn's).
 
     Returns:
         (M,) losses to be minimised, and metrics per token. "kl_old" is Schulman's k3 estimate of KL(old || policy).
