@@ -263,6 +263,68 @@ def test_sigterm_saves_the_last_whole_step_and_the_same_command_goes_on(tmp_path
     assert torch.equal(weights(again), weights(whole))
 
 
+@pytest.mark.parametrize("where", ["gate", "acting"])
+def test_sigterm_is_answered_inside_the_gate_and_while_acting_and_nothing_is_lost(tmp_path, where):
+    asks = True
+    evaluated = []
+
+    def minutes():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the work went on after the request to end")
+
+    def evaluate(step, first):
+        if where == "gate" and step == 2 and asks:
+            minutes()
+        evaluated.append(step)
+        return Evaluated(-0.1 * step, {"success": 1.0})
+
+    def acted(start):
+        for step in range(start, 4):
+            if where == "acting" and step == 2 and asks:
+                minutes()
+            yield [Pass("policy", lambda _, step=step: [micro([three_levels_deep()[step % 4]])], sft)]
+
+    plan = Plan(total_steps=4, save_every_steps=3, eval_every_steps=2)
+    with pytest.raises(TrainingStoppedError, match="step 2; step 2 is saved"):
+        train(make_model(tmp_path / "cut", CONFIGS["llama"]), [Learner("policy")], acted, plan, folder=tmp_path / "run", evaluate=evaluate)
+    asks = False
+    again = train(
+        make_model(tmp_path / "on", CONFIGS["llama"]), [Learner("policy")], acted, plan, folder=tmp_path / "run", evaluate=evaluate
+    )
+    assert evaluated == [0, 2, 4], "an evaluation was left out, or done twice"
+    assert [step for step, _ in again.evaluations] == [0, 2, 4]
+
+
+def test_a_kill_inside_the_gate_loses_no_step(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    steps_done, dies = [], True
+
+    def evaluate(step, first):
+        if step == 2 and dies:
+            raise Killed
+        return Evaluated(0.0, {})
+
+    def make(step):
+        steps_done.append(step)
+        return [micro([three_levels_deep()[step % 4]])]
+
+    plan = Plan(total_steps=4, save_every_steps=100, eval_every_steps=2)
+    with pytest.raises(Killed):
+        train(
+            make_model(tmp_path / "cut", CONFIGS["llama"]), [Learner("policy")], steps_of(make, 4), plan, folder=tmp_path / "run",
+            evaluate=evaluate,
+        )  # fmt: skip
+    dies = False
+    steps_done.clear()
+    train(
+        make_model(tmp_path / "on", CONFIGS["llama"]), [Learner("policy")], steps_of(make, 4), plan, folder=tmp_path / "run",
+        evaluate=evaluate,
+    )  # fmt: skip
+    assert sorted(set(steps_done)) == [2, 3]
+
+
 def test_head_is_trained_with_its_adapter_and_resumed(tmp_path):
     def pull(model, batch):
         values = model.apply_head("value", model.hidden(batch.tree)[batch.tree.turn_state]).squeeze(1)

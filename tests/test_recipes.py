@@ -110,7 +110,9 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
     done = ppo.run(small, project)
     found = [row for row in rows(project, done) if "loss/policy" in row]
     assert len(found) == 2
-    assert {"reward/mean", "reward/gain", "kl", "clip_fraction", "loss/value", "kl_k3", "loss/nll", "peak_memory_gib", "learned"} <= found[0].keys()
+    assert {"reward/mean", "reward/gain", "kl", "clip_fraction", "loss/value", "kl_k3", "loss/nll", "peak_memory_gib", "learned"} <= found[
+        0
+    ].keys()
     # The second iteration acts the first one's tasks out again, and only then can tell.
     assert ["reward/rise" in row for row in found] == [False, True]
     # Before the first update policy and reference are one.
@@ -128,8 +130,8 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
 def test_ppo_raises_the_reward_it_is_trained_on(project):
     ranks = reward.run(RewardConfig(**REWARD, start="toy_desk@1", max_steps=10, learning_rate=3e-3), project)
     eager = PPOConfig(
-        **PPO, start="toy_desk@1", reward=ranks.adapter, iterations=8, tasks_per_iteration=12, num_mini_batches=2, critic_warmup_steps=4, learning_rate=6e-3,
-        temperature=1.0, kl_beta=0.005, nll_coefficient=0.0, seed=1,
+        **PPO, start="toy_desk@1", reward=ranks.adapter, iterations=8, tasks_per_iteration=12, num_mini_batches=2, critic_warmup_steps=4,
+        learning_rate=6e-3, temperature=1.0, kl_beta=0.005, nll_coefficient=0.0, seed=1,
     )  # fmt: skip
     done = ppo.run(eager, project)
     gains = [row["reward/gain"] for row in rows(project, done) if "reward/gain" in row][:: eager.num_mini_batches]

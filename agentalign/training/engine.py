@@ -9,10 +9,10 @@ and a fall below the start ends the training.
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ from agentalign.training.memory import halved, is_out_of_memory, peak_memory
 from agentalign.training.metrics import StepSums, forget_rows_after, means, short, write_line, write_row
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan
-from agentalign.training.step import Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces
-from agentalign.training.stopping import StopRequest
+from agentalign.training.step import Evaluated, Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces, rate_groups, tokens_of
+from agentalign.training.stopping import StopAskedError, StopRequest
 from agentalign.training.trackers import Report
 from agentalign.training.tree_check import check_tree
 
@@ -69,11 +69,10 @@ def train(
     with StopRequest() as stop:
         loop = _Loop(model, learners, plan, folder, evaluate, best_of or learners[0].adapter, stop, report)
         loop.resume()
-        if loop.step == 0 and plan.eval_at_start:
-            loop.gate()
+        loop.gate_if_due()
         source = steps(loop.step)
         while loop.step < plan.total_steps and not loop.outcome.stopped:
-            passes = next(source, None)
+            passes = loop.next_of(source)
             if passes is None:
                 raise TrainingError(f"the data ended at step {loop.step} of {plan.total_steps}; this is an error in the recipe.")
             loop.advance(passes)
@@ -98,16 +97,7 @@ class _Loop:
         self.model, self.learners, self.plan, self.folder, self.evaluate, self.best_of = model, learners, plan, folder, evaluate, best_of
         self.stop, self.report, self.budget = stop, report, plan.micro_batch_tokens
         self.groups = [[*model.parameters_of(learner.adapter), *model.head_parameters(learner.heads)] for learner in learners]
-        rates = [
-            {"params": parameters, "peak": rate, "lr": rate}
-            for learner in learners
-            for parameters, rate in (
-                (model.parameters_of(learner.adapter), learner.learning_rate),
-                (model.head_parameters(learner.heads), learner.head_rate or learner.learning_rate),
-            )
-            if parameters
-        ]
-        self.optimizer = torch.optim.AdamW(rates, eps=plan.adam_eps, weight_decay=plan.weight_decay)
+        self.optimizer = torch.optim.AdamW(rate_groups(model, learners), eps=plan.adam_eps, weight_decay=plan.weight_decay)
         self.metrics = folder / "metrics.jsonl"
         self.step = self.first_step = 0
         self.skipped = 0
@@ -144,9 +134,10 @@ class _Loop:
         metrics |= {"tokens_per_second": tokens / seconds, "seconds": seconds, "peak_memory_gib": peak_memory(self.model.device)}
         self._log(metrics)
         if self.evaluate and self.plan.evaluates_after(self.step):
-            self.gate()
-        # Not after a stop: resumed, such a training would go on past its own rollback.
-        if not self.outcome.stopped and self.plan.saves_after(self.step):
+            if self.plan.save_every_steps:
+                self._save()  # the gate takes minutes and memory: a kill in it loses no step
+            self.gate_if_due()
+        elif self.plan.saves_after(self.step):
             self._save()
 
     def _gradients(self, passes: Sequence[Pass]) -> tuple[dict[str, float], list[str], int]:
@@ -175,7 +166,7 @@ class _Loop:
     def _shrink(self, passes: Sequence[Pass], problem: str) -> None:
         smaller = halved(self.budget, lambda budget: sum(len(one.micro_batches(budget)) for one in passes))
         # Smaller micro-batches compute a shared prefix more often; recomputing activations may be the cheaper way.
-        dear = smaller is None or _tokens(passes, smaller) > RECOMPUTE_COST * _tokens(passes, self.budget)
+        dear = smaller is None or tokens_of(passes, smaller) > RECOMPUTE_COST * tokens_of(passes, self.budget)
         if self.model.may_recompute and dear:
             logger.warning("out of memory (%s): activations are recomputed from here on, with the same gradient", problem)
             self.model.recompute_activations()
@@ -249,11 +240,31 @@ class _Loop:
 
     # ---------------------------------------------------------------- the dev gate
 
-    def gate(self) -> None:
-        """Evaluate, keep the weights if they are the best so far, and decide whether to go on."""
-        if self.evaluate is None:
+    def next_of(self, source: Iterator[Sequence[Pass]]) -> Sequence[Pass] | None:
+        """The next step's passes; making them may mean to act for minutes."""
+        try:
+            with self.stop.at_once():
+                return next(source, None)
+        except StopAskedError:
+            return self._stop()
+
+    def gate_if_due(self) -> None:
+        """The evaluation of this step, unless it was done before a checkpoint, and a checkpoint of what it found."""
+        due = self.plan.eval_at_start if self.step == 0 else self.plan.evaluates_after(self.step)
+        if not due or self.evaluate is None or any(step == self.step for step, _ in self.outcome.evaluations):
             return
-        found = self.evaluate(self.step, self.first_metrics)
+        try:
+            with self.stop.at_once():
+                found = self.evaluate(self.step, self.first_metrics)
+        except StopAskedError:
+            self._stop()
+        self._judge(found)
+        # Not after a stop: resumed, such a training would go on past its own rollback.
+        if self.plan.save_every_steps and not self.outcome.stopped and 0 < self.step < self.plan.total_steps:
+            self._save()
+
+    def _judge(self, found: Evaluated) -> None:
+        """Keep the weights if they are the best so far, and decide whether to go on."""
         self.first_metrics = self.first_metrics or found.metrics
         self.outcome.evaluations.append((self.step, found.score))
         self._log({"eval/score": found.score, **{f"eval/{k}": v for k, v in found.metrics.items()}})
@@ -261,15 +272,7 @@ class _Loop:
         if len(scores) == 1 or found.score > max(scores[:-1]):
             self.outcome.best_step = self.step
             self.best = {name: value.detach().clone() for name, value in self._weights().items() if name.startswith(f"{self.best_of}/")}
-        since_best = sum(1 for step, _ in self.outcome.evaluations if step > self.outcome.best_step)
-        if found.score < scores[0] - self.plan.max_drop:
-            self.outcome.stopped = (
-                f"dev score {found.score:.3f} fell more than {self.plan.max_drop:g} below the start's {scores[0]:.3f} at step {self.step}"
-            )
-        elif self.plan.patience and since_best >= self.plan.patience:
-            self.outcome.stopped = (
-                f"no better dev score in {since_best} evaluations (best {max(scores):.3f} at step {self.outcome.best_step})"
-            )
+        self.outcome.stopped = self.plan.why_stop(self.outcome.evaluations, self.outcome.best_step)
 
     def finish(self) -> None:
         """Restore the best evaluated weights."""
@@ -291,12 +294,15 @@ class _Loop:
     def _stop_if_asked(self) -> None:
         """Between two micro-batches weights and optimizer are those of the last whole step."""
         if self.stop.asked:
-            saved = "nothing was saved, since no step was done or this training saves nothing"
-            if self.plan.save_every_steps and self.step % self.plan.steps_together == 0 and self.step > self.first_step:
-                self._save()
-            if (last := load_checkpoint(self.folder / "checkpoints")) is not None:
-                saved = f"step {last.step} is saved"
-            raise TrainingStoppedError(f"the training was asked to end at step {self.step}; {saved}. Run the same command again to go on.")
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        saved = "nothing was saved, since no step was done or this training saves nothing"
+        if self.plan.save_every_steps and self.step % self.plan.steps_together == 0 and self.step > self.first_step:
+            self._save()
+        if (last := load_checkpoint(self.folder / "checkpoints")) is not None:
+            saved = f"step {last.step} is saved"
+        raise TrainingStoppedError(f"the training was asked to end at step {self.step}; {saved}. Run the same command again to go on.")
 
     def _save(self) -> None:
         snapshot = self._snapshot()
@@ -336,10 +342,6 @@ class _Loop:
             steps=self.step, best_step=int(notes["best_step"]), evaluations=[(int(s), float(v)) for s, v in notes["evaluations"]]
         )
         logger.info("resumed at step %d from %s", self.step, self.folder / "checkpoints")
-
-
-def _tokens(passes: Sequence[Pass], budget: int) -> int:
-    return sum(micro.tree.n_tokens for one in passes for micro in one.micro_batches(budget))
 
 
 def _clip(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:

@@ -1,6 +1,7 @@
 """How long, how fast, how often: a training's plan, and its learning rate over the steps."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,17 @@ class Plan:
     def saves_after(self, step: int) -> bool:
         """Whether a checkpoint is due after this many steps."""
         return bool(self.save_every_steps) and step % self.save_every_steps == 0 and step < self.total_steps
+
+    def why_stop(self, evaluations: Sequence[tuple[int, float]], best_step: int) -> str:
+        """Why a training with these (step, score) should end now; empty if it should go on."""
+        scores = [score for _, score in evaluations]
+        step, score = evaluations[-1]
+        since_best = sum(1 for step, _ in evaluations if step > best_step)
+        if score < scores[0] - self.max_drop:
+            return f"dev score {score:.3f} fell more than {self.max_drop:g} below the start's {scores[0]:.3f} at step {step}"
+        if self.patience and since_best >= self.patience:
+            return f"no better dev score in {since_best} evaluations (best {max(scores):.3f} at step {best_step})"
+        return ""
 
 
 def rate_share(step: int, *, total_steps: int, warmup_steps: int, shape: Shape, final_share: float) -> float:

@@ -63,6 +63,11 @@ def in_pieces(one: Pass, max_tokens: int, at_least: int) -> Sequence[MicroBatch]
     return found
 
 
+def tokens_of(passes: Sequence[Pass], max_tokens: int) -> int:
+    """Distinct tokens that go through the network for a step in micro-batches of at most so many."""
+    return sum(micro.tree.n_tokens for one in passes for micro in one.micro_batches(max_tokens))
+
+
 class Learner(NamedTuple):
     """An adapter that is trained, with its heads, and how fast."""
 
@@ -71,6 +76,19 @@ class Learner(NamedTuple):
     learning_rate: float = 1e-4
     head_rate: float = 0.0
     """Learning rate of the heads; 0: the adapter's. A head starts at zero and needs a faster one."""
+
+
+def rate_groups(model: Model, learners: Sequence[Learner]) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer, each with its peak rate."""
+    return [
+        {"params": parameters, "peak": rate, "lr": rate}
+        for learner in learners
+        for parameters, rate in (
+            (model.parameters_of(learner.adapter), learner.learning_rate),
+            (model.head_parameters(learner.heads), learner.head_rate or learner.learning_rate),
+        )
+        if parameters
+    ]
 
 
 class Evaluated(NamedTuple):

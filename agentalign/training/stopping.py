@@ -1,9 +1,21 @@
-"""SIGTERM: a request to end, which a training answers between two micro-batches, where its weights are whole."""
+"""SIGTERM: a request to end, which a training answers between two micro-batches, where its weights are whole.
+
+Acting and evaluating take minutes and keep nothing half done: there the request is answered where it comes, because who asks (a
+scheduler, a container that stops) kills after half a minute.
+"""
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+from agentalign.training import ranks
+
+
+class StopAskedError(BaseException):
+    """Raised out of the work of `at_once`. Not an Exception: no handler of errors on its way may take it for one."""
 
 
 class StopRequest:
@@ -11,6 +23,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self._at_once = False
         self._before: Any = None
 
     def __enter__(self) -> "StopRequest":
@@ -22,5 +35,18 @@ class StopRequest:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a request raises StopAskedError wherever the work is; with several processes it waits, since the others wait for it."""
+        self._at_once = ranks.world() == 1
+        try:
+            if self.asked and self._at_once:
+                raise StopAskedError
+            yield
+        finally:
+            self._at_once = False
+
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
+        if self._at_once:
+            raise StopAskedError
