@@ -16,7 +16,7 @@ from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.dev_gate import DevGate, _losses
 from agentalign.recipes.dry_run import DryRun
-from agentalign.recipes.workspace import open_workspace
+from agentalign.recipes.workspace import open_workspace, resolve_start
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
@@ -62,6 +62,15 @@ def test_same_command_again_returns_the_finished_training(project):
     again = sft.run(SFTConfig(**SFT, max_steps=10, eval_every_steps=5, report_to="tensorboard"), project)
     assert again.adapter == "toy_desk@1"
     assert len(Registry(project.adapters).list()) >= 1
+
+
+def test_without_a_start_a_recipe_does_not_build_on_its_own_result(project):
+    config = DPOConfig(**DPO, max_steps=1, seed=11)
+    first = dpo.run(config, project)
+    assert Registry(project.adapters).resolve("toy_desk")[0].ref == first.adapter
+    assert dpo.run(config, project).id == first.id, "the same command began another training, on top of its own result"
+    with open_workspace(config, project) as work:
+        assert resolve_start(work, config, "ppo")[0].start == first.adapter
 
 
 def test_an_interrupted_training_goes_on_with_the_data_it_began_with(project, caplog):

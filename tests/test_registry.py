@@ -223,6 +223,8 @@ def test_the_version_before_can_be_put_back_and_every_change_is_remembered(regis
     assert registry.stages("desk") == {"production": 2, "previous": 1}
     registry.promote("desk@2", "production", gate("desk@2"))  # again: what came before stays what came before
     assert registry.resolve("desk@previous")[0].version == 1
+    with pytest.raises(RegistryError, match="Name the adapter alone"):
+        registry.roll_back("desk@2")
     assert registry.roll_back("desk").version == 1
     assert registry.stages("desk") == {"production": 1}
     history = [(change.action, change.stage, change.version, change.replaced) for change in registry.history("desk")]

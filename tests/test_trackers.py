@@ -31,3 +31,24 @@ def test_a_tracker_that_is_not_installed_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"), tracker("wandb", "desk-sft-1", folder=tmp_path, **ABOUT):
         pass
+
+
+def test_a_tracker_that_fails_is_said_once_and_ends_no_training(tmp_path, monkeypatch, caplog):
+    class Gone:
+        def init(self, **options):
+            self.rows = []
+
+        def log(self, figures, step):
+            self.rows.append(step)
+            if step >= 2:
+                raise ConnectionError("no route")
+
+        def finish(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "wandb", gone := Gone())
+    with tracker("wandb", "desk-sft-1", folder=tmp_path, **ABOUT) as report:
+        for step in (1, 2, 3):
+            report(step, {"loss": 0.5})
+    assert gone.rows == [1, 2]
+    assert caplog.text.count("wandb failed (ConnectionError: no route)") == 1

@@ -74,7 +74,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
     """Train an adapter on preferences, or say what would be done."""
     # load
     with open_workspace(config, project) as work:
-        config, parent = resolve_start(work, config)
+        config, parent = resolve_start(work, config, "dpo")
         # data
         preferences, runs = choose_preferences(work, config.criterion)
         replay_runs = work.demonstrations() if config.replay and config.nll_coefficient else []

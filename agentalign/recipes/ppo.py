@@ -50,7 +50,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
     """Train the policy against the reward, or say what would be done."""
     # load
     with open_workspace(config, project) as work:
-        config, parent = resolve_start(work, config)
+        config, parent = resolve_start(work, config, "ppo")
         card, reward_folder = resolve_adapter(work, config.reward or work.adapter_name("reward"), "reward")
         config = config.model_copy(update={"reward": card.ref})
         # data

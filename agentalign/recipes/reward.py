@@ -65,7 +65,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
     """Train a reward model on preferences, or say what would be done."""
     # load
     with open_workspace(config, project) as work:
-        config, parent = resolve_start(work, config)
+        config, parent = resolve_start(work, config, "reward")
         # data
         preferences, runs = choose_preferences(work, config.criterion)
         about = work.frozen("reward", config, [p.id for p in preferences])

@@ -34,7 +34,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
     with open_workspace(config, project) as work:
         parent = None
         if config.start:
-            config, parent = resolve_start(work, config)
+            config, parent = resolve_start(work, config, "sft")
         # data
         runs = choose_runs(work, config)
         data = render_runs(runs, work.store, Dialect.load(work.base), config)

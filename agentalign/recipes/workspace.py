@@ -266,9 +266,17 @@ def plan_for(config: Scheduled, total_steps: int, *, max_drop: float, eval_at_st
     )
 
 
-def resolve_start(work: Workspace, config: C) -> tuple[C, Path]:
-    """The config with its start adapter as "name@version", and that adapter's folder."""
-    card, folder = resolve_adapter(work, config.start or work.adapter_name("policy"), "policy")
+def resolve_start(work: Workspace, config: C, recipe: RecipeName) -> tuple[C, Path]:
+    """The config with its start adapter as "name@version", and that adapter's folder.
+
+    Without a start it is the newest policy that this recipe did not make itself: else the same command again would not find its
+    finished training but build on its own result.
+    """
+    name = work.adapter_name("policy")
+    others = [card.ref for card in work.registry.list() if card.name == name and card.recipe != recipe]
+    card, folder = resolve_adapter(work, config.start or (others or [name])[-1], "policy")
+    if config.start is None:
+        logger.info("starting from %s, the newest policy that %s did not make; start names another", card.ref, recipe)
     return config.model_copy(update={"start": card.ref}), folder
 
 

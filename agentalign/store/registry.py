@@ -166,7 +166,12 @@ class Registry:
 
     def roll_back(self, name: str) -> AdapterCard:
         """Put the previous version back into production; returns its card. Going back further is a promotion with a gate."""
-        name, _ = self._parse(name)
+        name, wanted = self._parse(name)
+        if wanted is not None:
+            raise RegistryError(
+                f"a rollback goes to the version that was in production before, not to {wanted}. Name the adapter alone ({name}), or "
+                f"promote that version: `agentalign promote {name}@{wanted} production`."
+            )
         self.resolve(name)
         with self._changing(name) as held:
             production, previous = held.stages.get("production"), held.stages.get("previous")

@@ -5,6 +5,7 @@ Nothing is sent anywhere unless `report_to` names a tracker, and none of their p
 
 import importlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from agentalign.errors import ConfigError
 
+logger = logging.getLogger("agentalign")
 TrackerName = Literal["none", "tensorboard", "trackio", "wandb"]
 Report = Callable[[int, Mapping[str, float]], None]
 """(step, figures): called for every row of metrics.jsonl; after a kill, again for the steps that are done again."""
@@ -36,7 +38,7 @@ def tracker(name: TrackerName, training: str, *, project: str, config: str, fold
         writer = _imported("torch.utils.tensorboard", name).SummaryWriter(str(folder / "tensorboard"))
         writer.add_text("config", f"```json\n{json.dumps(json.loads(config), indent=1)}\n```")
         try:
-            yield lambda step, figures: _to_tensorboard(writer, step, figures)
+            yield _harmless(name, lambda step, figures: _to_tensorboard(writer, step, figures))
         finally:
             writer.close()
     else:
@@ -45,9 +47,26 @@ def tracker(name: TrackerName, training: str, *, project: str, config: str, fold
         options = {"id": training} if name == "wandb" else {}
         package.init(project=project, name=training, config=json.loads(config), resume="allow", **options)
         try:
-            yield lambda step, figures: package.log(dict(figures), step=step)
+            yield _harmless(name, lambda step, figures: package.log(dict(figures), step=step))
         finally:
             package.finish()
+
+
+def _harmless(name: str, report: Report) -> Report:
+    """A tracker that fails (a full disk, a server that is gone) is told nothing more; metrics.jsonl has all rows, and the training goes on."""
+    failed = False
+
+    def guarded(step: int, figures: Mapping[str, float]) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            report(step, figures)
+        except Exception as error:
+            failed = True
+            logger.warning("%s failed (%s: %s) and gets no more rows; metrics.jsonl has them all", name, type(error).__name__, error)
+
+    return guarded
 
 
 def _to_tensorboard(writer: Any, step: int, figures: Mapping[str, float]) -> None:
