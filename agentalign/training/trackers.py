@@ -53,7 +53,7 @@ def tracker(name: TrackerName, training: str, *, project: str, config: str, fold
 
 
 def _harmless(name: str, report: Report) -> Report:
-    """A tracker that fails (a full disk, a server that is gone) is told nothing more; metrics.jsonl has all rows, and the training goes on."""
+    """A tracker that fails (a full disk, a server that is gone) is told nothing more; metrics.jsonl has it all, and training goes on."""
     failed = False
 
     def guarded(step: int, figures: Mapping[str, float]) -> None:
@@ -62,7 +62,7 @@ def _harmless(name: str, report: Report) -> Report:
             return
         try:
             report(step, figures)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - what a tracker's package may raise is not ours to know
             failed = True
             logger.warning("%s failed (%s: %s) and gets no more rows; metrics.jsonl has them all", name, type(error).__name__, error)
 
