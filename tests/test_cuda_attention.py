@@ -4,7 +4,7 @@ import torch
 
 from agentalign.training.cpu_attention import CpuTreeAttention
 from agentalign.training.cuda_attention import FlashTreeAttention, flash_works, plan_parts, probe
-from agentalign.training.tree import build_tree
+from agentalign.training.tree import Segment, build_tree
 from tests.test_attention import three_levels_deep
 
 CPU = torch.device("cpu")
@@ -77,6 +77,11 @@ def test_every_ancestor_is_seen_once_and_no_key_is_copied():
         for a, b in (*segment.ancestors, (segment.start, segment.end)):
             expected[segment.start : segment.end, a:b] = 1
     assert torch.equal(seen, expected)
+
+
+def test_no_call_says_that_every_query_stands_alone():
+    segments = (Segment(0, 5, (), 0), Segment(5, 6, ((0, 5),), 5))
+    assert [part.max_q for part in plan_parts(segments, CPU)] == [5, 2]
 
 
 def test_the_probe_passes_a_right_kernel_and_finds_a_wrong_one():

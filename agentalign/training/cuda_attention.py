@@ -93,7 +93,8 @@ def _part(queries: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]], d
         return torch.tensor([0, *(b - a for a, b in spans)]).cumsum(0).to(device, torch.int32)
 
     longest = [max(b - a for a, b in spans) for spans in (queries, keys)]
-    return Part(rows(queries), rows(keys), edges(queries), edges(keys), longest[0], longest[1], causal)
+    # Never "one row at most": there flash attention swaps heads and rows to decode faster, and its log-sum-exp comes in another order.
+    return Part(rows(queries), rows(keys), edges(queries), edges(keys), max(2, longest[0]), longest[1], causal)
 
 
 class FlashTreeAttention(torch.autograd.Function):
@@ -161,7 +162,7 @@ def probe(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: in
         Segment(0, 70, (), 0),
         Segment(70, 75, ((0, 70),), 70),
         Segment(75, 84, ((0, 70), (70, 75)), 75),
-        Segment(84, 85, ((0, 70), (70, 75)), 75),
+        Segment(84, 85, ((0, 70), (70, 75), (75, 84)), 84),
         Segment(85, 100, ((0, 70),), 70),
         Segment(100, 140, (), 0),
     )
