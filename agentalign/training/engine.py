@@ -166,7 +166,7 @@ class _Loop:
     def _shrink(self, passes: Sequence[Pass], problem: str) -> None:
         smaller = halved(self.budget, lambda budget: sum(len(one.micro_batches(budget)) for one in passes))
         # Smaller micro-batches compute a shared prefix more often; recomputing activations may be the cheaper way.
-        dear = smaller is None or tokens_of(passes, smaller) > RECOMPUTE_COST * tokens_of(passes, self.budget)
+        dear = smaller is None or tokens_of(passes, smaller) > RECOMPUTE_COST * tokens_of(passes, self.plan.micro_batch_tokens)
         if self.model.may_recompute and dear:
             logger.warning("out of memory (%s): activations are recomputed from here on, with the same gradient", problem)
             self.model.recompute_activations()
