@@ -32,7 +32,7 @@ def test_only_runs_that_took_the_same_way_say_what_a_later_state_is_worth():
     """Three runs look up alike; two then act (won), one refuses (lost): the last reply is neither praised nor blamed."""
     returns = [np.full(3, worth) for worth in (1.0, 1.0, 0.0)]
     states = [["ask", "found", "acted"], ["ask", "found", "acted"], ["ask", "found", "refused"]]
-    acted, _, refused = sibling_values([np.zeros(3)] * 3, returns, states, trust=0.0)
+    acted, _, refused = sibling_values([np.zeros(3)] * 3, returns, states, prior_weight=0.0)
     np.testing.assert_allclose(acted, [0.5, 0.5, 1.0])
     np.testing.assert_allclose(refused, [1.0, 1.0, 1.0], err_msg="nobody else refused: what was expected before holds on")
     advantages = [
@@ -42,9 +42,9 @@ def test_only_runs_that_took_the_same_way_say_what_a_later_state_is_worth():
     np.testing.assert_allclose(np.sum(advantages, axis=0)[:2], 0.0, err_msg="the same words in the same state push nowhere together")
 
 
-def test_the_critic_counts_for_as_many_runs_as_it_is_trusted():
+def test_the_critic_counts_for_as_many_runs_as_its_weight_says():
     states = [["s", "t"], ["s", "t"]]
-    first, _ = sibling_values([np.array([0.2, 0.6])] * 2, [np.ones(2), np.ones(2)], states, trust=1.0)
+    first, _ = sibling_values([np.array([0.2, 0.6])] * 2, [np.ones(2), np.ones(2)], states, prior_weight=1.0)
     np.testing.assert_allclose(first, [1.0, (1.4 + 1.0) / 2], err_msg="0.6, moved up by the 0.8 that the first state was off")
 
 

@@ -3,11 +3,15 @@
 import pytest
 import torch
 
+from agentalign.config.dpo import DPOConfig
+from agentalign.environments.task import Task
+from agentalign.errors import DataError
 from agentalign.recipes.data import Part, Turn, whole
-from agentalign.recipes.dpo import _sides
+from agentalign.recipes.dpo import Pair, _sides, balanced
 from agentalign.training.render import Rendered, RenderedTurn
 from agentalign.training.tree import build_tree
 from tests.test_attention import CONFIGS, ids, make_model
+from tests.test_pairs import run
 
 
 def rendered(name, *turns):
@@ -70,3 +74,31 @@ def test_equal_sides_are_no_pair_and_a_run_that_goes_on_keeps_a_token_on_both():
     end = Turn((*second.context, *second.completion[:-1]), second.completion[-1:])
     assert _sides(better, shorter, 2, "run") == (Part((end, third)), Part((end,)))
     assert _sides(better, worse, None, "turn") is None
+
+
+def judged(*sides):
+    """Pairs of refund tasks, one per side named, with their runs and tasks; sides "open" and "closed" are known."""
+    tasks = {
+        f"t-{side}-{i}": Task(id=f"t-{side}-{i}", split="train", family="refund", data={"branch": side})
+        for side in ("open", "closed")
+        for i in (0, 1)
+    }
+    runs, pairs = {}, []
+    for number, side in enumerate(sides):
+        task = f"t-{side}-{sides[:number].count(side)}"
+        found = [run(f"{word} {number}", task=task, sample=i, family="refund") for i, word in enumerate(("better", "worse"))]
+        runs |= {one.id: one for one in found}
+        part = Part((Turn((number,), (1,)),))
+        pairs.append(Pair(part, part, 1.0, (found[0].id, found[1].id), None, "scores"))
+    return pairs, runs, tasks
+
+
+def test_pairs_of_one_side_of_a_judgement_are_not_trained_on_wherever_they_came_from(caplog):
+    config = DPOConfig(taskset="desk")
+    pairs, runs, tasks = judged("open", "closed", "open")
+    assert balanced(pairs, runs, tasks, config) == pairs
+    pairs, runs, tasks = judged("open", "open")
+    with pytest.raises(DataError, match="all 2 pairs left are of judgements of which another side has none"):
+        balanced(pairs, runs, tasks, config)
+    assert "2 pairs of refund/open are left out" in caplog.text
+    assert balanced(pairs, runs, {}, config) == pairs, "imported runs have no task that could say its side"

@@ -323,6 +323,25 @@ def test_a_kill_inside_the_gate_loses_no_step(tmp_path):
         evaluate=evaluate,
     )  # fmt: skip
     assert sorted(set(steps_done)) == [2, 3]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval/score" in row] == [0, 2, 4]
+
+
+def test_what_ended_by_a_fall_on_dev_does_not_go_on_when_it_is_resumed(tmp_path):
+    plan = Plan(total_steps=6, save_every_steps=100, eval_every_steps=2, max_drop=0.1)
+    make = lambda step: [micro([three_levels_deep()[step % 4]])]
+    evaluated = []
+
+    def evaluate(step, first):
+        evaluated.append(step)
+        return Evaluated(-float(step), {})
+
+    for _ in range(2):
+        model = make_model(tmp_path / "model", CONFIGS["llama"])
+        done = train(model, [Learner("policy")], steps_of(make, 6), plan, folder=tmp_path / "run", evaluate=evaluate)
+        assert (done.steps, done.best_step) == (2, 0)
+        assert "fell more than" in done.stopped
+    assert evaluated == [0, 2], "the evaluation was done again"
 
 
 def test_head_is_trained_with_its_adapter_and_resumed(tmp_path):

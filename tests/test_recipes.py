@@ -180,6 +180,7 @@ def test_one_task_lost_is_no_loss_and_a_second_is():
     first = {"family/refund": 1.0, "criterion/asks": 0.75}
     assert _losses({"family/refund": (5, 0.8), "criterion/asks": (4, 0.5)}, first) == [pytest.approx(0.0), 0.0]
     assert _losses({"family/refund": (5, 0.6), "criterion/asks": (4, 0.0)}, first) == [pytest.approx(1.0), pytest.approx(2.0)]
+    assert _losses({"family/refund": (1, 0.0)}, first) == [0.75], "a family with a single task is watched too"
     assert _losses({"family/new": (5, 0.0)}, first) == [0.0]
 
 

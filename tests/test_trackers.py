@@ -44,7 +44,7 @@ def test_a_tracker_that_fails_is_said_once_and_ends_no_training(tmp_path, monkey
                 raise ConnectionError("no route")
 
         def finish(self):
-            pass
+            raise ConnectionError("still no route")
 
     monkeypatch.setitem(sys.modules, "wandb", gone := Gone())
     with tracker("wandb", "desk-sft-1", folder=tmp_path, **ABOUT) as report:

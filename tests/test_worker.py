@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from agentalign.environments.team_code import Pool, TeamCode, TeamCodeError
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import TasksetError, ToolError
 from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
+from agentalign.training.stopping import StopAskedError, StopRequest
 
 ENVIRONMENT = """
 import os
@@ -35,6 +38,9 @@ class Environment:
             self.total += arguments["n"]
         elif call.name == "hang":
             time.sleep(3600)
+        elif call.name == "late":
+            time.sleep(1.5)
+            raise ToolError("too late.")
         elif call.name == "break":
             raise RuntimeError("the desk is on fire")
         elif call.name == "exit":
@@ -162,6 +168,17 @@ def test_a_hanging_call_ends_its_own_run_and_the_others_are_rebuilt(taskset: Tas
     assert pool.call(1, call("add", 1)) == "12"
     assert pool.call(2, call("add", 1)) == "13"
     assert pool.reset(0, taskset.task("t0"))[0].content == "start 0"
+
+
+def test_a_request_to_end_between_question_and_answer_leaves_no_answer_behind(taskset: Taskset, pool: WorkerPool) -> None:
+    pool.reset(0, taskset.task("t3"))
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    with StopRequest() as stop:
+        timer.start()
+        with pytest.raises(StopAskedError), stop.at_once():
+            pool.call(0, call("late"))
+    pool.release(0)
+    assert pool.reset(7, taskset.task("t4")) == [Message(role="user", content="start 4")], "the answer of another question"
 
 
 def test_what_cannot_be_rebuilt_says_so(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class PPOConfig(Gated):
     lam: float = Field(default=0.95, ge=0, le=1)
     """GAE lambda of the policy's advantages; the critic learns from full returns."""
     num_mini_batches: int = Field(default=1, ge=1)
-    """Optimizer steps per iteration, each on its share of the runs of tasks that went differently from run to run."""
+    """Optimizer steps per iteration, each on its share of the runs of tasks that went differently; with one, no clip is ever reached."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """Lower clip of the policy ratio."""
     clip_high: float = Field(default=0.28, gt=0)

@@ -17,7 +17,7 @@ class TrainingConfig(Config):
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """How the frozen base is held."""
     start: str | None = None
-    """Adapter to continue, such as "order_desk@2"; null: the bare base (SFT), or the newest policy that the recipe did not make."""
+    """Adapter to continue, such as "order_desk@2"; null: the bare base (SFT), or the newest policy that the recipe has no part in."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1)
     """Peak learning rate of the adapter."""
     max_grad_norm: float = Field(default=1.0, gt=0)

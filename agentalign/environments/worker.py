@@ -226,6 +226,9 @@ class _Process:
             raise TeamCodeError(
                 f"{what} ended its worker (exit code {code}). Team code must not exit, crash, or outgrow its memory."
             ) from None
+        except BaseException:
+            self.end()  # interrupted between question and answer: the next question would get this one's
+            raise
 
     def _write(self, pipe: IO[bytes], data: bytes, deadline: float) -> None:
         # The worker reads in a thread of its own, so this blocks only where the worker as a whole stands still.

@@ -37,7 +37,7 @@ OPEN = 0.03
 WON = 0.6
 """Overall value from which a run counts as won when tasks are weighed."""
 SETTLED = 0.1
-"""Runs of a task whose rewards differ by less teach nothing: each is as good as the others."""
+"""Runs of a task whose rewards differ by less teach little: their advantages, and with them the step, would be next to nothing."""
 UNKNOWN = 0.25
 """Weight of a kind of task without a scored run."""
 
@@ -73,7 +73,8 @@ class Acting:
         """Act, score, and make advantages of the tasks that went differently; runs whose worth cannot be known are left out and counted.
 
         A task that every sample won, or none, has advantages of next to nothing and would only cost time (DAPO's dynamic sampling,
-        arXiv:2503.14476, without drawing others for it): it counts in the figures and is not learned from.
+        arXiv:2503.14476, without drawing others for it): it counts in the reward's figures and is not learned from, by the critic
+        neither. What the reward model alone says of runs that the checks hold for equal is left aside with it.
         """
         model, config = self.model, self.config
         seed = config.seed * 1_000_003 + iteration
@@ -104,7 +105,7 @@ class Acting:
         kept = [run for (run, _), value in zip(usable, values, strict=True) if value is not None]
         groups = [run.task_id or run.id for run in kept]
         worth = [value for _, value in known]
-        chosen = unsettled(worth, groups)
+        chosen = unsettled(worth, groups, at_least=config.num_mini_batches, alone=config.samples_per_task == 1)
         found = gather(model, [known[i][0] for i in chosen], [worth[i] for i in chosen], [groups[i] for i in chosen], config)
         self._say(iteration, runs, worth, found, scores)
         return found
@@ -162,7 +163,7 @@ class Acting:
             "explained_variance": _explained(found),
         }
         text = (
-            "iteration %d: %d runs, %d usable, %d of open tasks, reward %.3f, %+.3f against past runs of the same kinds of task, "
+            "iteration %d: %d runs, %d usable, %d learned from, reward %.3f, %+.3f against past runs of the same kinds of task, "
             "success %.3f, kl %.3f nats per run, sampler off by %.3f nats per token"
         )
         shown = ("reward/mean", "reward/gain", "success/train", "kl", "sampler_gap")
@@ -215,18 +216,20 @@ def _sampled(experience: Experience) -> Tensor:
     return torch.tensor([logprob for turn in experience.run.turns for logprob in turn.logprobs])
 
 
-def unsettled(rewards: Sequence[float], groups: Sequence[str]) -> list[int]:
-    """Indices of the runs whose task went differently from run to run; all of them where no task did.
+def unsettled(rewards: Sequence[float], groups: Sequence[str], *, at_least: int = 1, alone: bool = False) -> list[int]:
+    """Indices of the runs whose task went differently from run to run; all of them where there are fewer than `at_least`.
 
     Args:
         rewards: (N,).
-        groups: (N,) task of each run; one that stands alone is open: only the critic knows what to expect.
+        groups: (N,) task of each run.
+        alone: a task with one run is open too: only the critic knows what to expect of it.
     """
     by_task: dict[str, list[float]] = {}
     for reward, group in zip(rewards, groups, strict=True):
         by_task.setdefault(group, []).append(reward)
-    open_tasks = {group for group, found in by_task.items() if len(found) == 1 or max(found) - min(found) >= SETTLED}
-    return [index for index, group in enumerate(groups) if group in open_tasks or not open_tasks]
+    open_tasks = {group for group, found in by_task.items() if (alone and len(found) == 1) or max(found) - min(found) >= SETTLED}
+    chosen = [index for index, group in enumerate(groups) if group in open_tasks]
+    return chosen if len(chosen) >= at_least else list(range(len(groups)))
 
 
 def kind_of(task: Task) -> str:

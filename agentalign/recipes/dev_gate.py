@@ -47,9 +47,9 @@ class DevGate:
         """The team's overall value is what counts; what families and criteria lost since the first evaluation counts against it.
 
         Without that a gain in one family pays for the collapse of another, or for never asking again. A family or criterion may lose one
-        task: a dev split has a handful of each, and one that flips is no collapse (a policy whose overall value, rules kept and questions
-        asked all rose was rolled back for four such single tasks). Of the criteria the worst loss alone: each has its noise. Ties are
-        broken by success, which alone counts where no overall value is known.
+        task (or a quarter of fewer than four): a dev split has a handful of each, and one that flips is no collapse (a policy whose overall
+        value, rules kept and questions asked all rose was rolled back for four such single tasks). Of the criteria the worst loss alone:
+        each has its noise. Ties are broken by success, which alone counts where no overall value is known.
         """
         began = time.monotonic()
         evaluation = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool)
@@ -79,8 +79,8 @@ def _say_fallen(step: int, now: Mapping[str, float], first: Mapping[str, float])
 
 
 def _losses(now: Mapping[str, tuple[int, float]], first: Mapping[str, float]) -> list[float]:
-    """Tasks that each name lost since the first evaluation, beyond one; names to (tasks, mean)."""
-    return [max(0.0, n * (first.get(name, 0.0) - mean) - 1.0) for name, (n, mean) in now.items()]
+    """Tasks that each name lost since the first evaluation, beyond one, or a quarter of its few; names to (tasks, mean)."""
+    return [max(0.0, n * (first.get(name, 0.0) - mean) - min(1.0, n / 4)) for name, (n, mean) in now.items()]
 
 
 def act_out(model: Model, adapter: str | None, taskset: Taskset, tasks: list[Task], pool: Pool) -> Evaluation:

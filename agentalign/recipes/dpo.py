@@ -18,6 +18,7 @@ from torch import Tensor
 
 from agentalign.config.dpo import DPOConfig
 from agentalign.config.project import Project
+from agentalign.environments.task import Task
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logprobs, render_runs, token_stats, whole
@@ -87,7 +88,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         good = {r for r in runs if r in trusted or (values.get(r) or 0.0) >= GOOD} if config.nll_coefficient else set()
         pairs = make_pairs(preferences, runs, data, config, good)
         if dry_run:
-            return _dry_run(work, config, data, pairs)
+            return _dry_run(work, config, data, balanced(pairs, runs, work.tasks(), config))
         training, folder = work.begin("dpo", config, [*(p.id for p in preferences), *(run.id for run in replay_runs)])
         if training.status == "done":
             return training
@@ -95,7 +96,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             # model
             model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
             model.load_adapter(ADAPTER, parent, trainable=True)
-            pairs = balanced(with_reference(model, pairs, config, project.cache / "logprobs"), runs, work, config)
+            pairs = balanced(with_reference(model, pairs, config, project.cache / "logprobs"), runs, work.tasks(), config)
             counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": sum(len(family) for family in replay)})
             total = _total_steps(pairs, config)
 
@@ -213,25 +214,24 @@ def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig, cache
     return kept
 
 
-def balanced(pairs: Sequence[Pair], runs: Mapping[str, Trajectory], work: Workspace, config: DPOConfig) -> list[Pair]:
+def balanced(pairs: Sequence[Pair], runs: Mapping[str, Trajectory], tasks: Mapping[str, Task], config: DPOConfig) -> list[Pair]:
     """Pairs of all sides of each judgement: what was stored at different times, or fell away since, may have left one side alone.
 
     Raises:
         DataError: nothing is left.
     """
-    tasks = work.tasks()
     branches = {(task.family, task.branch) for task in tasks.values() if task.branch and task.split == "train"}
-    branch_of = {run.id: tasks[run.task_id].branch if run.task_id in tasks else "" for run in runs.values()}
+    branch_of = {run.id: tasks[run.task_id].branch for run in runs.values() if run.task_id is not None and run.task_id in tasks}
 
     def group_of(index: int) -> Group:
         better = pairs[index].trajectories[0]
-        return runs[better].family, branch_of[better]
+        return runs[better].family, branch_of.get(better, "")
 
     places = balance(range(len(pairs)), group_of, len(pairs), name_of=str, seed=config.seed, branches=branches)
     if not places:
         raise DataError(
-            f"all {len(pairs)} pairs speak of one side of their judgement alone, which would teach to act always alike; sample or compare "
-            "runs of its other sides too."
+            f"all {len(pairs)} pairs left are of judgements of which another side has none, which would teach to act always alike. "
+            "Sample or compare runs of the other sides, or lower min_reference_prob if their pairs were dropped for it."
         )
     logger.info("pairs: %d learned from after evening out the sides of each judgement", len(places))
     return [pairs[index] for index in places]

@@ -34,7 +34,7 @@ class Experience:
     values: Floats
     """(K,) the critic before this iteration's update."""
     advantages: Floats
-    """(K,) in units of the reward: an iteration with little to learn takes a small step, which unit variance would blow up."""
+    """(K,) in units of the reward: unit variance would give an iteration with little to learn as much say as any other."""
     returns: Floats
     """(K,) the critic's targets."""
 

@@ -178,8 +178,8 @@ def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int)
     shares = [[experience[i] for i in order[part :: config.num_mini_batches]] for part in range(config.num_mini_batches)]
     if not all(shares):
         raise DataError(
-            f"iteration {iteration} left {len(experience)} usable runs, too few for {config.num_mini_batches} "
-            "mini-batches; look at its runs."
+            f"iteration {iteration} left {len(experience)} usable runs, too few for {config.num_mini_batches} mini-batches; look at its "
+            "runs, or lower num_mini_batches."
         )
     return shares
 

@@ -269,14 +269,20 @@ def plan_for(config: Scheduled, total_steps: int, *, max_drop: float, eval_at_st
 def resolve_start(work: Workspace, config: C, recipe: RecipeName) -> tuple[C, Path]:
     """The config with its start adapter as "name@version", and that adapter's folder.
 
-    Without a start it is the newest policy that this recipe did not make itself: else the same command again would not find its
-    finished training but build on its own result.
+    Without a start it is the newest policy that this recipe has no part in, itself or before: else the same command again would not find
+    its finished training but build on its own result.
     """
     name = work.adapter_name("policy")
-    others = [card.ref for card in work.registry.list() if card.name == name and card.recipe != recipe]
+    cards = {card.ref: card for card in work.registry.list()}
+
+    def has_part(ref: str) -> bool:
+        return ref in cards and (cards[ref].recipe == recipe or any(has_part(parent) for parent in cards[ref].parents))
+
+    others = [ref for ref, card in cards.items() if card.name == name and not has_part(ref)]
     card, folder = resolve_adapter(work, config.start or (others or [name])[-1], "policy")
     if config.start is None:
-        logger.info("starting from %s, the newest policy that %s did not make; start names another", card.ref, recipe)
+        why = f"the newest policy that {recipe} has no part in" if others else "the newest policy"
+        logger.info("starting from %s, %s; start: names another", card.ref, why)
     return config.model_copy(update={"start": card.ref}), folder
 
 

@@ -167,10 +167,10 @@ class Registry:
     def roll_back(self, name: str) -> AdapterCard:
         """Put the previous version back into production; returns its card. Going back further is a promotion with a gate."""
         name, wanted = self._parse(name)
-        if wanted is not None:
+        if wanted not in (None, "previous"):
             raise RegistryError(
-                f"a rollback goes to the version that was in production before, not to {wanted}. Name the adapter alone ({name}), or "
-                f"promote that version: `agentalign promote {name}@{wanted} production`."
+                f"a rollback goes to the version that was in production before ({name}@previous), not to {name}@{wanted}. Name the adapter "
+                f"alone, or promote the version that you want: `agentalign promote {name}@VERSION production`."
             )
         self.resolve(name)
         with self._changing(name) as held:

@@ -56,20 +56,21 @@ def discounted_returns(rewards: Floats, *, gamma: float) -> Floats:
 
 
 def sibling_values(
-    values: Sequence[Floats], returns: Sequence[Floats], states: Sequence[Sequence[Hashable]], *, trust: float = 1.0
+    values: Sequence[Floats], returns: Sequence[Floats], states: Sequence[Sequence[Hashable]], *, prior_weight: float = 1.0
 ) -> list[Floats]:
     """The critic's values, corrected at every state by what the other runs that came through it were worth.
 
     Runs of one task share their history up to the turn where they part, so the tree of a group is a Monte-Carlo estimate of its states
     (as VinePPO's, arXiv:2410.01679, without sampling more). After a lookup that all made, the other runs say what is to be expected;
     after the call that decides, only those that called the same do, and the words of the last reply are not praised or blamed for
-    it. A run never takes part in its own values, so the gradient stays unbiased; at the first turn this is RLOO (arXiv:2402.14740).
+    it. A run never takes part in its own values: with lambda = 1 they are baselines, and the gradient stays unbiased; at the first turn
+    this is RLOO (arXiv:2402.14740).
 
     Args:
         values: per run (K,) the critic's value at the state before each turn.
         returns: per run (K,) what came from there on.
         states: per run K names, equal where two runs are in the same state.
-        trust: how many other runs the critic counts for, after the first turn.
+        prior_weight: how many other runs the critic counts for, after the first turn.
 
     Returns:
         Per run (K,). A state that no other run came through keeps the critic's value, moved as far as the state before it was.
@@ -85,7 +86,7 @@ def sibling_values(
         corrected = np.zeros_like(critic)
         moved = 0.0
         for k, name in enumerate(names):
-            others, weight = total[name] - 1, trust if k else 0.0
+            others, weight = total[name] - 1, prior_weight if k else 0.0
             corrected[k] = critic[k] + moved
             if others:
                 corrected[k] = (weight * corrected[k] + sums[name] - run[k]) / (weight + others)

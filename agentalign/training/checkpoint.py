@@ -60,10 +60,12 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
         (aside / MANIFEST).write_text(json.dumps(digests), encoding="utf-8")
         for path in (*aside.iterdir(), aside):
             _fsync(path)
+        before = folder / f"{aside.name}-before"
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(before)
         aside.rename(target)
         _fsync(folder)
+        shutil.rmtree(before, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise TrainingError(

@@ -259,8 +259,7 @@ class _Loop:
         except StopAskedError:
             self._stop()
         self._judge(found)
-        # Not after a stop: resumed, such a training would go on past its own rollback.
-        if self.plan.save_every_steps and not self.outcome.stopped and 0 < self.step < self.plan.total_steps:
+        if self.plan.save_every_steps and self.step > 0:
             self._save()
 
     def _judge(self, found: Evaluated) -> None:
@@ -311,6 +310,7 @@ class _Loop:
     def _snapshot(self) -> Snapshot:
         notes: dict[str, object] = {
             "evaluations": self.outcome.evaluations,
+            "stopped": self.outcome.stopped,
             "best_step": self.outcome.best_step,
             "tokens": self.tokens,
             "first_metrics": self.first_metrics,
@@ -338,9 +338,8 @@ class _Loop:
         self.budget = min(self.budget, int(notes["micro_batch_tokens"]))
         if notes["recomputes"] and self.model.may_recompute:
             self.model.recompute_activations()
-        self.outcome = Outcome(
-            steps=self.step, best_step=int(notes["best_step"]), evaluations=[(int(s), float(v)) for s, v in notes["evaluations"]]
-        )
+        evaluations = [(int(step), float(score)) for step, score in notes["evaluations"]]
+        self.outcome = Outcome(self.step, int(notes["best_step"]), evaluations, str(notes.get("stopped", "")))
         logger.info("resumed at step %d from %s", self.step, self.folder / "checkpoints")
 
 

@@ -40,7 +40,7 @@ def tracker(name: TrackerName, training: str, *, project: str, config: str, fold
         try:
             yield _harmless(name, lambda step, figures: _to_tensorboard(writer, step, figures))
         finally:
-            writer.close()
+            _harmless(name, lambda step, figures: writer.close())(0, {})
     else:
         # trackio has wandb's interface.
         package = _imported(name, name)
@@ -49,7 +49,7 @@ def tracker(name: TrackerName, training: str, *, project: str, config: str, fold
         try:
             yield _harmless(name, lambda step, figures: package.log(dict(figures), step=step))
         finally:
-            package.finish()
+            _harmless(name, lambda step, figures: package.finish())(0, {})
 
 
 def _harmless(name: str, report: Report) -> Report:
