@@ -21,6 +21,7 @@ from agentalign.config.project import Project
 from agentalign.environments.task import Task
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
+from agentalign.recipes.contrast import contrasts
 from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import DevGate
 from agentalign.recipes.dry_run import DryRun, estimate
@@ -96,7 +97,9 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             # model
             model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
             model.load_adapter(ADAPTER, parent, trainable=True)
-            pairs = balanced(with_reference(model, pairs, config, project.cache / "logprobs"), runs, work.tasks(), config)
+            cache = project.cache / "logprobs"
+            pairs = balanced(with_reference(model, pairs, config, cache), runs, work.tasks(), config)
+            pairs += with_contrasts(model, pairs, data, replay, config, cache)
             counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": sum(len(family) for family in replay)})
             total = _total_steps(pairs, config)
 
@@ -212,6 +215,20 @@ def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig, cache
             f"{config.min_reference_prob:g}; lower min_reference_prob."
         )
     return kept
+
+
+def with_contrasts(
+    model: Model, pairs: Sequence[Pair], data: RunData, replay: Sequence[Sequence[Rendered]], config: DPOConfig, cache: Path
+) -> list[Pair]:
+    """Pairs for what the preferences mostly reject, from demonstrations that take them; with credit: token only."""
+    if config.credit != "token":
+        return []
+    sides = [(pair.chosen, pair.rejected, pair.trajectories[1]) for pair in pairs]
+    found = contrasts(sides, data.rendered, [run for family in replay for run in family])
+    made = [Pair(one.chosen, one.rejected, 1.0, (one.demonstration,) * 2, one.demonstration, "contrast") for one in found]
+    if made:
+        logger.info("pairs: %d more from demonstrations, for what the preferences mostly reject", len(made))
+    return with_reference(model, made, config.model_copy(update={"min_reference_prob": 0.0}), cache) if made else []
 
 
 def balanced(pairs: Sequence[Pair], runs: Mapping[str, Trajectory], tasks: Mapping[str, Task], config: DPOConfig) -> list[Pair]:
