@@ -65,7 +65,7 @@ def test_same_command_again_returns_the_finished_training(project):
 
 
 def test_without_a_start_a_recipe_does_not_build_on_its_own_result(project):
-    config = DPOConfig(**DPO, max_steps=1, seed=11)
+    config = DPOConfig(**DPO, max_steps=1, seed=11, contrasts=True)
     first = dpo.run(config, project)
     assert Registry(project.adapters).resolve("toy_desk")[0].ref == first.adapter
     assert dpo.run(config, project).id == first.id, "the same command began another training, on top of its own result"

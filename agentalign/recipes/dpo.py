@@ -99,7 +99,8 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             model.load_adapter(ADAPTER, parent, trainable=True)
             cache = project.cache / "logprobs"
             pairs = balanced(with_reference(model, pairs, config, cache), runs, work.tasks(), config)
-            pairs += with_contrasts(model, pairs, data, replay, config, cache)
+            if config.contrasts:
+                pairs += with_contrasts(model, pairs, data, replay, config, cache)
             counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": sum(len(family) for family in replay)})
             total = _total_steps(pairs, config)
 
