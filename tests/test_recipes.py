@@ -119,9 +119,8 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
     done = ppo.run(small, project)
     found = [row for row in rows(project, done) if "loss/policy" in row]
     assert len(found) == 2
-    assert {"reward/mean", "reward/gain", "kl", "clip_fraction", "loss/value", "kl_k3", "loss/nll", "peak_memory_gib", "learned"} <= found[
-        0
-    ].keys()
+    figures = {"reward/mean", "reward/gain", "kl", "clip_fraction", "loss/value", "kl_k3", "loss/nll", "peak_memory_gib", "learned"}
+    assert figures <= found[0].keys()
     # The second iteration acts the first one's tasks out again, and only then can tell.
     assert ["reward/rise" in row for row in found] == [False, True]
     # Before the first update policy and reference are one.

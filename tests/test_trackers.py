@@ -33,7 +33,7 @@ def test_a_tracker_that_is_not_installed_says_what_to_do(tmp_path, monkeypatch):
         pass
 
 
-def test_a_tracker_that_fails_is_said_once_and_ends_no_training(tmp_path, monkeypatch, caplog):
+def test_a_tracker_that_fails_gets_no_more_rows_and_ends_no_training(tmp_path, monkeypatch, caplog):
     class Gone:
         def init(self, **options):
             self.rows = []
