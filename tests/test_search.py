@@ -172,7 +172,11 @@ def test_choices_are_the_values_that_occur(desk: Store) -> None:
 
 def test_a_store_of_the_first_schema_is_filled_when_it_is_opened(store_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "migrations"
-    shutil.copytree(MIGRATIONS, folder, ignore=lambda _folder, names: [name for name in names if name == "__pycache__" or name[:4].isdigit() and name[:4] > "0001"])
+    shutil.copytree(
+        MIGRATIONS,
+        folder,
+        ignore=lambda _folder, names: [name for name in names if name == "__pycache__" or (name[:4].isdigit() and name[:4] > "0001")],
+    )
     runs = [run("Wärme \ud800", error=True), run("b", sample=1, family="f")]
     runs.append(run("c", parent=(runs[0].id, 0)))
     scores = [score(runs[0], 1), score(runs[0], 3, "bob"), score(runs[1], 2, step=1), score(runs[1], 0.5, "r@1", "reward_model")]

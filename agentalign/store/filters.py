@@ -53,7 +53,9 @@ class RunFilter(Record):
     @model_validator(mode="after")
     def _about_a_criterion(self) -> "RunFilter":
         if self.criterion is None and (self.score_at_least is not None or self.score_at_most is not None):
-            raise ValueError("score_at_least and score_at_most need a criterion: every criterion has its own scale. Name one as name@version.")
+            raise ValueError(
+                "score_at_least and score_at_most need a criterion: every criterion has its own scale. Name one as name@version."
+            )
         return self
 
 
@@ -130,4 +132,3 @@ def bindable(value: str, what: str) -> str:
     if not storable(value):
         raise DataError(f"{what} {value!a} cannot be looked up: names hold no NUL characters and no lone surrogates. Remove them.")
     return value
-

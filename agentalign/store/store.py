@@ -170,7 +170,7 @@ class Store:
             if after is not None:
                 query = query.where(place < _cursor(after))
             found = connection.execute(query).all()
-        page = [RunRow(*row[:-2], excerpt=rows.read_excerpt(row.excerpt)) for row in found[:limit]]
+        page = [RunRow(*row[:-1])._replace(excerpt=rows.read_excerpt(row.excerpt)) for row in found[:limit]]
         return RunPage(page, str(found[limit - 1].seq) if len(found) > limit else None, min(total, most), total <= most)
 
     def count(self, filter: RunFilter = RunFilter()) -> int:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections import defaultdict
 from itertools import chain
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -109,7 +110,7 @@ def _fill_verdicts(connection: sa.Connection) -> None:
     query = sa.text("SELECT t.seq, s.record FROM scores s JOIN trajectories t ON t.id = s.trajectory ORDER BY t.seq, s.seq")
     insert = sa.text("INSERT INTO verdicts (criterion, trajectory, value, spread) VALUES (:criterion, :trajectory, :value, :spread)")
     found: list[dict[str, object]] = []
-    current: tuple[int, list[dict[str, object]]] = (-1, [])
+    current: tuple[int, list[dict[str, Any]]] = (-1, [])
     for seq, record in chain(connection.execute(query), [(-2, "")]):
         if seq != current[0]:
             found += _verdicts(*current)
@@ -122,7 +123,7 @@ def _fill_verdicts(connection: sa.Connection) -> None:
         connection.execute(insert, found)
 
 
-def _verdicts(seq: int, scores: list[dict[str, object]]) -> list[dict[str, object]]:
+def _verdicts(seq: int, scores: list[dict[str, Any]]) -> list[dict[str, object]]:
     newest = {}
     for score in sorted(scores, key=lambda score: score["time"]):
         newest[(score["criterion"], score["rater_kind"], score["rater"], score["step"])] = score["value"]
