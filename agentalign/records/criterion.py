@@ -112,7 +112,7 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
     veto until they speak. Per criterion the kind of rater with the highest rank counts; several raters of that kind are averaged.
     Step scores count through their mean.
     """
-    by_criterion = _effective(scores)
+    by_criterion = effective(scores)
     weighted, total = 0.0, 0.0
     failed = missing = False
     for criterion in criteria:
@@ -135,12 +135,13 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
 
 def unit_values(criteria: Sequence[Criterion], scores: Iterable[Score]) -> dict[str, float]:
     """Per criterion name the value in [0, 1] that counts, chosen as in `overall`; a criterion without a value is left out."""
-    by_criterion = _effective(scores)
+    by_criterion = effective(scores)
     values = {criterion.name: _mean_value(criterion, by_criterion.get(criterion.key)) for criterion in criteria}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
+def effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
+    """The scores that count, by criterion key: the newest of each rater, and of the raters those of the highest rank that gave a value."""
     newest: dict[tuple[str, str, str, int | None], Score] = {}
     for score in sorted(scores, key=lambda s: s.time):
         newest[(score.criterion, score.rater_kind, score.rater, score.step)] = score
