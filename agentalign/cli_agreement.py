@@ -42,7 +42,8 @@ def _agreement(arguments: argparse.Namespace) -> None:
         show_json(report.model_dump(mode="json"))
         return
     rows = [
-        (q.question.criterion, q.level, q.metric, _figure(q.alpha), q.alpha.n, q.shared, q.split, q.open, q.decided) for q in report.questions
+        (q.question.criterion, q.level, q.metric, _figure(q.alpha), q.alpha.n, q.shared, q.split, q.open, q.decided)
+        for q in report.questions
     ]
     header = ("criterion", "of", "metric", "alpha", "n", "shared", "split", "open", "decided")
     show_table(header, rows, empty="Nobody has rated or compared runs of this taskset. `agentalign ui` is where people do.")

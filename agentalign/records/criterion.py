@@ -117,7 +117,7 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
     veto until they speak. Per criterion the kind of rater with the highest rank counts; several raters of that kind are averaged.
     Step scores count through their mean. Where an adjudicator decided on a run or step, nobody else's answer there counts.
     """
-    by_criterion = _effective(scores)
+    by_criterion = effective(scores)
     weighted, total = 0.0, 0.0
     failed = missing = False
     for criterion in criteria:
@@ -140,7 +140,7 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
 
 def unit_values(criteria: Sequence[Criterion], scores: Iterable[Score]) -> dict[str, float]:
     """Per criterion name the value in [0, 1] that counts, chosen as in `overall`; a criterion without a value is left out."""
-    by_criterion = _effective(scores)
+    by_criterion = effective(scores)
     values = {criterion.name: _mean_value(criterion, by_criterion.get(criterion.key)) for criterion in criteria}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -160,7 +160,8 @@ def in_force(scores: Iterable[Score]) -> list[Score]:
     return [score for key, score in newest.items() if decisions.get(key[:3], score) is score]
 
 
-def _effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
+def effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
+    """The scores that count, by criterion key: those in force, and of them those of the highest rank that gave a value."""
     groups: dict[str, list[Score]] = {}
     for score in in_force(scores):
         groups.setdefault(score.criterion, []).append(score)
