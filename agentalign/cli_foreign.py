@@ -17,7 +17,8 @@ def add(adapters: Commands) -> None:
         run=_add,
         more=(
             "Its folder is read by our own eyes: plain LoRA in safetensors or nothing, no code, no links, no base but the one "
-            "that you name. rsLoRA and patterns of ranks and alphas are folded into plain LoRA. It has no evaluation yet, so the gate asks for one."
+            "that you name. rsLoRA and patterns of ranks and alphas are folded into plain LoRA. It has no evaluation yet, so "
+            "the gate asks for one."
         ),
         examples="agentalign adapters add downloads/their_lora --base ./base --taskset order_desk --name theirs",
     )

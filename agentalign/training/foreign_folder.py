@@ -92,15 +92,12 @@ def require_plain_files(folder: Path) -> tuple[str, ...]:
     try:
         if folder.is_symlink() or not folder.is_dir():
             raise AdapterRefusedError(Refusal.FOLDER, f"{folder} is not a folder. Name the folder that holds {CONFIG_FILE}.")
-        names: list[str] = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                names.append(entry.name)
-                if len(names) > MAX_ENTRIES:
-                    raise AdapterRefusedError(
-                        Refusal.FOLDER, f"{folder} holds more than {MAX_ENTRIES} files. Keep the adapter's own files."
-                    )
-                _require_plain(entry)
+        with os.scandir(folder) as found:
+            entries = list(islice(found, MAX_ENTRIES + 1))
+        if len(entries) > MAX_ENTRIES:
+            raise AdapterRefusedError(Refusal.FOLDER, f"{folder} holds more than {MAX_ENTRIES} files. Keep the adapter's own files.")
+        for entry in entries:
+            _require_plain(entry)
     except OSError as error:
         raise AdapterRefusedError(Refusal.FOLDER, f"{folder} cannot be read ({error.strerror}). Fix the rights.") from error
     names = {entry.name for entry in entries}
