@@ -30,6 +30,7 @@ from agentalign.store.store import Store
 from agentalign.ui import compare, tokens, views
 from agentalign.ui.auth import Guard, Signer, project_signer, require_rater
 from agentalign.ui.files import project_secret
+from agentalign.ui.inspect_api import inspect_routes
 
 PAGE = 50
 STATIC = Path(__file__).parent / "static"
@@ -188,6 +189,7 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
     _reading(app, house, signer)
     _rating(app, house)
     _exporting(app, house)
+    app.include_router(inspect_routes(house.store))
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater)
     return app
