@@ -190,6 +190,9 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
     _rating(app, house)
     _exporting(app, house)
     app.include_router(inspect_routes(house.store))
+    from agentalign.ui import training_api  # it stands on this module
+
+    training_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater)
     return app

@@ -40,7 +40,7 @@ function overlaysOf(run) {
   const found = new Map();
   for (const score of run.scores) {
     if (score.step === null || score.unit === null) continue;
-    const kind = { human: "people", check: "check", judge: "judge", reward_model: "reward model" }[score.rater_kind];
+    const kind = { human: "people", check: "check", judge: "judge", reward_model: "reward model", adjudicator: "decision" }[score.rater_kind];
     const name = `${score.criterion} · ${kind}`;
     found.set(name, [...(found.get(name) ?? []), score]);
   }
