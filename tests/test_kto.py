@@ -10,6 +10,7 @@ from agentalign.recipes.data import Part, RunData, Turn
 from agentalign.recipes.kto import Rated, moved, rated_batches, rated_loss, step_runs
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
+from agentalign.training.tree import build_tree
 from tests.small_project import DPO, make_project
 from tests.test_attention import CONFIGS, ids, make_model
 from tests.test_dpo import rendered
@@ -61,18 +62,24 @@ def test_micro_batches_hold_what_one_batch_holds(tmp_path):
     assert micro.counts == {"kto": 5.0, "nll": 3.0}
 
 
-def test_nothing_has_moved_before_the_first_step_and_something_after(tmp_path):
+def test_how_far_the_policy_moved_is_read_from_contexts_with_another_runs_words(tmp_path):
     model = make_model(tmp_path, CONFIGS["llama"])
     model.copy_adapter("policy", "reference", trainable=False)
-    config, some = KTOConfig(taskset="toy"), rated(4, desirable=True, seed=1)
+    config, some = KTOConfig(taskset="toy"), rated(3, desirable=True, seed=1)
     assert moved(model, some, config) == 0.0
-    for key, tensor in model.adapter_tensors("policy").items():
-        if ".lora_B." in key:
-            tensor.data.mul_(0.0)
-    one = moved(model, some, config)
-    model.copy_adapter("policy", "reference", trainable=False)
-    assert moved(model, some, config) == 0.0
-    assert one >= 0.0
+
+    def sums(adapter):
+        turns = [one.part.turns[0] for one in some]
+        mixed = [Part((Turn(turns[i].context, turns[(i + 1) % 3].completion),)) for i in range(3)]
+        with model.using(adapter), torch.no_grad():
+            return [float(model.token_logprobs(build_tree([part])).sum()) for part in mixed]
+
+    for changed in ("policy", "reference"):
+        for key, tensor in model.adapter_tensors(changed).items():
+            if ".lora_B." in key:
+                tensor.data.mul_(3.0 if changed == "policy" else 10.0)
+        expected = sum(a - b for a, b in zip(sums("policy"), sums("reference"), strict=True)) / 3
+        assert moved(model, some, config) == pytest.approx(max(0.0, expected), abs=1e-4)
 
 
 @pytest.mark.parametrize(("value", "said"), [(1.0, "2 good and 0 bad"), (0.2, "0 good and 2 bad")])
@@ -88,8 +95,8 @@ def test_kto_raises_good_runs_over_bad_ones_and_its_dry_run_counts_them(tmp_path
     project = make_project(tmp_path)
     config = KTOConfig(**DPO, start="toy_desk@1", max_steps=6, learning_rate=2e-3, replay=2, batch_size=8)
     planned = kto.run(config, project, dry_run=True)
-    assert planned.counts["good runs"] > 0
-    assert planned.counts["bad runs"] > 0
+    assert planned.items["good runs"] > 0
+    assert planned.items["bad runs"] > 0
     training = kto.run(config, project)
     first, last = (rows(project, training)[i] for i in (0, -1))
     # fp32 and no quantization: the reference is the start.
@@ -99,7 +106,7 @@ def test_kto_raises_good_runs_over_bad_ones_and_its_dry_run_counts_them(tmp_path
     assert last["rewards/chosen"] > last["rewards/rejected"]
     card, _ = Registry(project.adapters).resolve(training.adapter)
     assert (card.recipe, card.kind, card.parents) == ("kto", "policy", ("toy_desk@1",))
-    assert card.data_counts["good"] == planned.counts["good runs"]
+    assert card.data_counts["good"] == planned.items["good runs"]
     assert kto.run(config, project).id == training.id
     with Store(project.store_url) as store:
         assert store.training(training.id).status == "done"

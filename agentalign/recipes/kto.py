@@ -134,8 +134,8 @@ def sides(runs: Sequence[Trajectory], values: dict[str, float], data: RunData, c
     good, bad = [one for one in rated if one.desirable], [one for one in rated if not one.desirable]
     if not good or not bad:
         raise DataError(
-            f"{len(good)} good and {len(bad)} bad runs (overall value of {config.good:g} or more, and less): KTO needs both, or it could only "
-            "push one way. Rate more runs, or set `good` between the values that there are."
+            f"{len(good)} good and {len(bad)} bad runs (overall value of {config.good:g} or more, and less): KTO needs both, or it could "
+            "only push one way. Rate more runs, or set `good` between the values that there are."
         )
     return good, bad
 
