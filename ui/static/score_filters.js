@@ -1,9 +1,9 @@
-// The list's filters by what raters said: a criterion with a range, raters who disagree, calls that failed.
+// The list's rarer filters, in a fold: a criterion with a range, raters who disagree, calls that failed, the split.
 
 import { h, visible } from "./dom.js";
 
 /** A fold with the filters, as nodes. `wanted` is the list's query; `go` opens a list. */
-export function scoreFilters(choices, wanted, go) {
+export function scoreFilters(choices, wanted, go, split) {
   const open = (changed) => go("runs", "", { ...wanted, ...changed });
   const all = choices.criterion ?? [];
   const keys = wanted.criterion && !all.includes(wanted.criterion) ? [wanted.criterion, ...all] : all;
@@ -17,11 +17,11 @@ export function scoreFilters(choices, wanted, go) {
     h("label", { class: "bound" }, label, h("input", { type: "number", step: "any", class: "field", value: wanted[name] ?? "", disabled: !wanted.criterion, onchange: (event) => open({ [name]: event.target.value }) }));
   const tick = (name, value, label, title) =>
     h("label", { class: "tick", title }, h("input", { type: "checkbox", checked: wanted[name] === value, onchange: (event) => open({ [name]: event.target.checked ? value : "" }) }), label);
-  const set = ["criterion", "disagreement", "errors"].filter((name) => wanted[name]).length;
+  const set = ["criterion", "disagreement", "errors", "split"].filter((name) => wanted[name]).length;
   return h(
     "details",
     { class: "menu" + (set ? " set" : "") },
-    h("summary", { title: "By score, disagreement or errors" }, set ? `Scores (${set})` : "Scores"),
+    h("summary", { title: "By score, disagreement, errors or split" }, set ? `More (${set})` : "More"),
     h(
       "div",
       { class: "menu-box scores" },
@@ -29,6 +29,7 @@ export function scoreFilters(choices, wanted, go) {
       h("div", { class: "bounds" }, bound("score_at_least", "from"), bound("score_at_most", "to")),
       tick("disagreement", "0", wanted.criterion ? "raters disagree on it" : "raters disagree", "People, judges and checks gave different values at the same place"),
       tick("errors", "true", "has errors", "A call failed or could not be read"),
+      split,
     ),
   );
 }
