@@ -175,6 +175,9 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
     _reading(app, house, signer)
     _rating(app, house)
     _exporting(app, house)
+    from agentalign.ui import correct_api  # it stands on this module
+
+    correct_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater)
     return app

@@ -265,8 +265,8 @@ def pair_batches(pairs: Sequence[Pair], replay: Sequence[Rendered], rendered: di
 
     def parts_of(group: Pair | Rendered) -> list[Part]:
         if isinstance(group, Rendered):
-            return [whole(group)]
-        return [group.chosen, group.rejected, *([whole(rendered[group.anchor])] if group.anchor else [])]
+            return [whole(group.own)]
+        return [group.chosen, group.rejected, *([whole(rendered[group.anchor].own)] if group.anchor else [])]
 
     return [_micro(members, [parts_of(member) for member in members]) for members in pack(groups, max_tokens=max_tokens, runs_of=parts_of)]
 
