@@ -4,8 +4,10 @@ import json
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from fastapi import Depends, HTTPException, Request
 from small_base import make_base
 from small_desk import HOME, HOSTILE, make_desk, make_run
 from starlette.testclient import TestClient
@@ -19,7 +21,7 @@ from agentalign.store.store import AddReport, Store
 from agentalign.ui import views
 from agentalign.ui.api import create_api
 from agentalign.ui.app import serve_ui
-from agentalign.ui.auth import MAX_BODY_BYTES
+from agentalign.ui.auth import MAX_BODY_BYTES, PERSON, Person, Role, require, require_admin, require_lead
 
 
 @pytest.fixture
@@ -102,6 +104,36 @@ def test_who_rates_is_never_read_from_the_payload(client: TestClient, store: Sto
     assert client.post("/api/scores", json=mark(run, rater="eve")).status_code == 422
     assert client.post("/api/scores?rater=eve", json=mark(run)).status_code == 200
     assert [score.rater for score in store.scores()] == ["rater"]
+
+
+def test_the_one_person_of_this_machine_is_admin_and_nobody_is_nothing(project: Project) -> None:
+    app = create_api(project, rater="rater")
+
+    @app.get("/api/for-leads")
+    def for_leads(person: Annotated[str, Depends(require_lead)]) -> str:
+        return person
+
+    @app.get("/api/for-admins")
+    def for_admins(person: Annotated[str, Depends(require_admin)]) -> str:
+        return person
+
+    with TestClient(app, base_url=HOME) as client:
+        assert [client.get(path).status_code for path in ("/api/for-leads", "/api/for-admins")] == [401, 401]
+        client.get("/")
+        assert [client.get(path).json() for path in ("/api/for-leads", "/api/for-admins")] == ["rater", "rater"]
+
+
+@pytest.mark.parametrize(("role", "refused"), [("rater", ["lead", "admin"]), ("lead", ["admin"]), ("admin", [])])
+def test_a_role_may_do_what_those_below_it_may(role: Role, refused: list[Role]) -> None:
+    request = Request({"type": "http", PERSON: Person("ada", role)})
+    wanted: tuple[Role, ...] = ("rater", "lead", "admin")
+    for asked in wanted:
+        if asked not in refused:
+            assert require(request, asked) == ("ada", role)
+            continue
+        with pytest.raises(HTTPException, match=f"needs the role {asked}; ada is {role}") as error:
+            require(request, asked)
+        assert error.value.status_code == 403
 
 
 def test_a_body_over_the_cap_is_refused_however_it_is_sent(client: TestClient, store: Store) -> None:
