@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
@@ -134,6 +134,8 @@ class RunsView(BaseModel):
     rows: list[views.ListRow]
     next: str | None
     total: int
+    is_exact: bool
+    """False where more than `total` runs match."""
 
 
 class ListQuery(BaseModel):
@@ -149,8 +151,19 @@ class ListQuery(BaseModel):
     tool: str | None = None
     text: str | None = None
     task_id: str | None = None
+    parent: str | None = None
+    errors: bool = False
+    criterion: str | None = None
+    score_at_least: float | None = None
+    score_at_most: float | None = None
+    disagreement: float | None = None
     unrated: bool = False
     after: str | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        return None if value == "" else value
 
 
 def create_api(project: Project, *, rater: str) -> FastAPI:
@@ -175,9 +188,10 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
     _reading(app, house, signer)
     _rating(app, house)
     _exporting(app, house)
-    from agentalign.ui import correct_api  # it stands on this module
+    from agentalign.ui import correct_api, training_api  # these stand on this module
 
     correct_api.add(app, house)
+    training_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater)
     return app
@@ -235,16 +249,16 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
 
 def list_page(house: House, query: ListQuery, rater: str) -> RunsView:
     """A page of runs that match, with what each is about and how it was judged."""
-    fields = {name: value or None for name, value in query.model_dump(exclude={"unrated", "after"}).items()}
+    fields = query.model_dump(exclude={"unrated", "after"})
+    if query.criterion is None and not (query.score_at_least is None and query.score_at_most is None):
+        raise DataError("every criterion has its own scale. Choose a criterion before its least or most value.")
     page = house.store.runs(RunFilter(**fields, unrated_by=rater if query.unrated else None), PAGE, query.after)
-    ids = tuple(row.id for row in page.rows)
-    whole = {run.id: run for run in house.store.trajectories(RunFilter(ids=ids))}
     scores: dict[str, list[Score]] = {}
-    for score in house.store.scores(ids):
+    for score in house.store.scores([row.id for row in page.rows]):
         scores.setdefault(score.trajectory, []).append(score)
     criteria = {taskset: house.criteria(taskset)[0] for taskset in {row.taskset for row in page.rows}}
-    rows = [views.list_row(row, whole[row.id], scores.get(row.id, []), criteria[row.taskset], rater) for row in page.rows]
-    return RunsView(rows=rows, next=page.next, total=page.total)
+    rows = [views.list_row(row, scores.get(row.id, []), criteria[row.taskset], rater) for row in page.rows]
+    return RunsView(rows=rows, next=page.next, total=page.total, is_exact=page.is_exact)
 
 
 def stored_run(store: Store, id: str) -> Trajectory:

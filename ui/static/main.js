@@ -7,8 +7,9 @@ import { showList } from "./list.js";
 import { address, notice } from "./place.js";
 import { showRun } from "./run.js";
 import { onSave, openQueue, read } from "./save.js";
+import { showTrainings } from "./training.js";
 
-const SCREENS = { runs: showList, run: showRun, compare: showCompare };
+const SCREENS = { runs: showList, run: showRun, compare: showCompare, training: showTrainings };
 let generation = 0;
 
 /** Fill the shell. */
@@ -66,7 +67,7 @@ function bar(session, root) {
     "header",
     { class: "bar" },
     h("span", { class: "brand" }, "agentalign"),
-    h("nav", {}, link("runs", "Runs"), link("compare", "Compare")),
+    h("nav", {}, link("runs", "Runs"), link("compare", "Compare"), link("training", "Training")),
     h("span", { class: "grow" }),
     state,
     h("span", { class: "who", title: "You rate under this name" }, session.rater),
