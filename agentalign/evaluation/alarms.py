@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import JsonValue
 
-from agentalign.evaluation.statistics import wilson
+from agentalign.scoring.intervals import wilson
 
 Rows = Sequence[Mapping[str, JsonValue]]
 Level = Literal["warn", "bad"]
