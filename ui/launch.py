@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
-import agentalign
 from agentalign import strict_yaml
 from agentalign.config.dpo import DPOConfig
 from agentalign.config.load import resolve
@@ -26,6 +25,7 @@ from agentalign.config.sft import SFTConfig
 from agentalign.config.training import TrainingConfig
 from agentalign.environments.taskset import list_tasksets
 from agentalign.errors import AgentAlignError, DataError
+from agentalign.recipes import process
 from agentalign.recipes.process import LAUNCH_FILE, LOCK_FILE, ask_to_stop, read_process, write_process
 from agentalign.records.adapter import RecipeName, Training
 from agentalign.store.store import Store
@@ -175,7 +175,7 @@ def _command(recipe: str, file: Path) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    root = str(Path(agentalign.__file__).parents[1])
+    root = str(Path(process.__file__).parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
