@@ -188,8 +188,9 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
     _reading(app, house, signer)
     _rating(app, house)
     _exporting(app, house)
-    from agentalign.ui import training_api  # it stands on this module
+    from agentalign.ui import agreement_api, training_api  # they stand on this module
 
+    agreement_api.add(app, house)
     training_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater)
