@@ -101,7 +101,7 @@ function figureCell(estimate, href, name, same) {
 }
 
 function signed(value) {
-  return value.toFixed(2).replace("-", "−");
+  return (Math.round(value * 100) / 100 || 0).toFixed(2).replace("-", "−");
 }
 
 function percent(share) {
