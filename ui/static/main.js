@@ -15,6 +15,7 @@ let generation = 0;
 
 /** Fill the shell. */
 export async function start(root) {
+  arrive();
   let session;
   try {
     session = await read("/api/session");
@@ -32,6 +33,14 @@ export async function start(root) {
   const show = () => route(root, screen, session);
   window.addEventListener("hashchange", show, { signal: window.agentalignKeys.signal });
   await show();
+}
+
+/** /run/ID#s42 was redirected to /?run=ID#s42: put the address into the form that this page uses. */
+function arrive() {
+  const run = new URLSearchParams(location.search).get("run");
+  if (!/^[0-9a-f]{32}$/.test(run ?? "")) return;
+  const step = /^#s(\d+)$/.exec(location.hash);
+  history.replaceState(history.state, "", `/#/run/${run}${step ? "?s=" + step[1] : ""}`);
 }
 
 async function route(root, screen, session) {
