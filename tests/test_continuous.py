@@ -240,9 +240,10 @@ def test_a_constraint_without_a_way_out_ends_its_own_row_with_a_reason(small: Sm
 
 def test_an_adapter_that_is_not_in_memory_is_named(small: Small) -> None:
     batch = small.batch()
-    with batch.generator.ready(NAME), pytest.raises(ModelError, match=r"no adapter 'hello@9'"):
+    with batch.generator.ready(NAME):
         batch.admit(work(0, "hello@9", text(1, 5)))
-        batch.step()
+        with pytest.raises(ModelError, match=r"no adapter 'hello@9'"):
+            batch.step()
     batch.clear()
     assert small.lora.names == {"hello@1", "hello@2"}
 

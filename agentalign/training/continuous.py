@@ -58,7 +58,7 @@ class Work:
     """None for the bare base."""
     budget: int
     """Most tokens to write, at least 1."""
-    sampler: Sampler = Sampler()
+    sampler: Sampler = field(default_factory=Sampler)
     seed: int = 0
     top: int = 0
     """How many of the likeliest ids to name at each place."""
