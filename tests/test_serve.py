@@ -113,7 +113,7 @@ def test_an_answer_has_the_shape_that_was_asked_for(server: Running) -> None:
               "additionalProperties": False}  # fmt: skip
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     for model in ("toy_desk@1", "toy_desk", "base"):
-        reply = server.chat(model=model, response_format=form, temperature=1, seed=1)
+        reply = server.chat(model=model, messages=ASK, response_format=form)
         value = json.loads(reply["choices"][0]["message"]["content"])
         assert isinstance(value["sure"], bool)
         assert value["n"] in (1, 2)
