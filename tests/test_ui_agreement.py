@@ -77,6 +77,8 @@ def test_everything_about_agreement_is_for_leads(project: Project, store: Store,
             rater.get("/api/agreement", params={"taskset": "desk"}),
             rater.get("/api/agreement/cases", params=TONE),
             rater.get("/api/agreement/case", params={**TONE, "run": disputed[0]}),
+            rater.get("/api/lineage/adapters"),
+            rater.get("/api/lineage", params={"ref": "desk@1"}),
             rater.post("/api/decisions", json=decision),
             rater.post(
                 "/api/decisions/pair", json={"key": "a" * 8, "draw": "0" * 32, "criterion": "overall", "choice": "tie", "note": "x"}
