@@ -4,8 +4,10 @@ import json
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from fastapi import Depends, HTTPException, Request
 from small_base import make_base
 from small_desk import HOME, HOSTILE, make_desk, make_run
 from starlette.testclient import TestClient
@@ -19,7 +21,7 @@ from agentalign.store.store import AddReport, Store
 from agentalign.ui import views
 from agentalign.ui.api import create_api
 from agentalign.ui.app import serve_ui
-from agentalign.ui.auth import MAX_BODY_BYTES
+from agentalign.ui.auth import MAX_BODY_BYTES, PERSON, Person, Role, require, require_admin, require_lead
 
 
 @pytest.fixture
@@ -102,6 +104,36 @@ def test_who_rates_is_never_read_from_the_payload(client: TestClient, store: Sto
     assert client.post("/api/scores", json=mark(run, rater="eve")).status_code == 422
     assert client.post("/api/scores?rater=eve", json=mark(run)).status_code == 200
     assert [score.rater for score in store.scores()] == ["rater"]
+
+
+def test_the_one_person_of_this_machine_is_admin_and_nobody_is_nothing(project: Project) -> None:
+    app = create_api(project, rater="rater")
+
+    @app.get("/api/for-leads")
+    def for_leads(person: Annotated[str, Depends(require_lead)]) -> str:
+        return person
+
+    @app.get("/api/for-admins")
+    def for_admins(person: Annotated[str, Depends(require_admin)]) -> str:
+        return person
+
+    with TestClient(app, base_url=HOME) as client:
+        assert [client.get(path).status_code for path in ("/api/for-leads", "/api/for-admins")] == [401, 401]
+        client.get("/")
+        assert [client.get(path).json() for path in ("/api/for-leads", "/api/for-admins")] == ["rater", "rater"]
+
+
+@pytest.mark.parametrize(("role", "refused"), [("rater", ["lead", "admin"]), ("lead", ["admin"]), ("admin", [])])
+def test_a_role_may_do_what_those_below_it_may(role: Role, refused: list[Role]) -> None:
+    request = Request({"type": "http", PERSON: Person("ada", role)})
+    wanted: tuple[Role, ...] = ("rater", "lead", "admin")
+    for asked in wanted:
+        if asked not in refused:
+            assert require(request, asked) == ("ada", role)
+            continue
+        with pytest.raises(HTTPException, match=f"needs the role {asked}; ada is {role}") as error:
+            require(request, asked)
+        assert error.value.status_code == 403
 
 
 def test_a_body_over_the_cap_is_refused_however_it_is_sent(client: TestClient, store: Store) -> None:
@@ -459,3 +491,20 @@ def test_the_filter_for_unrated_runs_is_about_one_person(store: Store) -> None:
     store.add_scores([Score(trajectory=run.id, criterion="tone@1", value=3, rater="paul", rater_kind="human")])
     assert store.runs(RunFilter(unrated_by="paul")).total == 0
     assert store.runs(RunFilter(unrated_by="rater")).total == 1
+
+
+def test_the_list_is_narrowed_by_score_disagreement_and_errors(client: TestClient, store: Store) -> None:
+    low, high = make_run("Cancel W1."), make_run("Cancel W2.", task="t2")
+    store.add([low, high])
+    store.add_scores([Score(trajectory=low.id, criterion="tone@1", value=v, rater=r, rater_kind="human") for v, r in ((1, "a"), (3, "b"))])
+    store.add_scores([Score(trajectory=high.id, criterion="tone@1", value=5, rater="a", rater_kind="human")])
+
+    def asked(**params: str) -> list[str]:
+        return [row["id"] for row in client.get("/api/runs", params=params).json()["rows"]]
+
+    assert asked(criterion="tone@1", score_at_most="2") == [low.id]
+    assert asked(criterion="tone@1", score_at_least="5", score_at_most="") == [high.id]
+    assert asked(disagreement="0") == [low.id]
+    assert asked(errors="true") == []
+    assert "has its own scale" in client.get("/api/runs", params={"score_at_most": "2"}).json()["detail"]
+    assert client.get("/api/runs").json()["is_exact"] is True

@@ -9,7 +9,7 @@ out by the Host and Origin checks and by SameSite=Strict.
 import hashlib
 from collections.abc import MutableMapping
 from http.cookies import CookieError, SimpleCookie
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fastapi import HTTPException, Request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
@@ -21,7 +21,21 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 COOKIE_SECONDS = 30 * 24 * 3600
 MAX_BODY_BYTES = 256 * 1024
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
-RATER = "agentalign.rater"
+PERSON = "agentalign.person"
+
+Role = Literal["rater", "lead", "admin"]
+"""A rater rates what is in the queue, a lead also looks at everything, fills queues, trains and promotes, an admin also forgets."""
+
+RANK: dict[Role, int] = {"rater": 1, "lead": 2, "admin": 3}
+"""Each role may do what those below it may."""
+
+
+class Person(NamedTuple):
+    """Who asks, and what they may do."""
+
+    name: str
+    role: Role
+
 
 # gr.HTML compiles its script, so 'unsafe-eval' has to stay: the defence against run text is textContent, this is the second wall.
 CONTENT_POLICY = (
@@ -72,18 +86,41 @@ def project_signer(secret: bytes) -> Signer:
     return Signer(hashlib.sha256(secret).hexdigest()[:8], URLSafeTimedSerializer(secret, salt="agentalign.rater"))
 
 
+def person_of(request: Request) -> Person | None:
+    """The person of this request, as the guard read it; None for nobody."""
+    person = request.scope.get(PERSON)
+    return person if isinstance(person, Person) else None
+
+
 def rater_of(request: Request) -> str | None:
-    """The rater of this request, as the guard read it; None for nobody. Also what Gradio asks (`auth_dependency`)."""
-    rater = request.scope.get(RATER)
-    return rater if isinstance(rater, str) else None
+    """The name of this request's person; None for nobody. Also what Gradio asks (`auth_dependency`)."""
+    person = person_of(request)
+    return None if person is None else person.name
+
+
+def require(request: Request, role: Role) -> Person:
+    """The person of this request; 401 for nobody, 403 for one whose role is lower."""
+    person = person_of(request)
+    if person is None:
+        raise HTTPException(401, "Your session has ended. Reload the page; unsaved marks are kept in this browser and sent again.")
+    if RANK[person.role] < RANK[role]:
+        raise HTTPException(403, f"This needs the role {role}; {person.name} is {person.role}. Ask an admin of this server.")
+    return person
 
 
 def require_rater(request: Request) -> str:
-    """The rater of this request; 401 for nobody."""
-    rater = rater_of(request)
-    if rater is None:
-        raise HTTPException(401, "Your session has ended. Reload the page; unsaved marks are kept in this browser and sent again.")
-    return rater
+    """The name of this request's person, who may rate."""
+    return require(request, "rater").name
+
+
+def require_lead(request: Request) -> str:
+    """The name of this request's person, who is a lead or an admin."""
+    return require(request, "lead").name
+
+
+def require_admin(request: Request) -> str:
+    """The name of this request's person, who is an admin."""
+    return require(request, "admin").name
 
 
 class Guard:
@@ -107,9 +144,11 @@ class Guard:
         cookie: str | None = None
         refusal: Response | None = refused(scope, headers)
         if refusal is None:
-            scope[RATER] = self.signer.rater(headers)
-            if scope[RATER] is None and scope["method"] == "GET" and scope["path"] == "/":
-                scope[RATER], cookie = self.owner, self._cookie()
+            name = self.signer.rater(headers)
+            if name is None and scope["method"] == "GET" and scope["path"] == "/":
+                name, cookie = self.owner, self._cookie()
+            # Whoever has an account on this machine and reaches its loopback address owns the project's files anyway.
+            scope[PERSON] = None if name is None else Person(name, "admin")
             if scope["method"] not in READS:
                 body = await capped_body(receive, headers)
                 receive, refusal = (receive, sentence(413, TOO_LARGE)) if body is None else (replay(body, receive), None)
