@@ -4,7 +4,7 @@
     python benchmarks/ui.py --full        1,000,000 runs
     python benchmarks/ui.py --browser     also the page of runs of 100 and 500 steps, in Chromium
 
-Times mean something only on a machine that does nothing else: a load above 1 per core is printed beside them and they count as not measured.
+Times mean something only on a machine that does nothing else: beside a load above 1 per core they are printed as "not measured".
 The runs are small (six messages, about a thousand characters) and their rows are written straight into the tables: `Store.add` hashes and
 checks every run, which is not what is measured here. Every query goes through the routes' own functions.
 """
