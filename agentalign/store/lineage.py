@@ -6,7 +6,7 @@ ratings given after a training began are left out, though the store holds them: 
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -148,6 +148,10 @@ def _data(graph: _Graph, store: Store, card: AdapterCard, trained: str, ids: set
     if lost:
         graph.add(Node(id="lost", kind="data", title=f"{lost} more", detail="no longer in the store", missing=True), trained, lost)
     scores = _before(store.scores(sorted(set().union(*groups.values()))) if groups else [], began)
+    _ratings(graph, scores, groups)
+
+
+def _ratings(graph: _Graph, scores: Sequence[Score], groups: Mapping[str, set[str]]) -> None:
     for kind in sorted({score.rater_kind for score in scores}):
         found = [score for score in scores if score.rater_kind == kind]
         node = graph.add(Node(id=f"ratings {kind}", kind="ratings", title=f"{len(found)} {RATINGS[kind]}", detail=_criteria(found)))
