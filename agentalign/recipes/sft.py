@@ -18,6 +18,7 @@ from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.trajectory import Trajectory
+from agentalign.scoring.corrected import standing
 from agentalign.training.batches import step_items, steps_for
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import train
@@ -41,9 +42,10 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
         about = work.frozen("sft", config, list(data.rendered))
         rendered = [run for name, run in data.rendered.items() if name in about]
         total = config.max_steps or steps_for(len(rendered), batch_size=config.batch_size, epochs=config.num_train_epochs)
+        ids = [run.trajectory for run in rendered]
         if dry_run:
-            return _dry_run(work, config, data, total)
-        training, folder = work.begin("sft", config, [run.trajectory for run in rendered])
+            return _dry_run(work, config, data, total, ids)
+        training, folder = work.begin("sft", config, ids)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -69,21 +71,22 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
             # save
             counts: dict[str, int] = {kind: sum(run.origin.kind == kind for run in runs if run.id in about) for kind in config.origins}
             parents = [config.start] if config.start else []
-            return work.publish(training, folder, model, ADAPTER, kind="policy", parents=parents, counts=counts, outcome=outcome)
+            return work.publish(training, folder, model, ADAPTER, kind="policy", pool=pool, parents=parents, counts=counts, outcome=outcome)
 
 
 def choose_runs(work: Workspace, config: SFTConfig) -> list[Trajectory]:
-    """Runs of the chosen origins that are good enough; exact duplicates once.
+    """Runs of the chosen origins that are good enough, and corrected steps that stand; exact duplicates once.
 
     Raises:
         DataError: there is none.
     """
     runs = work.train_runs(config.origins)
     values = work.overalls(runs)
+    corrected = standing(runs, work.store.preferences(work.taskset.name, source="correction"))
     chosen: dict[str, Trajectory] = {}
     for run in runs:
-        value = values.get(run.id)
-        trusted = run.id not in values and run.origin.kind in ("expert", "correction")
+        value = None if run.is_corrected_step else values.get(run.id)
+        trusted = run.id in corrected if run.is_corrected_step else run.id not in values and run.origin.kind in ("expert", "correction")
         if run.steps and (trusted or (value is not None and value >= config.min_overall)):
             chosen.setdefault(run.content_digest, run)
     if not chosen:
@@ -102,7 +105,7 @@ def token_loss(model: Model, micro: MicroBatch) -> LossTerms:
     return LossTerms({"sft": Term(values)}, {})
 
 
-def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int) -> DryRun:
+def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int, ids: Sequence[str]) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     seconds, memory = estimate(
         work.base,
@@ -112,4 +115,4 @@ def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int) -> D
         quantization=config.quantization,
         micro_batch_tokens=config.micro_batch_tokens,
     )
-    return DryRun("sft", {"runs": stats.runs}, stats, data.refused, total, seconds, memory)
+    return DryRun("sft", {"runs": stats.runs}, stats, data.refused, total, seconds, memory, work.planned("sft", config, ids), ids)
