@@ -1,4 +1,4 @@
-"""Commands about adapters from elsewhere: adapters add."""
+"""Commands about adapters from elsewhere, and where adapters may go: adapters add, adapters check."""
 
 import argparse
 from pathlib import Path
@@ -29,6 +29,33 @@ def add(adapters: Commands) -> None:
     parser.add_argument("--quantization", choices=("nf4", "int8", "none"), default="none", help="how its base was rounded in training")
     parser.add_argument("--template", type=Path, metavar="FILE", help="the chat template it was trained under (default: the base's own)")
     add_json(parser)
+    parser = command(
+        adapters,
+        "check",
+        "which servers compute an adapter folder as PEFT does",
+        run=_check,
+        more="One line per target and objection. Versions in the registry are plain LoRA already; the gate asks about base and template.",
+        examples="agentalign adapters check downloads/their_lora --base ./base",
+    )
+    parser.add_argument("folder", type=Path, help="holds adapter_config.json and adapter_model.safetensors")
+    parser.add_argument("--base", required=True, help="the base that it was trained on: hub name, folder, GGUF file or built-in name")
+    add_json(parser)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from agentalign.deployment.targets import TARGETS, findings
+    from agentalign.training.base import prepare_base
+    from agentalign.training.base_layers import linear_layers
+
+    layers = linear_layers(prepare_base(arguments.base, Project.find().cache).folder)
+    found = {target: findings(arguments.folder, layers, target) for target in TARGETS}
+    if arguments.json:
+        show_json({target: [finding._asdict() for finding in rows] for target, rows in found.items()})
+        return
+    for target, rows in found.items():
+        show(f"{target}: {'nothing speaks against it' if not rows else ''}".rstrip())
+        for finding in rows:
+            show(f"  {finding.number:>2}  {finding.verdict:<10}  {finding.question} ({finding.detail}). Do this: {finding.action}.")
 
 
 def _add(arguments: argparse.Namespace) -> None:

@@ -84,7 +84,7 @@ def read_foreign(folder: Path, layers: Mapping[str, tuple[int, int]], copy: Path
     needed = sum(rows * columns * 4 for rows, columns in expected.values()) + 8 + MAX_HEADER_BYTES
     weights = _bounded_copy(folder / WEIGHTS_FILE, copy / WEIGHTS_FILE, min(needed, MAX_WEIGHT_BYTES))
     require_shapes(read_header(weights), expected, str(folder / WEIGHTS_FILE))
-    return ForeignAdapter(form, _values(weights, str(folder / WEIGHTS_FILE)), base, ignored)
+    return ForeignAdapter(form, read_values(weights, str(folder / WEIGHTS_FILE)), base, ignored)
 
 
 def require_plain_files(folder: Path) -> tuple[str, ...]:
@@ -220,7 +220,8 @@ def _counts(value: object, most: int) -> bool:
     return isinstance(value, list) and len(value) <= most and all(type(item) is int and 0 <= item <= MAX_WEIGHT_BYTES for item in value)
 
 
-def _values(path: Path, where: str) -> dict[str, Tensor]:
+def read_values(path: Path, where: str) -> dict[str, Tensor]:
+    """Tensors of a file whose header passed; AdapterRefusedError where they are not finite, or change nothing."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
