@@ -151,9 +151,10 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
     _rating(app, house)
     _exporting(app, house)
     app.include_router(inspect_routes(house.store))
-    from agentalign.ui import agreement_api, training_api  # they stand on this module
+    from agentalign.ui import agreement_api, lineage_api, training_api  # they stand on this module
 
     agreement_api.add(app, house)
+    lineage_api.add(app, house)
     training_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater)

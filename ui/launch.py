@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 from agentalign import strict_yaml
 from agentalign.config.dpo import DPOConfig
+from agentalign.config.kto import KTOConfig
 from agentalign.config.load import resolve
 from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
@@ -31,7 +32,13 @@ from agentalign.records.adapter import RecipeName, Training
 from agentalign.store.store import Store
 from agentalign.ui.trainings import DATA_FILE, LOG_FILE, state_of
 
-CONFIGS: Mapping[RecipeName, type[TrainingConfig]] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPOConfig}
+CONFIGS: Mapping[RecipeName, type[TrainingConfig]] = {
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+    "kto": KTOConfig,
+    "ppo": PPOConfig,
+}
 SETTINGS_FILE = "settings.yaml"
 DRY_RUN_SECONDS = 1800
 """A base that is converted for the first time takes its time."""

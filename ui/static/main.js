@@ -4,13 +4,14 @@ import { showAgreement } from "./agreement.js";
 import { showCompare } from "./compare.js";
 import { h } from "./dom.js";
 import { listen, toggleSheet, useKeys } from "./keys.js";
+import { showLineage } from "./lineage.js";
 import { showList } from "./list.js";
 import { address, notice } from "./place.js";
 import { showRun } from "./run.js";
 import { onSave, openQueue, read } from "./save.js";
 import { showTrainings } from "./training.js";
 
-const SCREENS = { runs: showList, run: showRun, compare: showCompare, training: showTrainings, agreement: showAgreement };
+const SCREENS = { runs: showList, run: showRun, compare: showCompare, training: showTrainings, agreement: showAgreement, lineage: showLineage };
 let generation = 0;
 
 /** Fill the shell. */
@@ -77,7 +78,7 @@ function bar(session, root) {
     "header",
     { class: "bar" },
     h("span", { class: "brand" }, "agentalign"),
-    h("nav", {}, link("runs", "Runs"), link("compare", "Compare"), link("training", "Training"), session.role !== "rater" && link("agreement", "Agreement")),
+    h("nav", {}, link("runs", "Runs"), link("compare", "Compare"), link("training", "Training"), session.role !== "rater" && [link("agreement", "Agreement"), link("lineage", "Lineage")]),
     h("span", { class: "grow" }),
     state,
     h("span", { class: "who", title: "You rate under this name" }, session.rater),
