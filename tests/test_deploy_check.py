@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """toy_desk@1 is from before golden turns, @2 is the same with them, @3 has its golden turns and other weights."""
     project = Project.create(tmp_path_factory.mktemp("project"))
     (project.tasks / "toy_desk").symlink_to(TINY.parent / "toy_desk")
-    card = add_soft_adapter(project, TINY, name="toy_desk", std=0.25, seed=1)
+    card = add_soft_adapter(project, TINY, name="toy_desk", std=0.15, seed=1)
     registry = Registry(project.adapters)
     model = Model.load(prepare_base(str(TINY), project.cache), quantization="none", device="cpu", dtype=torch.float32)
     model.load_adapter("policy", registry.resolve("toy_desk@1")[1])
@@ -174,10 +174,7 @@ def test_a_control_that_gets_the_adapter_s_weights_when_both_are_asked_is_seen(p
 
 def test_calls_that_a_server_leaves_in_the_text_are_seen(project: Project, behind: Callable[..., str]) -> None:
     def unparsed(reply: dict[str, Any]) -> None:
-        message = reply["choices"][0]["message"]
-        calls = message.pop("tool_calls", None) or []
-        words = [json.dumps({"name": c["function"]["name"], "arguments": json.loads(c["function"]["arguments"])}) for c in calls]
-        message["content"] = (message.get("content") or "") + "".join(f"<tool_call>\n{one}\n</tool_call>" for one in words)
+        reply["choices"][0]["message"] = {"role": "assistant", "content": '<tool_call>{"name": "order", "arguments": {}}</tool_call>'}
 
     assert failed(deploy_check(project, "toy_desk@2", endpoint=behind(lambda *_: None, unparsed), quantization="none")) == {CALLS}
 
