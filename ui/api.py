@@ -25,13 +25,13 @@ from agentalign.records.base import digest
 from agentalign.records.criterion import Criterion, Score, ScoreStatus
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
-from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
 from agentalign.ui import compare, tokens, views
 from agentalign.ui.auth import Guard, Signer, project_signer, require_rater
 from agentalign.ui.files import project_secret
+from agentalign.ui.inspect_api import inspect_routes
+from agentalign.ui.listing import ListQuery, RunsView, list_page
 
-PAGE = 50
 STATIC = Path(__file__).parent / "static"
 
 Rater = Annotated[str, Depends(require_rater)]
@@ -128,31 +128,6 @@ class DrawView(BaseModel):
     right: views.BlindRun | None = None
 
 
-class RunsView(BaseModel):
-    """A page of the list."""
-
-    rows: list[views.ListRow]
-    next: str | None
-    total: int
-
-
-class ListQuery(BaseModel):
-    """The list's filters."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    taskset: str | None = None
-    family: str | None = None
-    split: str | None = None
-    policy: str | None = None
-    stop_reason: str | None = None
-    tool: str | None = None
-    text: str | None = None
-    task_id: str | None = None
-    unrated: bool = False
-    after: str | None = None
-
-
 def create_api(project: Project, *, rater: str) -> FastAPI:
     """The parent app with everything but the page itself.
 
@@ -175,9 +150,13 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
     _reading(app, house, signer)
     _rating(app, house)
     _exporting(app, house)
-    from agentalign.ui import correct_api  # it stands on this module
+    app.include_router(inspect_routes(house.store))
+    from agentalign.ui import agreement_api, correct_api, lineage_api, training_api  # they stand on this module
 
+    agreement_api.add(app, house)
     correct_api.add(app, house)
+    lineage_api.add(app, house)
+    training_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater)
     return app
@@ -215,7 +194,7 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
     @app.get("/api/runs", response_model=RunsView)
     def runs(rater: Rater, filter: Annotated[ListQuery, Query()]) -> Response:
         """One page of the list of runs, newest first."""
-        return ascii_json(list_page(house, filter, rater))
+        return ascii_json(list_page(house.store, lambda taskset: house.criteria(taskset)[0], filter, rater))
 
     @app.get("/api/runs/{run}", response_model=views.RunView)
     def run(rater: Rater, run: RunId) -> Response:
@@ -231,20 +210,6 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
         """The run as the trainer sees it."""
         found = stored_run(house.store, run)
         return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project))
-
-
-def list_page(house: House, query: ListQuery, rater: str) -> RunsView:
-    """A page of runs that match, with what each is about and how it was judged."""
-    fields = {name: value or None for name, value in query.model_dump(exclude={"unrated", "after"}).items()}
-    page = house.store.runs(RunFilter(**fields, unrated_by=rater if query.unrated else None), PAGE, query.after)
-    ids = tuple(row.id for row in page.rows)
-    whole = {run.id: run for run in house.store.trajectories(RunFilter(ids=ids))}
-    scores: dict[str, list[Score]] = {}
-    for score in house.store.scores(ids):
-        scores.setdefault(score.trajectory, []).append(score)
-    criteria = {taskset: house.criteria(taskset)[0] for taskset in {row.taskset for row in page.rows}}
-    rows = [views.list_row(row, whole[row.id], scores.get(row.id, []), criteria[row.taskset], rater) for row in page.rows]
-    return RunsView(rows=rows, next=page.next, total=page.total)
 
 
 def stored_run(store: Store, id: str) -> Trajectory:

@@ -24,7 +24,7 @@ READS = frozenset({"GET", "HEAD", "OPTIONS"})
 PERSON = "agentalign.person"
 
 Role = Literal["rater", "lead", "admin"]
-"""A rater rates what is in the queue, a lead also looks at everything and fills queues, an admin also trains, promotes and forgets."""
+"""A rater rates what is in the queue, a lead also looks at everything, fills queues, trains and promotes, an admin also forgets."""
 
 RANK: dict[Role, int] = {"rater": 1, "lead": 2, "admin": 3}
 """Each role may do what those below it may."""

@@ -23,7 +23,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.contrast import contrasts
 from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logprobs, render_runs, token_stats, whole
-from agentalign.recipes.dev_gate import DevGate
+from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.preferences import choose_preferences
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
@@ -34,7 +34,7 @@ from agentalign.scoring.pairs import Group, balance, parting_step
 from agentalign.training.batches import even_items, step_items, steps_for
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import train
-from agentalign.training.losses import dpo_loss, nll_loss
+from agentalign.training.losses import dpo_loss, ipo_loss, nll_loss
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered
 from agentalign.training.step import Learner, LossTerms, MicroBatch, Pass, Term
@@ -88,9 +88,10 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         trusted = {r for r, t in runs.items() if r not in values and t.origin.kind in ("expert", "correction")}
         good = {r for r in runs if r in trusted or (values.get(r) or 0.0) >= GOOD} if config.nll_coefficient else set()
         pairs = make_pairs(preferences, runs, data, config, good)
+        ids = [*(p.id for p in preferences), *(run.id for run in replay_runs)]
         if dry_run:
-            return _dry_run(work, config, data, balanced(pairs, runs, work.tasks(), config))
-        training, folder = work.begin("dpo", config, [*(p.id for p in preferences), *(run.id for run in replay_runs)])
+            return _dry_run(work, config, data, balanced(pairs, runs, work.tasks(), config), ids)
+        training, folder = work.begin("dpo", config, ids)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -113,7 +114,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                     yield [Pass(ADAPTER, batches, lambda model, micro: pair_loss(model, micro, config))]
 
             # train
-            gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
+            gate = dev_gate(model, ADAPTER, work, pool, config, training.id)
             plan = plan_for(config, total, max_drop=config.max_drop)
             outcome = train(
                 model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, report=report, evaluate=gate
@@ -297,9 +298,14 @@ def pair_loss(model: Model, micro: MicroBatch, config: DPOConfig) -> LossTerms:
     metrics: dict[str, Tensor] = {}
     if "dpo" in micro.counts:
         chosen, rejected = sums[rows.chosen], sums[rows.rejected]
-        losses, metrics = dpo_loss(
-            chosen - rows.reference_chosen.to(sums),
-            rejected - rows.reference_rejected.to(sums),
+        chosen_ratio, rejected_ratio = chosen - rows.reference_chosen.to(sums), rejected - rows.reference_rejected.to(sums)
+        loss = dpo_loss
+        if config.loss_type == "ipo":  # per token, or long runs would need another beta than short ones
+            lengths = micro.tree.sum_by_run(torch.ones_like(micro.tree.occurrence_run, dtype=sums.dtype))
+            chosen_ratio, rejected_ratio, loss = chosen_ratio / lengths[rows.chosen], rejected_ratio / lengths[rows.rejected], ipo_loss
+        losses, metrics = loss(
+            chosen_ratio,
+            rejected_ratio,
             beta=config.beta,
             strength=rows.strength.to(sums),
             label_smoothing=config.label_smoothing,
@@ -315,7 +321,7 @@ def _total_steps(pairs: Sequence[Pair], config: DPOConfig) -> int:
     return config.max_steps or steps_for(len(pairs), batch_size=config.batch_size, epochs=config.num_train_epochs)
 
 
-def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[Pair]) -> DryRun:
+def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[Pair], ids: Sequence[str]) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     rows = config.batch_size * 2 + config.replay
     total = _total_steps(pairs, config)
@@ -323,4 +329,4 @@ def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[
         work.base, stats, steps=total, batch_size=rows, quantization=config.quantization, micro_batch_tokens=config.micro_batch_tokens
     )
     counts = {"pairs": len(pairs), **Counter(f"pairs from {pair.source}" for pair in pairs)}
-    return DryRun("dpo", counts, stats, data.refused, total, seconds, memory)
+    return DryRun("dpo", counts, stats, data.refused, total, seconds, memory, work.planned("dpo", config, ids), ids)

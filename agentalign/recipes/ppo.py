@@ -14,12 +14,11 @@ from pathlib import Path
 
 from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
-from agentalign.environments.team_code import Pool
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.acting import Acting, past_by_kind
 from agentalign.recipes.data import RunData, by_family, render_runs, token_stats
-from agentalign.recipes.dev_gate import DevGate
+from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.experience import (
     CRITIC,
@@ -59,9 +58,10 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         past, replay_runs = ([run for run in some if run.id in about] for some in (past, replay_runs))
         learned = [*past, *replay_runs]
         data = render_runs(learned, work.store, Dialect.load(work.base), config) if learned else RunData({}, [])
+        ids = [*(r.id for r in past), *(r.id for r in replay_runs)]
         if dry_run:
-            return _dry_run(work, config, data)
-        training, folder = work.begin("ppo", config, [*(r.id for r in past), *(r.id for r in replay_runs)])
+            return _dry_run(work, config, data, ids)
+        training, folder = work.begin("ppo", config, ids)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -92,7 +92,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                 plan_of(config),
                 folder=folder,
                 report=report,
-                evaluate=_gate(model, work, pool, config),
+                evaluate=dev_gate(model, POLICY, work, pool, config, training.id),
                 best_of=POLICY,
             )
             # save
@@ -168,10 +168,6 @@ def warm_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, 
     return config.critic_warmup_steps
 
 
-def _gate(model: Model, work: Workspace, pool: Pool, config: PPOConfig) -> DevGate | None:
-    return DevGate(model, POLICY, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
-
-
 def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int) -> list[list[Experience]]:
     """The iteration's runs in equal shares, drawn by chance, for one optimizer step each."""
     order = epoch_order(len(experience), seed=config.seed, epoch=iteration)
@@ -184,7 +180,7 @@ def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int)
     return shares
 
 
-def _dry_run(work: Workspace, config: PPOConfig, data: RunData) -> DryRun:
+def _dry_run(work: Workspace, config: PPOConfig, data: RunData, ids: Sequence[str]) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.samples_per_task)
     runs = config.tasks_per_iteration * config.samples_per_task
     # Forward passes of reference, old policy, reward and critic, and two updates: about 3.3 updates' worth per run.
@@ -197,4 +193,14 @@ def _dry_run(work: Workspace, config: PPOConfig, data: RunData) -> DryRun:
         micro_batch_tokens=config.micro_batch_tokens,
     )
     items = {"train tasks": len(work.taskset.tasks("train")), "runs to make": runs * config.iterations, "past runs": len(data.rendered)}
-    return DryRun("ppo", items, stats, data.refused, config.iterations * config.num_mini_batches, seconds, memory)
+    return DryRun(
+        "ppo",
+        items,
+        stats,
+        data.refused,
+        config.iterations * config.num_mini_batches,
+        seconds,
+        memory,
+        work.planned("ppo", config, ids),
+        ids,
+    )

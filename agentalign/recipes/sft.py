@@ -13,7 +13,7 @@ from agentalign.config.sft import SFTConfig
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.data import RunData, render_runs, sft_batches, token_stats
-from agentalign.recipes.dev_gate import DevGate
+from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
@@ -42,9 +42,10 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
         about = work.frozen("sft", config, list(data.rendered))
         rendered = [run for name, run in data.rendered.items() if name in about]
         total = config.max_steps or steps_for(len(rendered), batch_size=config.batch_size, epochs=config.num_train_epochs)
+        ids = [run.trajectory for run in rendered]
         if dry_run:
-            return _dry_run(work, config, data, total)
-        training, folder = work.begin("sft", config, [run.trajectory for run in rendered])
+            return _dry_run(work, config, data, total, ids)
+        training, folder = work.begin("sft", config, ids)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -62,7 +63,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
                     yield [Pass(ADAPTER, partial(sft_batches, [rendered[i] for i in chosen]), token_loss)]
 
             # train
-            gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
+            gate = dev_gate(model, ADAPTER, work, pool, config, training.id)
             plan = plan_for(config, total, max_drop=config.max_drop, eval_at_start=parent is not None)
             outcome = train(
                 model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, report=report, evaluate=gate
@@ -104,7 +105,7 @@ def token_loss(model: Model, micro: MicroBatch) -> LossTerms:
     return LossTerms({"sft": Term(values)}, {})
 
 
-def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int) -> DryRun:
+def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int, ids: Sequence[str]) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     seconds, memory = estimate(
         work.base,
@@ -114,4 +115,4 @@ def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int) -> D
         quantization=config.quantization,
         micro_batch_tokens=config.micro_batch_tokens,
     )
-    return DryRun("sft", {"runs": stats.runs}, stats, data.refused, total, seconds, memory)
+    return DryRun("sft", {"runs": stats.runs}, stats, data.refused, total, seconds, memory, work.planned("sft", config, ids), ids)

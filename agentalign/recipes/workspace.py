@@ -8,6 +8,7 @@ import fcntl
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,12 @@ from agentalign.config.training import Scheduled, TrainingConfig
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.errors import DataError, TrainingError, TrainingStoppedError
+from agentalign.recipes.process import LOCK_FILE, write_process
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
 from agentalign.records.criterion import Score, overall
 from agentalign.records.trajectory import Trajectory
+from agentalign.rollouts.rollout import RolloutResult
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
@@ -99,16 +102,11 @@ class Workspace:
                     return begun
         return set(data)
 
-    def begin(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> tuple[Training, Path]:
-        """The training of this config on this data, new or taken up again, and its folder.
-
-        Raises:
-            TrainingError: the processes that train together do not see the same data.
-        """
+    def planned(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> Training:
+        """The training that this config on this data is; nothing is written."""
         data_digest = digest(list(data))
-        settings = json.loads(_settings(config))
-        identity = digest([recipe, settings, data_digest, self.base.digest])
-        training = Training(
+        identity = digest([recipe, json.loads(_settings(config)), data_digest, self.base.digest])
+        return Training(
             id=f"{self.taskset.name}-{recipe}-{identity[:12]}",
             recipe=recipe,
             taskset=self.taskset.name,
@@ -116,6 +114,19 @@ class Workspace:
             data_digest=data_digest,
             seed=config.seed,
         )
+
+    def begin(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> tuple[Training, Path]:
+        """The training of this config on this data, new or taken up again, and its folder.
+
+        Raises:
+            TrainingError: the processes that train together do not see the same data.
+        """
+        training = self.planned(recipe, config, data)
+        if config.training and config.training != training.id:
+            raise TrainingError(
+                f"training {config.training} was asked for, but these settings and what the store holds now make {training.id}: runs or "
+                "ratings that it was to learn from have changed. See anew what it would learn from: --dry-run."
+            )
         if len(set(ranks.gathered(training.id))) > 1:
             raise TrainingError("the store changed while the processes of this training started; give the command again.")
         folder = self.project.trainings / training.id
@@ -148,6 +159,11 @@ class Workspace:
         self.store.save_training(done)
         return done
 
+    def keep(self, results: Sequence[RolloutResult], scores: Sequence[Score]) -> None:
+        """Store runs that a training made, with their tokens and scores."""
+        self.store.add([result.trajectory for result in results], [result.tokens for result in results if result.tokens])
+        self.store.add_scores(scores)
+
     @contextmanager
     def recording(self, training: Training, report_to: TrackerName) -> Iterator[Report]:
         """Hold the training's folder alone, and mark the training as failed, with the reason, when it ends in an error.
@@ -163,11 +179,12 @@ class Workspace:
             yield lambda step, figures: None
             return
         folder = self.project.trainings / training.id
-        with (folder / ".lock").open("w") as lock:
+        with (folder / LOCK_FILE).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise TrainingError(f"training {training.id} is running in another process; wait for it, or stop it there.") from None
+            write_process(folder / LOCK_FILE, os.getpid())
             about = tracker(report_to, training.id, project=f"agentalign-{training.taskset}", config=training.config, folder=folder)
             with self._failing(training), about as report:
                 yield report
@@ -307,7 +324,7 @@ def resolve_adapter(work: Workspace, ref: str, kind: AdapterKind) -> tuple[Adapt
 
 def _settings(config: TrainingConfig) -> str:
     """As JSON text, without what changes no result: giving it otherwise must not make another training."""
-    return json.dumps(config.model_dump(mode="json", exclude={"report_to", "gradient_checkpointing"}))
+    return json.dumps(config.model_dump(mode="json", exclude={"report_to", "gradient_checkpointing", "training"}))
 
 
 def _versions() -> dict[str, str]:

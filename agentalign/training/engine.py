@@ -21,7 +21,7 @@ from agentalign.errors import TrainingError, TrainingStoppedError
 from agentalign.training import ranks
 from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
 from agentalign.training.memory import halved, is_out_of_memory, peak_memory
-from agentalign.training.metrics import StepSums, forget_rows_after, means, short, write_line, write_row
+from agentalign.training.metrics import StepSums, forget_rows_after, means, short, write_line, write_plan, write_row
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan
 from agentalign.training.step import Evaluated, Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces, rate_groups, tokens_of
@@ -66,6 +66,8 @@ def train(
             source that ends early.
         TrainingStoppedError: the process was asked to end (SIGTERM); what was done is saved where the plan saves at all.
     """
+    if ranks.rank() == 0:
+        write_plan(folder, plan.total_steps)
     with StopRequest() as stop:
         loop = _Loop(model, learners, plan, folder, evaluate, best_of or learners[0].adapter, stop, report)
         loop.resume()
@@ -153,15 +155,17 @@ class _Loop:
                     raise
                 problem = (str(error) or type(error).__name__).splitlines()[0]
             # Outside of the handler: the error's traceback holds the tensors that did not fit. What one process lacks, all do without.
-            everyone = ranks.gathered((found, problem))
-            problem = next((text for _, text in everyone if text), "")
-            if not problem:
-                for group in self.groups:
-                    ranks.sum_gradients(group)
-                sums = [one for one, _ in everyone]
+            everyone = ranks.gathered((found, problem, self.model.tree_capable))
+            problem = next((text for _, text, _ in everyone if text), "")
+            if len({capable for *_, capable in everyone}) > 1:
+                self.model.give_up_trees()  # where one process's check failed, all go without
+            elif not problem:
+                ranks.sum_gradients([parameter for group in self.groups for parameter in group])
+                sums = [one for one, *_ in everyone]
                 tokens = sum(micro.tree.n_tokens for _, some in batches for micro in some)
                 return means(sums), [name for one in sums for name in one.involved], tokens
-            self._shrink(passes, problem)
+            else:
+                self._shrink(passes, problem)
 
     def _shrink(self, passes: Sequence[Pass], problem: str) -> None:
         smaller = halved(self.budget, lambda budget: sum(len(one.micro_batches(budget)) for one in passes))
