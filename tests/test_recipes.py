@@ -10,6 +10,7 @@ from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
 from agentalign.config.reward import RewardConfig
 from agentalign.config.sft import SFTConfig
+from agentalign.environments.taskset import load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError, RegistryError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
@@ -17,10 +18,12 @@ from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.dev_gate import DevGate, _losses
 from agentalign.recipes.dry_run import DryRun
 from agentalign.recipes.workspace import open_workspace, resolve_start
+from agentalign.records.golden import Golden
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
 from agentalign.training.model import Model
+from agentalign.training.top_tokens import apart
 from tests.small_project import DPO, FIXTURES, PPO, REWARD, SFT, TINY, make_project
 
 
@@ -40,6 +43,19 @@ def test_sft_leaves_an_adapter_that_knows_where_it_came_from(project):
     assert json.loads(card.config)["max_steps"] == 10
     assert (folder / "chat_template.jinja").read_text() == (FIXTURES / "tiny" / "chat_template.jinja").read_text()
     Registry(project.adapters).verify("toy_desk@1")
+
+
+def test_a_policy_leaves_golden_turns_and_what_identifies_its_base(project):
+    card, folder = Registry(project.adapters).resolve("toy_desk@1")
+    golden = Golden.model_validate_json((folder / "golden.json").read_bytes())
+    assert golden.held_out and golden.turns and golden.noise < 1e-4
+    assert {task.split for task in load_taskset("toy_desk", project.tasks).tasks() if task.id in {t.task for t in golden.turns}} == {"dev"}
+    for turn in golden.turns:
+        assert len(turn.adapter) == len(turn.base) == len(turn.completion) > 0
+        assert {top[0][1] <= 0 for top in turn.adapter} == {True}
+    assert any(apart(turn.adapter, turn.base) > 100 * max(golden.noise, 1e-6) for turn in golden.turns)
+    assert "model.safetensors" in card.base_files and card.quantization_recipe["dtype"] and card.seed == 0
+    assert "tokenizer_config.json" in card.files and card.dev_scores
 
 
 def test_the_card_alone_repeats_the_run_and_another_seed_does_not(project, tmp_path):

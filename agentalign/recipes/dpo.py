@@ -121,7 +121,15 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             )
             # save
             return work.publish(
-                training, folder, model, ADAPTER, kind="policy", parents=[config.start or ""], counts=dict(counts), outcome=outcome
+                training,
+                folder,
+                model,
+                ADAPTER,
+                kind="policy",
+                pool=pool,
+                parents=[config.start or ""],
+                counts=dict(counts),
+                outcome=outcome,
             )
 
 
