@@ -172,6 +172,8 @@ def in_force(scores: Iterable[Score]) -> list[Score]:
         newest[(*place, score.rater_kind, score.rater)] = score
         if score.rater_kind == "adjudicator":
             decisions[place] = score
+            if score.status in NO_ANSWER:  # a decision taken back leaves the question to the raters again
+                del decisions[place]
     return [score for key, score in newest.items() if decisions.get(key[:3], score) is score]
 
 

@@ -75,5 +75,6 @@ def in_force(preferences: Iterable[Preference]) -> list[Preference]:
         newest[(*place, preference.source, preference.rater)] = preference
         if preference.source == "adjudicator":
             decisions[place] = preference
-    # What was taken back has replaced an earlier word by none.
-    return [p for key, p in newest.items() if decisions.get(key[:2], p) is p and not p.withdrawn]
+            if preference.withdrawn:  # a decision taken back leaves the question to the raters again
+                del decisions[place]
+    return [preference for key, preference in newest.items() if decisions.get(key[:2], preference) is preference]
