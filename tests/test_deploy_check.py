@@ -17,7 +17,7 @@ import torch
 from small_server import TINY, TOY_DESK, Running, add_soft_adapter, promote, running
 
 from agentalign.config.project import Project
-from agentalign.deployment.deploy_check import APPLIED, CALLS, CONTROL, DISTANCE, TEMPLATE, deploy_check
+from agentalign.deployment.deploy_check import APPLIED, CONTROL, DISTANCE, TEMPLATE, deploy_check
 from agentalign.deployment.serve import Settings
 from agentalign.deployment.serving.chat import Limits
 from agentalign.environments.team_code import TeamCode
@@ -135,13 +135,6 @@ def test_a_sound_server_passes(project: Project, server: Running) -> None:
     assert "by token ids" in next(check.detail for check in report.checks if check.name == TEMPLATE)
 
 
-def test_a_distance_on_another_quantization_is_told_and_on_an_unknown_one_not_judged(project: Project, server: Running) -> None:
-    told = deploy_check(project, "toy_desk@2", endpoint=f"{server.url}/v1", quantization="q4_k_m")
-    assert "told and not judged" in told.checks[0].detail and told.passed
-    unknown = deploy_check(project, "toy_desk@2", endpoint=f"{server.url}/v1")
-    assert verdicts(unknown)[DISTANCE] == "failed, not measured"
-
-
 def test_a_server_that_answers_as_the_base_is_seen(project: Project, behind: Callable[..., str]) -> None:
     def forget(_: int, body: dict[str, Any]) -> None:
         body["model"] = "base"
@@ -160,23 +153,6 @@ def test_a_server_that_drops_the_tools_from_the_prompt_is_seen(project: Project,
     assert TEMPLATE in failed(deploy_check(project, "toy_desk@2", endpoint=behind(drop), quantization="none"))
     counted = deploy_check(project, "toy_desk@2", endpoint=behind(drop, silent), quantization="none")
     assert TEMPLATE in failed(counted) and "number of tokens only" in counted.checks[-1].detail
-
-
-def test_a_control_that_gets_the_adapter_s_weights_when_both_are_asked_is_seen(project: Project, behind: Callable[..., str]) -> None:
-    turns = len(json.loads((Registry(project.adapters).resolve("toy_desk@2")[1] / "golden.json").read_text())["turns"])
-
-    def mix(number: int, body: dict[str, Any]) -> None:
-        if number > 3 * turns:
-            body["model"] = "toy_desk@2"
-
-    assert failed(deploy_check(project, "toy_desk@2", endpoint=behind(mix), quantization="none")) == {CONTROL}
-
-
-def test_calls_that_a_server_leaves_in_the_text_are_seen(project: Project, behind: Callable[..., str]) -> None:
-    def unparsed(reply: dict[str, Any]) -> None:
-        reply["choices"][0]["message"] = {"role": "assistant", "content": '<tool_call>{"name": "order", "arguments": {}}</tool_call>'}
-
-    assert failed(deploy_check(project, "toy_desk@2", endpoint=behind(lambda *_: None, unparsed), quantization="none")) == {CALLS}
 
 
 def test_without_log_probs_nothing_passes_in_silence(project: Project, behind: Callable[..., str]) -> None:
