@@ -26,6 +26,7 @@ from agentalign.store.database import open_database
 from agentalign.store.network import network_file_system
 from agentalign.store.schema import MIGRATIONS, migrate
 from agentalign.store.store import Store
+from agentalign.store.tables import REVISIONS
 
 
 def run(number: int) -> Trajectory:
@@ -339,7 +340,7 @@ def test_a_newer_schema_is_refused(store_url: str, tmp_path: Path) -> None:
     with database.write() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     database.close()
-    with pytest.raises(StoreError, match=r"has schema 9999; this agentalign knows schemas up to 0001"):
+    with pytest.raises(StoreError, match=rf"has schema 9999; this agentalign knows schemas up to {REVISIONS[-1]}"):
         Store(store_url)
     with sqlite3.connect(tmp_path / "b.db") as raw:
         raw.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -352,8 +353,8 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "next"
+down_revision = "{last}"
 
 
 def upgrade():
@@ -366,20 +367,20 @@ def test_an_older_schema_is_brought_up_in_one_step_or_not_at_all(store_url: str,
     fill(store_url)
     folder = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    script = folder / "versions" / "0002_next.py"
+    script = folder / "versions" / "next.py"
     database = open_database(store_url)
-    script.write_text(NEXT.format(then="raise RuntimeError('power cut')"))
+    script.write_text(NEXT.format(last=REVISIONS[-1], then="raise RuntimeError('power cut')"))
     with pytest.raises(RuntimeError, match="power cut"), database.write() as connection:
         migrate(connection, folder=folder)
     with database.read() as connection:
-        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one() == "0001"
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one() == REVISIONS[-1]
         assert "team" not in connection.exec_driver_sql("SELECT * FROM trainings").mappings().one()
-    script.write_text(NEXT.format(then="").replace("0002_next", "0002"))
+    script.write_text(NEXT.format(last=REVISIONS[-1], then=""))
     shutil.rmtree(folder / "versions" / "__pycache__", ignore_errors=True)
     with database.write() as connection:
         migrate(connection, folder=folder)
     with database.read() as connection:
-        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one() == "0002"
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one() == "next"
         assert connection.exec_driver_sql("SELECT team FROM trainings").scalar_one() == "ours"
     database.close()
 

@@ -1,12 +1,12 @@
 """Which runs are meant: a filter, and the same filter as a condition on the tables."""
 
-from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, exists, or_, select
 
 from agentalign.errors import DataError
 from agentalign.records.base import Record
 from agentalign.store.database import is_one_of
 from agentalign.store.rows import folded, storable, tool_key
-from agentalign.store.tables import NAME_LENGTH, bodies, calls, scores, trainings, trajectories
+from agentalign.store.tables import NAME_LENGTH, assignments, bodies, calls, queue_items, scores, trainings, trajectories
 
 
 class RunFilter(Record):
@@ -29,6 +29,10 @@ class RunFilter(Record):
     """Training id: runs sampled while it trained (origin "id" or "id/...") and runs of the adapter that it saved."""
     unrated_by: str | None = None
     """A person: runs of which this person has scored nothing yet, neither the whole nor a step."""
+    hidden_from: str | None = None
+    """A person: not the runs that are open in this person's queue, of which no list or search may tell more than their page does."""
+    waiting_for: str | None = None
+    """A person: nor those that the queue may still give to this person."""
 
 
 _COLUMNS = ("taskset", "task_id", "family", "split", "policy", "origin_kind", "stop_reason")
@@ -55,7 +59,22 @@ def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[
     if wanted.unrated_by is not None:
         rated = select(scores.c.trajectory).where(scores.c.person == bindable(wanted.unrated_by, "unrated_by"))
         found.append(trajectories.c.id.not_in(rated))
+    if wanted.hidden_from is not None:
+        found.append(trajectories.c.id.not_in(open_for(bindable(wanted.hidden_from, "hidden_from"))))
+    if wanted.waiting_for is not None:
+        found.append(trajectories.c.id.not_in(waiting_for(bindable(wanted.waiting_for, "waiting_for"))))
     return found
+
+
+def open_for(person: str) -> Select[str]:
+    """Runs that this person has taken from the queue and not finished, whether the lease lives or not."""
+    return select(assignments.c.trajectory).where(assignments.c.person == person, assignments.c.state == "open")
+
+
+def waiting_for(person: str) -> Select[str]:
+    """Runs in the queue that this person has not finished: any of them may still come to them."""
+    theirs = (assignments.c.trajectory == queue_items.c.trajectory) & (assignments.c.person == person)
+    return select(queue_items.c.trajectory).where(queue_items.c.status == "open", ~exists().where(theirs, assignments.c.state != "open"))
 
 
 def bindable(value: str, what: str) -> str:
