@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from agentalign.errors import UsageError
+
 if TYPE_CHECKING:
     from agentalign.store.filters import RunFilter
 
@@ -19,7 +21,7 @@ FILTERS = {
     "kind": ("KIND", "rollout, expert, import, correction or capture"),
     "stop": ("REASON", "runs that ended so: answered, max_turns, max_tokens, max_seconds, error"),
     "tool": ("NAME", "runs that called this tool"),
-    "text": ("WORDS", "runs in which these words stand"),
+    "text": ("TEXT", "runs in which this stands: in messages, reasoning, arguments or results; case is ignored"),
     "training": ("ID", "runs that belong to this training"),
 }
 
@@ -57,7 +59,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_filters(parser: argparse.ArgumentParser) -> None:
     """Which runs."""
     for name, (metavar, help) in FILTERS.items():
-        parser.add_argument(f"--{name}", metavar=metavar, help=help)
+        flags = ("--text", "--search") if name == "text" else (f"--{name}",)
+        parser.add_argument(*flags, metavar=metavar, help=help)
+    parser.add_argument("--errors", action="store_true", help="runs with a failed call, or one that could not be read")
+    parser.add_argument("--unrated-by", metavar="PERSON", help="runs of which this person has scored nothing")
+    parser.add_argument("--criterion", metavar="NAME@V", help="runs with a value by this criterion, such as tone@1")
+    parser.add_argument("--score-at-least", type=float, metavar="X", help="with --criterion: runs worth X or more by it, on its own scale")
+    parser.add_argument("--score-at-most", type=float, metavar="X", help="with --criterion: runs worth X or less by it")
+    parser.add_argument("--disagreement", type=float, metavar="D", help="runs of which raters' answers lie further apart than D; 0: at all")
 
 
 def run_filter(arguments: argparse.Namespace) -> "RunFilter":
@@ -65,7 +74,10 @@ def run_filter(arguments: argparse.Namespace) -> "RunFilter":
     from agentalign.store.filters import RunFilter
 
     named = {"task": "task_id", "kind": "origin_kind", "stop": "stop_reason"}
-    return RunFilter(**{named.get(name, name): getattr(arguments, name) for name in FILTERS})
+    more = ("errors", "unrated_by", "criterion", "score_at_least", "score_at_most", "disagreement")
+    if arguments.criterion is None and not (arguments.score_at_least is None and arguments.score_at_most is None):
+        raise UsageError("--score-at-least and --score-at-most need --criterion NAME@V: every criterion has its own scale.")
+    return RunFilter(**{named.get(name, name): getattr(arguments, name) for name in (*FILTERS, *more)})
 
 
 def at_least(lowest: int) -> Callable[[str], int]:

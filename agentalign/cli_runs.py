@@ -121,7 +121,8 @@ def _add_runs(commands: Commands) -> None:
         examples=(
             "agentalign runs\n"
             "agentalign runs list --taskset order_desk --policy order_desk@2 --stop max_turns\n"
-            "agentalign runs list --text refund --json"
+            "agentalign runs list --search refund --errors --json\n"
+            "agentalign runs list --taskset order_desk --criterion tone@1 --score-at-most 2"
         ),
     )
     add_filters(parser)
@@ -244,7 +245,7 @@ def _runs_list(arguments: argparse.Namespace) -> None:
         values = overalls(store, [row.id for row in page.rows], project.tasks)
     if arguments.json:
         rows = [{**row._asdict(), "overall": values[row.id]} for row in page.rows]
-        show_json({"runs": rows, "next": page.next, "total": page.total})
+        show_json({"runs": rows, "next": page.next, "total": page.total, "is_exact": page.is_exact})
         return
     header = ("run", "taskset", "task", "split", "policy", "kind", "ended", "steps", "calls", "overall")
     table = [
@@ -264,7 +265,7 @@ def _runs_list(arguments: argparse.Namespace) -> None:
     ]
     show_table(header, table, empty="No run is so. `agentalign rollout` makes runs, `agentalign import` brings them in.")
     if page.next:
-        say(f"{len(page.rows)} of {page.total} runs; the next: --after {page.next}")
+        say(f"{len(page.rows)} of {page.total}{'' if page.is_exact else ' or more'} runs; the next: --after {page.next}")
 
 
 def _runs_show(arguments: argparse.Namespace) -> None:

@@ -233,9 +233,8 @@ def _forget(arguments: argparse.Namespace) -> None:
         if not ids and arguments.person is None:
             raise UsageError("say what to forget: --run ID, a filter such as --text WORDS, or --person NAME.")
         if not arguments.yes:
-            show(
-                f"{len(ids)} runs with all that was said about them{', and all that ' + arguments.person + ' said' if arguments.person else ''}."
-            )
+            theirs = f", and all that {arguments.person} said" if arguments.person else ""
+            show(f"{len(ids)} runs with all that was said about them{theirs}.")
             say("Nothing was deleted. Give --yes to delete it for good.")
             return
         gone = store.forget(ids, arguments.person, reason=arguments.reason)

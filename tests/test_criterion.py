@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentalign.records.criterion import Criterion, RaterKind, Score, ScoreStatus, overall, unit_values
+from agentalign.records.criterion import Criterion, RaterKind, Score, ScoreStatus, in_force, overall, unit_values
 
 DONE = Criterion(name="done", description="Done?", kind="check", check="done", weight=3)
 TONE = Criterion(name="tone", description="Friendly?", scale=(1, 5), weight=1)
@@ -67,6 +67,29 @@ def test_the_newest_answer_of_a_rater_counts_and_steps_count_through_their_mean(
     assert unit_values([DONE], changed)["done"] == 0
     assert unit_values([DONE], [score("done", 1, step=0), score("done", 0, step=1)])["done"] == 0.5
     assert unit_values([DONE], [score("done", 1, at=1), score("done", None, at=2)]) == {}, "a check that broke later takes its answer back"
+
+
+def test_a_decision_counts_alone_at_its_place_and_a_later_mark_does_not_undo_it() -> None:
+    people = [score("done", 1.0, "human", rater="ada"), score("done", 0.5, "human", rater="bob")]
+    decision = score("done", 0.0, "adjudicator", rater="lead", at=5)
+    assert unit_values([DONE], [*people, decision])["done"] == 0.0
+    assert unit_values([DONE], [*people, decision, score("done", 1.0, "human", rater="cleo", at=9)])["done"] == 0.0
+    newer = score("done", 0.25, "adjudicator", rater="other lead", at=7)
+    assert unit_values([DONE], [newer, *people, decision])["done"] == 0.25, "of two decisions the newest stands, whoever made it"
+    assert overall((DONE, KEPT), [score("done", 1), score("kept", 0, "human"), score("kept", 1, "adjudicator")]) == pytest.approx(1.0)
+
+
+def test_a_decision_that_a_criterion_does_not_apply_leaves_no_value() -> None:
+    people = [score("kept", 0.0, "human", rater="ada"), score("kept", None)]
+    decision = not_applicable("kept").model_copy(update={"rater_kind": "adjudicator", "rater": "lead"})
+    assert unit_values([KEPT], [*people, decision]) == {}
+    assert overall((DONE, KEPT), [score("done", 1), *people, decision]) == pytest.approx(1.0), "a veto that does not apply is none"
+
+
+def test_a_decision_on_one_step_leaves_the_other_steps_to_their_raters() -> None:
+    marks = [score("done", 1.0, "human", step=0), score("done", 1.0, "human", step=1)]
+    assert unit_values([DONE], [*marks, score("done", 0.0, "adjudicator", step=1)])["done"] == 0.5
+    assert len(in_force([*marks, score("done", 0.0, "adjudicator", step=1)])) == 2
 
 
 def test_a_score_without_a_value_says_why_and_one_with_a_value_is_one() -> None:

@@ -9,7 +9,7 @@ from agentalign.config.sft import SFTConfig
 from agentalign.errors import DataError
 from agentalign.recipes.preferences import choose_preferences
 from agentalign.recipes.workspace import open_workspace
-from agentalign.records.preference import Item, Preference
+from agentalign.records.preference import Item, Preference, in_force
 from agentalign.records.trajectory import Message, Origin, Trajectory
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -56,3 +56,25 @@ def test_preference_on_a_test_run_stays_out(work):
     work.store.add_preferences([prefer(run_of(1, "train"), run_of(3, "test"), "2026-01-01")])
     with pytest.raises(DataError, match="among train runs"):
         choose_preferences(work, "overall")
+
+
+def test_a_decision_sets_aside_what_raters_preferred_and_is_learned_from_in_their_place(work):
+    one, two = run_of(1, "train"), run_of(2, "train")
+    votes = [prefer(one, two, "2026-01-01"), prefer(one, two, "2026-01-02").model_copy(update={"rater": "you", "id": "b" * 32})]
+    decision = Preference(taskset="toy_desk", items=(Item(two.id), Item(one.id)), source="adjudicator", rater="lead", note="see step 2")
+    work.store.add_preferences([*votes, decision])
+    (found,), _ = choose_preferences(work, "overall")
+    assert found == decision
+    assert len(work.store.preferences("toy_desk")) == 3, "nothing was overwritten"
+    work.store.add_preferences([prefer(one, two, "2026-01-09")])
+    assert choose_preferences(work, "overall")[0] == [decision], "who votes later does not undo a decision"
+    work.store.add_preferences([decision.model_copy(update={"tie": True, "id": "c" * 32})])
+    with pytest.raises(DataError, match="no decided preferences"):
+        choose_preferences(work, "overall")
+
+
+def test_a_decision_on_one_criterion_is_none_on_another():
+    one, two = run_of(1, "train"), run_of(2, "train")
+    vote = prefer(one, two, "2026-01-01", criterion="tone@1")
+    decision = Preference(taskset="toy_desk", items=(Item(two.id), Item(one.id)), source="adjudicator", rater="lead")
+    assert in_force([vote, decision]) == [vote, decision]

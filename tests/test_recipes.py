@@ -119,7 +119,18 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
     done = ppo.run(small, project)
     found = [row for row in rows(project, done) if "loss/policy" in row]
     assert len(found) == 2
-    figures = {"reward/mean", "reward/gain", "kl", "clip_fraction", "loss/value", "kl_k3", "loss/nll", "peak_memory_gib", "learned"}
+    figures = {
+        "reward/mean",
+        "reward/gain",
+        "kl",
+        "clip_fraction",
+        "loss/value",
+        "kl_k3",
+        "loss/nll",
+        "peak_memory_gib",
+        "learned",
+        "tokens_per_run",
+    }
     assert figures <= found[0].keys()
     # The second iteration acts the first one's tasks out again, and only then can tell.
     assert ["reward/rise" in row for row in found] == [False, True]
@@ -130,8 +141,12 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
     assert Registry(project.adapters).resolve(done.adapter)[0].parents == ("toy_desk@1", card.ref)
     with Store(project.store_url) as store:
         runs = list(store.trajectories(RunFilter(training=done.id)))
-        made = [run for run in runs if run.origin.reference.startswith(f"{done.id}/")]
+        made = [run for run in runs if run.origin.reference.startswith(f"{done.id}/") and run.split == "train"]
         assert len(made) == 36
+        looked = [run for run in runs if run.origin.reference == f"{done.id}/dev-1"]
+        assert len(looked) == 12
+        assert {run.split for run in looked} == {"dev"}
+        assert all(store.scores([run.id]) for run in looked), "a kept dev run says what it was worth"
         assert all(store.tokens(run.id) for run in made)
 
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from agentalign.errors import DataError
-from agentalign.evaluation.statistics import Difference, mcnemar, paired_bootstrap, pass_k, rate, rates_by, wilson, won_lost
+from agentalign.evaluation.statistics import Difference, mcnemar, paired_bootstrap, pass_k, rate, rates_by, won_lost
 
 
 def test_pass_k_by_hand():
@@ -30,22 +29,6 @@ def test_pass_k_refuses_too_few_runs():
         pass_k([(3, 4), (1, 2)], 3)
     with pytest.raises(DataError):
         pass_k([], 1)
-
-
-@given(st.integers(1, 500), st.data())
-def test_wilson_agrees_with_scipy(n, data):
-    successes = data.draw(st.integers(0, n))
-    expected = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    assert wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
-
-
-def test_wilson_of_eighty_three_percent_of_120():
-    assert wilson(100, 120) == pytest.approx((0.7565, 0.8894), abs=5e-4)
-
-
-def test_wilson_of_no_task_is_refused():
-    with pytest.raises(DataError):
-        wilson(0, 0)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))

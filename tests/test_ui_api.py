@@ -491,3 +491,20 @@ def test_the_filter_for_unrated_runs_is_about_one_person(store: Store) -> None:
     store.add_scores([Score(trajectory=run.id, criterion="tone@1", value=3, rater="paul", rater_kind="human")])
     assert store.runs(RunFilter(unrated_by="paul")).total == 0
     assert store.runs(RunFilter(unrated_by="rater")).total == 1
+
+
+def test_the_list_is_narrowed_by_score_disagreement_and_errors(client: TestClient, store: Store) -> None:
+    low, high = make_run("Cancel W1."), make_run("Cancel W2.", task="t2")
+    store.add([low, high])
+    store.add_scores([Score(trajectory=low.id, criterion="tone@1", value=v, rater=r, rater_kind="human") for v, r in ((1, "a"), (3, "b"))])
+    store.add_scores([Score(trajectory=high.id, criterion="tone@1", value=5, rater="a", rater_kind="human")])
+
+    def asked(**params: str) -> list[str]:
+        return [row["id"] for row in client.get("/api/runs", params=params).json()["rows"]]
+
+    assert asked(criterion="tone@1", score_at_most="2") == [low.id]
+    assert asked(criterion="tone@1", score_at_least="5", score_at_most="") == [high.id]
+    assert asked(disagreement="0") == [low.id]
+    assert asked(errors="true") == []
+    assert "has its own scale" in client.get("/api/runs", params={"score_at_most": "2"}).json()["detail"]
+    assert client.get("/api/runs").json()["is_exact"] is True

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
@@ -139,6 +139,8 @@ class RunsView(BaseModel):
     rows: list[views.ListRow]
     next: str | None
     total: int
+    is_exact: bool
+    """False where more than `total` runs match."""
 
 
 class ListQuery(BaseModel):
@@ -154,8 +156,19 @@ class ListQuery(BaseModel):
     tool: str | None = None
     text: str | None = None
     task_id: str | None = None
+    parent: str | None = None
+    errors: bool = False
+    criterion: str | None = None
+    score_at_least: float | None = None
+    score_at_most: float | None = None
+    disagreement: float | None = None
     unrated: bool = False
     after: str | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        return None if value == "" else value
 
 
 def create_api(project: Project, *, rater: str, team: bool = False, home: str | None = None, rules: Rules = Rules()) -> FastAPI:
@@ -186,6 +199,9 @@ def create_api(project: Project, *, rater: str, team: bool = False, home: str | 
     accounts = house.store.accounts if team else None
     add_queue(app, project, house.store, rules)
     add_team(app, accounts, signer, secure=bool(home and home.startswith("https://")))
+    from agentalign.ui import training_api  # it stands on this module
+
+    training_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater, accounts=accounts, home=home)
     return app
@@ -246,18 +262,18 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
 
 def list_page(house: House, query: ListQuery, person: Person) -> RunsView:
     """A page of runs that match, with what each is about and how it was judged."""
-    fields = {name: value or None for name, value in query.model_dump(exclude={"unrated", "after"}).items()}
+    fields = query.model_dump(exclude={"unrated", "after"})
+    if query.criterion is None and not (query.score_at_least is None and query.score_at_most is None):
+        raise DataError("every criterion has its own scale. Choose a criterion before its least or most value.")
     rater = person.name
     wanted = hidden.seen_by(person, RunFilter(**fields, unrated_by=rater if query.unrated else None))
     page = house.store.runs(wanted, PAGE, query.after)
-    ids = tuple(row.id for row in page.rows)
-    whole = {run.id: run for run in house.store.trajectories(RunFilter(ids=ids))}
     scores: dict[str, list[Score]] = {}
-    for score in house.store.scores(ids):
+    for score in house.store.scores([row.id for row in page.rows]):
         scores.setdefault(score.trajectory, []).append(score)
     criteria = {taskset: house.criteria(taskset)[0] for taskset in {row.taskset for row in page.rows}}
-    rows = [views.list_row(row, whole[row.id], scores.get(row.id, []), criteria[row.taskset], rater) for row in page.rows]
-    return RunsView(rows=rows, next=page.next, total=page.total)
+    rows = [views.list_row(row, scores.get(row.id, []), criteria[row.taskset], rater) for row in page.rows]
+    return RunsView(rows=rows, next=page.next, total=page.total, is_exact=page.is_exact)
 
 
 def stored_run(store: Store, id: str) -> Trajectory:

@@ -20,6 +20,7 @@ START = "import('/ui/main.js').then((page) => page.start(element.querySelector('
 HEAD = """
 <link rel="icon" href="/ui/icon.svg">
 <link rel="stylesheet" href="/ui/app.css">
+<link rel="stylesheet" href="/ui/training.css">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 """

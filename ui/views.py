@@ -13,7 +13,6 @@ from agentalign.records.criterion import Criterion, Score, overall
 from agentalign.records.trajectory import Message, Step, Trajectory
 from agentalign.store.store import RunRow
 
-EXCERPT = 140
 MOST_MARKS = 10
 
 
@@ -119,6 +118,7 @@ class ListRow(BaseModel):
     stop_reason: str
     n_steps: int
     n_calls: int
+    n_errors: int
     created: str
     excerpt: str
     """Beginning of the first user message."""
@@ -269,9 +269,8 @@ def run_view(
     )
 
 
-def list_row(row: RunRow, run: Trajectory, scores: Sequence[Score], criteria: Sequence[Criterion], rater: str) -> ListRow:
+def list_row(row: RunRow, scores: Sequence[Score], criteria: Sequence[Criterion], rater: str) -> ListRow:
     """The run's line in the list."""
-    said = next((message.content for message in run.messages if message.role == "user"), "")
     return ListRow(
         id=row.id,
         taskset=row.taskset,
@@ -283,7 +282,8 @@ def list_row(row: RunRow, run: Trajectory, scores: Sequence[Score], criteria: Se
         n_steps=row.n_steps,
         n_calls=row.n_calls,
         created=row.created,
-        excerpt=said[:EXCERPT],
+        n_errors=row.n_errors,
+        excerpt=row.excerpt,
         overall=overall(criteria, scores),
         mine=sum(is_mine(score, rater) for score in newest(scores)),
     )

@@ -7,7 +7,6 @@ so its interval is only ever too wide.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,9 @@ from scipy.stats import binomtest
 
 from agentalign.errors import DataError
 from agentalign.records.base import Record
+from agentalign.scoring.intervals import CONFIDENCE, wilson
 
 RESAMPLES = 10_000
-CONFIDENCE = 0.95
 _CHUNK = 500
 """Resamples drawn at once: keeps the memory of 10,000 x thousands of tasks small."""
 
@@ -70,17 +69,6 @@ def pass_k(counts: Sequence[tuple[int, int]], k: int) -> float:
         fewest = min((n for _, n in counts), default=0)
         raise DataError(f"pass^{k} cannot be computed: some task has {fewest} runs only. Sample every task at least {max(k, 1)} times.")
     return sum(math.comb(c, k) / math.comb(n, k) for c, n in counts) / len(counts)
-
-
-def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Score interval of a rate (Wilson 1927); honest near 0 and 1 and for small n. `successes` may be a sum of values in [0, 1]."""
-    if n < 1 or not 0 <= successes <= n:
-        raise DataError(f"no interval for {successes:g} successes of {n}: a rate needs at least one task and no more successes than tasks.")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def rate(values: Sequence[float]) -> Rate:

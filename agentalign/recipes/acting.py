@@ -23,7 +23,7 @@ from agentalign.records.adapter import AdapterCard
 from agentalign.records.criterion import Score, overall
 from agentalign.records.trajectory import StopReason, Trajectory
 from agentalign.rollouts.policy import LocalPolicy
-from agentalign.rollouts.rollout import Job, RolloutResult, rollout
+from agentalign.rollouts.rollout import Job, rollout
 from agentalign.scoring.score import score_trajectories
 from agentalign.store.filters import RunFilter
 from agentalign.training import ranks
@@ -90,7 +90,7 @@ class Acting:
         results = sorted((result for some, _ in everyone for result in some), key=lambda result: place[result.trajectory.task_id or ""])
         scores = [score for _, some in everyone for score in some]
         runs = [result.trajectory for result in results]
-        ranks.first(lambda: self._keep(results, scores))
+        ranks.first(lambda: self.work.keep(results, scores))
         self.made += len(runs)
         tokens = {result.trajectory.id: result.tokens for result in results}
         usable: list[tuple[Trajectory, Rendered]] = []
@@ -107,12 +107,9 @@ class Acting:
         worth = [value for _, value in known]
         chosen = unsettled(worth, groups, at_least=config.num_mini_batches, alone=config.samples_per_task == 1)
         found = gather(model, [known[i][0] for i in chosen], [worth[i] for i in chosen], [groups[i] for i in chosen], config)
-        self._say(iteration, runs, worth, found, scores)
+        written = [sum(len(turn.completion) for turn in record.turns) for record in tokens.values() if record]
+        self._say(iteration, runs, worth, found, scores, _mean(written))
         return found
-
-    def _keep(self, results: Sequence[RolloutResult], scores: Sequence[Score]) -> None:
-        self.work.store.add([result.trajectory for result in results], [result.tokens for result in results if result.tokens])
-        self.work.store.add_scores(scores)
 
     def rewards(self, runs: Sequence[Trajectory], rendered: Sequence[Rendered], scores: Sequence[Score]) -> list[float | None]:
         """Overall value per run: the checks' scores, and the reward model's answer to every criterion that only people can answer."""
@@ -147,7 +144,13 @@ class Acting:
         return [self.tasks[index] for index in self.agenda[iteration]]
 
     def _say(
-        self, iteration: int, made: Sequence[Trajectory], worth: Sequence[float], found: Sequence[Experience], scores: Sequence[Score]
+        self,
+        iteration: int,
+        made: Sequence[Trajectory],
+        worth: Sequence[float],
+        found: Sequence[Experience],
+        scores: Sequence[Score],
+        written: float,
     ) -> None:
         success = [s.value for s in scores if s.criterion.startswith("task_success@") and s.value is not None]
         gaps = [float((e.old_logprobs - _sampled(e)).abs().mean()) for e in found if len(_sampled(e)) == len(e.old_logprobs)]
@@ -159,6 +162,7 @@ class Acting:
             "kl": _mean([float((e.old_logprobs - e.reference_logprobs).sum()) for e in found]),
             "usable": float(len(worth)),
             "learned": float(len(found)),
+            "tokens_per_run": written,
             "sampler_gap": _mean(gaps),
             "explained_variance": _explained(found),
         }

@@ -1,21 +1,24 @@
 """The dev gate: during a training, the policy acts on tasks it never trains on, and the checks say how well.
 
 Training metrics cannot replace it: pair accuracy rose to 0.9 while a policy lost half of its skill. It acts greedily, from a merged
-bf16 copy, on the same tasks each time; runs are not stored.
+bf16 copy, on the same tasks each time. Whoever makes the gate may keep the runs, so that people can read what the figures are about.
 """
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from agentalign.config.training import Gated
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError
 from agentalign.evaluation.evaluate import SUCCESS, Evaluation, summarise
+from agentalign.recipes.workspace import Workspace
+from agentalign.records.criterion import Score
 from agentalign.rollouts.collect import spread
 from agentalign.rollouts.policy import LocalPolicy
-from agentalign.rollouts.rollout import Job, rollout
+from agentalign.rollouts.rollout import Job, RolloutResult, rollout
 from agentalign.scoring.score import score_trajectories
 from agentalign.training import ranks
 from agentalign.training.generate import Generator
@@ -23,6 +26,8 @@ from agentalign.training.model import Model
 from agentalign.training.step import Evaluated
 
 logger = logging.getLogger("agentalign")
+Keep = Callable[[Sequence[RolloutResult], Sequence[Score]], None]
+"""Takes an evaluation's runs and their scores."""
 FELL = 0.75
 """A criterion below this share of its first value is said: a policy may stop asking, or keep less to the policy, and succeed as often."""
 
@@ -30,9 +35,16 @@ FELL = 0.75
 class DevGate:
     """Callable for `engine.train`: score on dev."""
 
-    def __init__(self, model: Model, adapter: str, taskset: Taskset, pool: Pool, *, n_tasks: int) -> None:
-        """Raises DataError where the taskset cannot be acted out or has no dev tasks."""
-        self.model, self.adapter, self.taskset, self.pool = model, adapter, taskset, pool
+    def __init__(
+        self, model: Model, adapter: str, taskset: Taskset, pool: Pool, *, n_tasks: int, name: str = "", keep: Keep | None = None
+    ) -> None:
+        """Raises DataError where the taskset cannot be acted out or has no dev tasks.
+
+        Args:
+            name: of the training; its dev runs after step 20 are made by "name/dev-20".
+            keep: takes the runs of every evaluation.
+        """
+        self.model, self.adapter, self.taskset, self.pool, self.name, self.keep = model, adapter, taskset, pool, name, keep
         self.tasks = spread(taskset.tasks("dev"), n_tasks)
         if not self.tasks or not taskset.has_environment:
             raise DataError(
@@ -52,7 +64,8 @@ class DevGate:
         each has its noise. Ties are broken by success, which alone counts where no overall value is known.
         """
         began = time.monotonic()
-        evaluation = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool)
+        maker = f"{self.name or self.adapter}/dev-{step}"
+        evaluation = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool, maker=maker, keep=self.keep)
         found = evaluation.everything
         overall = found.overall.mean if found.overall else 0.0
         families = {f"family/{group.name}": (group.n, group.success.mean) for group in evaluation.families}
@@ -64,8 +77,16 @@ class DevGate:
         worst = max(_losses(others, first), default=0.0) / found.n
         value = overall if found.overall else found.success.mean
         figures = {"lost in families": lost, "lost in a criterion": worst, "success": found.success.mean, "overall": overall}
+        figures["tokens"] = evaluation.cost.sampled_tokens or 0.0
         means = {name: mean for name, (_, mean) in (families | criteria).items()}
         return Evaluated(value - lost - worst + 0.01 * found.success.mean, figures | means)
+
+
+def dev_gate(model: Model, adapter: str, work: Workspace, pool: Pool, config: Gated, training: str) -> DevGate | None:
+    """The gate that a config asks for, its runs kept in the store; None where it asks for none."""
+    if not config.eval_every_steps:
+        return None
+    return DevGate(model, adapter, work.taskset, pool, n_tasks=config.eval_tasks, name=training, keep=work.keep)
 
 
 def _say_fallen(step: int, now: Mapping[str, float], first: Mapping[str, float]) -> None:
@@ -83,11 +104,22 @@ def _losses(now: Mapping[str, tuple[int, float]], first: Mapping[str, float]) ->
     return [max(0.0, n * (first.get(name, 0.0) - mean) - min(1.0, n / 4)) for name, (n, mean) in now.items()]
 
 
-def act_out(model: Model, adapter: str | None, taskset: Taskset, tasks: list[Task], pool: Pool) -> Evaluation:
-    """Greedy runs of these tasks by an adapter in memory, scored."""
+def act_out(
+    model: Model, adapter: str, taskset: Taskset, tasks: list[Task], pool: Pool, *, maker: str, keep: Keep | None = None
+) -> Evaluation:
+    """Greedy runs of these tasks by an adapter in memory, scored.
+
+    Args:
+        maker: what the runs say made them.
+        keep: takes them.
+    """
     generator = Generator(model.merged_copy(adapter), model.dialect.stop_ids, model.dialect.pad_id)
-    policy = LocalPolicy(generator, model.dialect, name=adapter or "base", temperature=0.0, seed=0)
+    policy = LocalPolicy(generator, model.dialect, name=maker, temperature=0.0, seed=0)
     results = list(rollout(taskset, policy, [Job(task, 0) for task in tasks], seed=0, pool=pool))
     runs = [result.trajectory for result in results]
     scores = score_trajectories(taskset, runs, pool=pool)
-    return summarise(adapter or "base", tasks[0].split, taskset.criteria, runs, scores, {task.id: task for task in tasks})
+    if keep is not None:
+        keep(results, scores)
+    written = {tokens.trajectory: sum(len(turn.completion) for turn in tokens.turns) for _, tokens in results if tokens}
+    named = {task.id: task for task in tasks}
+    return summarise(maker, tasks[0].split, taskset.criteria, runs, scores, named, sampled_tokens=written)

@@ -23,7 +23,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.contrast import contrasts
 from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logprobs, render_runs, token_stats, whole
-from agentalign.recipes.dev_gate import DevGate
+from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.preferences import choose_preferences
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
@@ -113,7 +113,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                     yield [Pass(ADAPTER, batches, lambda model, micro: pair_loss(model, micro, config))]
 
             # train
-            gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
+            gate = dev_gate(model, ADAPTER, work, pool, config, training.id)
             plan = plan_for(config, total, max_drop=config.max_drop)
             outcome = train(
                 model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, report=report, evaluate=gate

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
-from agentalign.environments.team_code import Pool
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.acting import Acting, past_by_kind
 from agentalign.recipes.data import RunData, by_family, render_runs, token_stats
-from agentalign.recipes.dev_gate import DevGate
+from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.experience import (
     CRITIC,
@@ -92,7 +91,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                 plan_of(config),
                 folder=folder,
                 report=report,
-                evaluate=_gate(model, work, pool, config),
+                evaluate=dev_gate(model, POLICY, work, pool, config, training.id),
                 best_of=POLICY,
             )
             # save
@@ -166,10 +165,6 @@ def warm_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, 
     plan = Plan(total_steps=config.critic_warmup_steps, schedule="constant", micro_batch_tokens=config.micro_batch_tokens)
     train(model, [critic(config)], steps, plan, folder=folder / "critic")
     return config.critic_warmup_steps
-
-
-def _gate(model: Model, work: Workspace, pool: Pool, config: PPOConfig) -> DevGate | None:
-    return DevGate(model, POLICY, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
 
 
 def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int) -> list[list[Experience]]:

@@ -2,7 +2,7 @@
 
 from agentalign.errors import DataError
 from agentalign.recipes.workspace import Workspace
-from agentalign.records.preference import Item, Preference
+from agentalign.records.preference import Preference, in_force
 from agentalign.records.trajectory import Trajectory
 from agentalign.store.filters import RunFilter
 
@@ -13,11 +13,8 @@ def choose_preferences(work: Workspace, criterion: str) -> tuple[list[Preference
     Raises:
         DataError: there is none.
     """
-    newest: dict[tuple[str, str, frozenset[Item]], Preference] = {}
-    for preference in work.store.preferences(work.taskset.name, criterion=criterion):
-        # Oldest first: who compared the same items again has changed their mind, a tie included.
-        newest[(preference.source, preference.rater, frozenset(preference.items))] = preference
-    found = [preference for preference in newest.values() if preference.decided]
+    stored = work.store.preferences(work.taskset.name, criterion=criterion)
+    found = [preference for preference in in_force(stored) if preference.decided]
     wanted = tuple(sorted({item.trajectory for p in found for item in p.items}))
     runs = {r.id: r for r in work.store.trajectories(RunFilter(ids=wanted))} if wanted else {}
     # Dev and test are for judging: a preference on such a run stays out of training, whoever made it.

@@ -13,7 +13,7 @@ from agentalign.config.sft import SFTConfig
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.data import RunData, render_runs, sft_batches, token_stats
-from agentalign.recipes.dev_gate import DevGate
+from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
@@ -61,7 +61,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
                     yield [Pass(ADAPTER, partial(sft_batches, [rendered[i] for i in chosen]), token_loss)]
 
             # train
-            gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
+            gate = dev_gate(model, ADAPTER, work, pool, config, training.id)
             plan = plan_for(config, total, max_drop=config.max_drop, eval_at_start=parent is not None)
             outcome = train(
                 model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, report=report, evaluate=gate

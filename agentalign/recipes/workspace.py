@@ -8,6 +8,7 @@ import fcntl
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,12 @@ from agentalign.config.training import Scheduled, TrainingConfig
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.errors import DataError, TrainingError, TrainingStoppedError
+from agentalign.recipes.process import LOCK_FILE, write_process
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
 from agentalign.records.criterion import Score, overall
 from agentalign.records.trajectory import Trajectory
+from agentalign.rollouts.rollout import RolloutResult
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
@@ -148,6 +151,11 @@ class Workspace:
         self.store.save_training(done)
         return done
 
+    def keep(self, results: Sequence[RolloutResult], scores: Sequence[Score]) -> None:
+        """Store runs that a training made, with their tokens and scores."""
+        self.store.add([result.trajectory for result in results], [result.tokens for result in results if result.tokens])
+        self.store.add_scores(scores)
+
     @contextmanager
     def recording(self, training: Training, report_to: TrackerName) -> Iterator[Report]:
         """Hold the training's folder alone, and mark the training as failed, with the reason, when it ends in an error.
@@ -163,11 +171,12 @@ class Workspace:
             yield lambda step, figures: None
             return
         folder = self.project.trainings / training.id
-        with (folder / ".lock").open("w") as lock:
+        with (folder / LOCK_FILE).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise TrainingError(f"training {training.id} is running in another process; wait for it, or stop it there.") from None
+            write_process(folder / LOCK_FILE, os.getpid())
             about = tracker(report_to, training.id, project=f"agentalign-{training.taskset}", config=training.config, folder=folder)
             with self._failing(training), about as report:
                 yield report

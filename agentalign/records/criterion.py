@@ -2,6 +2,7 @@
 
 A *gate* is a veto (policy, injection, honesty): failing one makes the run worth 0. Everything else is a weighted mean.
 The surprise: an error on a gate is not a pass and not a fail; the run's overall is *missing* and the run is not used.
+Where raters disagreed, someone may decide: the decision is one more score, and it alone counts at its place.
 """
 
 from collections.abc import Iterable, Sequence
@@ -69,7 +70,8 @@ class ScoreStatus(StrEnum):
     """The check or judge broke; `note` says how."""
 
 
-RaterKind = Literal["human", "check", "judge", "reward_model"]
+RaterKind = Literal["human", "check", "judge", "reward_model", "adjudicator"]
+"""Who answered. An adjudicator is a person who decides what holds after seeing everyone's answers, and says why in `note`."""
 
 
 class Score(Record):
@@ -100,8 +102,11 @@ class Score(Record):
             object.__setattr__(self, "id", digest(content))
 
 
-RATER_RANK = {"human": 3, "judge": 2, "check": 1, "reward_model": 0}
-"""Whose answer counts when several kinds of rater answered one criterion: people before judges before checks."""
+RATER_RANK = {"adjudicator": 3, "human": 3, "judge": 2, "check": 1, "reward_model": 0}
+"""Whose answer counts when several kinds of rater answered one criterion: people before judges before checks.
+
+An adjudicator ranks as a person here, because where one decided, the other answers at that place are gone already.
+"""
 
 
 def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | None:
@@ -110,9 +115,9 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
     0 if any gate failed, else 0.1 + 0.9 x the weighted mean over the criteria that apply. None where a gate has an error, a gate that a
     check answers has no score of its current version, or nothing at all was scored. A gate that waits for people or a judge is no
     veto until they speak. Per criterion the kind of rater with the highest rank counts; several raters of that kind are averaged.
-    Step scores count through their mean.
+    Step scores count through their mean. Where an adjudicator decided on a run or step, nobody else's answer there counts.
     """
-    by_criterion = _effective(scores)
+    by_criterion = effective(scores)
     weighted, total = 0.0, 0.0
     failed = missing = False
     for criterion in criteria:
@@ -135,17 +140,30 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
 
 def unit_values(criteria: Sequence[Criterion], scores: Iterable[Score]) -> dict[str, float]:
     """Per criterion name the value in [0, 1] that counts, chosen as in `overall`; a criterion without a value is left out."""
-    by_criterion = _effective(scores)
+    by_criterion = effective(scores)
     values = {criterion.name: _mean_value(criterion, by_criterion.get(criterion.key)) for criterion in criteria}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
-    newest: dict[tuple[str, str, str, int | None], Score] = {}
+def in_force(scores: Iterable[Score]) -> list[Score]:
+    """Of every rater the newest answer to a criterion about a run or step; where an adjudicator decided, the newest decision alone.
+
+    "Does not apply" is a decision too: it leaves no value there.
+    """
+    newest: dict[tuple[object, ...], Score] = {}
+    decisions: dict[tuple[object, ...], Score] = {}
     for score in sorted(scores, key=lambda s: s.time):
-        newest[(score.criterion, score.rater_kind, score.rater, score.step)] = score
+        place = (score.trajectory, score.criterion, score.step)
+        newest[(*place, score.rater_kind, score.rater)] = score
+        if score.rater_kind == "adjudicator":
+            decisions[place] = score
+    return [score for key, score in newest.items() if decisions.get(key[:3], score) is score]
+
+
+def effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
+    """The scores that count, by criterion key: those in force, and of them those of the highest rank that gave a value."""
     groups: dict[str, list[Score]] = {}
-    for score in newest.values():
+    for score in in_force(scores):
         groups.setdefault(score.criterion, []).append(score)
     # An error or "does not apply" of a higher-ranked rater does not hide a lower-ranked answer unless it is the only one.
     for key, group in groups.items():

@@ -1,5 +1,6 @@
 """Which run, or which step, is better: a pair or a ranking, by the team's word or by its scores."""
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from pydantic import Field, JsonValue, model_validator
@@ -29,7 +30,8 @@ class Preference(Record):
     both_bad: bool = False
     left: str | None = None
     """Trajectory id that was shown on the left; None where no person compared."""
-    source: Literal["human", "scores", "correction", "judge"]
+    source: Literal["human", "scores", "correction", "judge", "adjudicator"]
+    """An adjudicator is a person who decides what holds after seeing everyone's choices, and says why in `note`."""
     rater: str
     note: str = ""
     time: str = Field(default_factory=now)
@@ -56,3 +58,19 @@ class Preference(Record):
     def decided(self) -> bool:
         """True where there is a better and a worse item to learn from."""
         return not self.tie and not self.both_bad
+
+
+def in_force(preferences: Iterable[Preference]) -> list[Preference]:
+    """Of every rater the newest word on the same items and criterion; where an adjudicator decided, the newest decision alone.
+
+    Args:
+        preferences: in the order they were stored; who compares the same items again has changed their mind, a tie included.
+    """
+    newest: dict[tuple[object, ...], Preference] = {}
+    decisions: dict[tuple[object, ...], Preference] = {}
+    for preference in preferences:
+        place = (preference.criterion, frozenset(preference.items))
+        newest[(*place, preference.source, preference.rater)] = preference
+        if preference.source == "adjudicator":
+            decisions[place] = preference
+    return [preference for key, preference in newest.items() if decisions.get(key[:2], preference) is preference]

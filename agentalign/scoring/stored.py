@@ -64,7 +64,7 @@ def score_stored(
     wanted = {c.key for c in taskset.criteria if c.kind == "check" and (criteria is None or c.name in criteria)}
     done = _answered(store, taskset.name) if only_new else {}
     runs = RunFilter(taskset=taskset.name)
-    total = store.runs(runs, limit=1).total
+    total = store.count(runs)
     made: list[Score] = []
     scored = 0
     waiting: list[Trajectory] = []

@@ -1,6 +1,7 @@
 """Is everything in a store what was put there? Every record is read, hashed again and compared with its columns."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Row, Select, func, select, text
@@ -11,6 +12,8 @@ from agentalign.records.criterion import Score
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.store import rows, tables
+from agentalign.store.search import indexed
+from agentalign.store.verdicts import verdict_rows
 
 CHUNK = 100
 """Records held in memory at once."""
@@ -45,7 +48,7 @@ def check(connection: Connection) -> StoreReport:
         problems += [f"SQLite: a row of {row[0]} refers to a missing row of {row[2]}" for row in missing]
         if problems:
             return count(connection)._replace(problems=tuple(problems))
-    for examine in (_runs, _tokens, _scores, _preferences, _trainings):
+    for examine in (_runs, _tokens, _scores, _verdicts, _search, _preferences, _trainings):
         problems += examine(connection)
     return count(connection)._replace(problems=tuple(problems))
 
@@ -102,6 +105,26 @@ def _scores(connection: Connection) -> Iterator[str]:
             yield str(error)
         else:
             yield from _problem(f"score {row.id}", dict(row._mapping), rows.score_row(score))
+
+
+def _verdicts(connection: Connection) -> Iterator[str]:
+    """What filters read must be what the scores say; damaged scores were reported already."""
+    stored = {(row.criterion, row.trajectory): (row.value, row.spread) for row in stream(connection, select(tables.verdicts))}
+    scores: dict[int, list[Score]] = {}
+    query = select(tables.trajectories.c.seq, tables.scores.c.record, tables.scores.c.digest).join(tables.scores)
+    for row in stream(connection, query.order_by(tables.scores.c.seq)):
+        with suppress(AgentAlignError):
+            scores.setdefault(row.seq, []).append(rows.read(Score, row.record, row.digest, "score"))
+    expected = {(row["criterion"], seq): (row["value"], row["spread"]) for seq, some in scores.items() for row in verdict_rows(seq, some)}
+    wrong = [place for place in stored.keys() | expected.keys() if stored.get(place) != expected.get(place)]
+    if wrong:
+        yield f"{len(wrong)} verdicts that filters read differ from the scores, the first on {min(wrong)[0]} of run number {min(wrong)[1]}"
+
+
+def _search(connection: Connection) -> Iterator[str]:
+    held, there = indexed(connection), connection.execute(select(func.count()).select_from(tables.bodies)).scalar_one()
+    if held is not None and held != there:
+        yield f"the text index holds {held} runs of {there}, so a search would miss some"
 
 
 def _preferences(connection: Connection) -> Iterator[str]:

@@ -1,12 +1,19 @@
 """Which runs are meant: a filter, and the same filter as a condition on the tables."""
 
-from sqlalchemy import ColumnElement, Connection, Select, exists, or_, select
+from typing import NamedTuple
+
+from pydantic import model_validator
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, exists, func, or_, select
 
 from agentalign.errors import DataError
 from agentalign.records.base import Record
+from agentalign.store import search
 from agentalign.store.database import is_one_of
-from agentalign.store.rows import folded, storable, tool_key
-from agentalign.store.tables import NAME_LENGTH, assignments, bodies, calls, queue_items, scores, trainings, trajectories
+from agentalign.store.rows import storable, tool_key
+from agentalign.store.tables import assignments, calls, queue_items, scores, trainings, trajectories, verdicts
+
+FEW = 5000
+"""Runs that a condition on another table may collect at once; where it holds for more, each run of the list is asked about in turn."""
 
 
 class RunFilter(Record):
@@ -23,7 +30,10 @@ class RunFilter(Record):
     tool: str | None = None
     """Name of a tool that the agent called at least once."""
     text: str | None = None
-    """Text that stands in a message, a reasoning or a call's arguments; case is ignored."""
+    """Text that stands in a message, a reasoning, a call's name or arguments, or a result; case is ignored. Three characters or more are
+    found by an index; one or two are looked for in every run. Tool schemas, tracebacks, metadata and notes are not searched."""
+    errors: bool = False
+    """Runs with a failed call, or one that could not be read."""
     ids: tuple[str, ...] | None = None
     training: str | None = None
     """Training id: runs sampled while it trained (origin "id" or "id/...") and runs of the adapter that it saved."""
@@ -33,9 +43,45 @@ class RunFilter(Record):
     """A person: not the runs that are open in this person's queue, of which no list or search may tell more than their page does."""
     waiting_for: str | None = None
     """A person: nor those that the queue may still give to this person."""
+    criterion: str | None = None
+    """"name@version": runs that have a value by it; the next three fields are about it."""
+    score_at_least: float | None = None
+    """On the criterion's own scale. The value that counts in `overall` is meant: people before judges before checks, raters averaged."""
+    score_at_most: float | None = None
+    disagreement: float | None = None
+    """Raters' answers at one place (the run, or a step) lie further apart than this, by `criterion` or, where that is not set, by any.
+    Reward models are not counted."""
+    parent: str | None = None
+    """A run's id: runs that were forked from it, or correct it."""
+
+    @model_validator(mode="after")
+    def _about_a_criterion(self) -> "RunFilter":
+        if self.criterion is None and (self.score_at_least is not None or self.score_at_most is not None):
+            raise ValueError(
+                "score_at_least and score_at_most need a criterion: every criterion has its own scale. Name one as name@version."
+            )
+        return self
 
 
-_COLUMNS = ("taskset", "task_id", "family", "split", "policy", "origin_kind", "stop_reason")
+_COLUMNS = ("taskset", "task_id", "family", "split", "policy", "origin_kind", "stop_reason", "parent")
+
+
+class Listing(NamedTuple):
+    """A filter for a list, read newest first."""
+
+    source: FromClause
+    where: list[ColumnElement[bool]]
+    place: ColumnElement[int]
+    """Orders the list; it holds what `trajectories.seq` holds."""
+
+
+def listing(connection: Connection, wanted: RunFilter) -> Listing:
+    """The filter in the form in which a page of a list costs the least."""
+    found = search.newest_first(connection, wanted.text) if wanted.text else None
+    if found is None:
+        return Listing(trajectories, conditions(connection, wanted), trajectories.c.seq)
+    source, place, held = found
+    return Listing(source, [*conditions(connection, wanted.model_copy(update={"text": None})), *held], place)
 
 
 def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[bool]]:
@@ -46,19 +92,25 @@ def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[
         if value is not None:
             found.append(trajectories.c[column] == bindable(value, column))
     if wanted.tool is not None:
-        found.append(trajectories.c.seq.in_(select(calls.c.trajectory).where(calls.c.tool == tool_key(wanted.tool))))
+        called = select(calls.c.trajectory).where(calls.c.tool == tool_key(wanted.tool))
+        found.append(_among(connection, called, calls.c.trajectory))
+    if wanted.errors:
+        found.append(trajectories.c.n_errors > 0)
     if wanted.text:
-        found.append(trajectories.c.seq.in_(select(bodies.c.trajectory).where(_contains(wanted.text))))
+        found.append(search.stands_in(connection, wanted.text))
     if wanted.ids is not None:
         found.append(is_one_of(connection, trajectories.c.id, [bindable(id, "ids") for id in wanted.ids]))
     if wanted.training is not None:
         training = bindable(wanted.training, "training")
         adapter = select(trainings.c.adapter).where(trainings.c.id == training, trainings.c.adapter != "")
         policy = trajectories.c.policy
-        found.append(or_(policy == training, policy.startswith(training + "/", autoescape=True), policy.in_(adapter)))
+        sampled = and_(policy >= training + "/", policy < training + "0")  # "0" follows "/": every name that begins so, by the index
+        found.append(or_(policy == training, sampled, policy.in_(adapter)))
     if wanted.unrated_by is not None:
         rated = select(scores.c.trajectory).where(scores.c.person == bindable(wanted.unrated_by, "unrated_by"))
-        found.append(trajectories.c.id.not_in(rated))
+        found.append(~rated.where(scores.c.trajectory == trajectories.c.id).correlate(trajectories).exists())
+    if wanted.criterion is not None or wanted.disagreement is not None:
+        found.append(_among(connection, _verdicts(wanted), verdicts.c.trajectory))
     if wanted.hidden_from is not None:
         found.append(trajectories.c.id.not_in(open_for(bindable(wanted.hidden_from, "hidden_from"))))
     if wanted.waiting_for is not None:
@@ -77,14 +129,25 @@ def waiting_for(person: str) -> Select[str]:
     return select(queue_items.c.trajectory).where(queue_items.c.status == "open", ~exists().where(theirs, assignments.c.state != "open"))
 
 
+def _verdicts(wanted: RunFilter) -> Select[int]:
+    query = select(verdicts.c.trajectory)
+    if wanted.criterion is not None:
+        query = query.where(verdicts.c.criterion == bindable(wanted.criterion, "criterion"))
+    if wanted.score_at_least is not None:
+        query = query.where(verdicts.c.value >= wanted.score_at_least)
+    if wanted.score_at_most is not None:
+        query = query.where(verdicts.c.value <= wanted.score_at_most)
+    return query if wanted.disagreement is None else query.where(verdicts.c.spread > wanted.disagreement)
+
+
+def _among(connection: Connection, found: Select[int], run: ColumnElement[int]) -> ColumnElement[bool]:
+    """Whether a run is one of those found in another table, whose column `run` names it."""
+    few = connection.execute(select(func.count()).select_from(found.limit(FEW + 1).subquery())).scalar_one() <= FEW
+    return trajectories.c.seq.in_(found) if few else found.where(run == trajectories.c.seq).correlate(trajectories).exists()
+
+
 def bindable(value: str, what: str) -> str:
     """A value that can be asked for; DataError where no stored name can equal it."""
     if not storable(value):
         raise DataError(f"{what} {value!a} cannot be looked up: names hold no NUL characters and no lone surrogates. Remove them.")
     return value
-
-
-def _contains(text: str) -> ColumnElement[bool]:
-    if len(text) > NAME_LENGTH:
-        raise DataError(f"the text to look for has {len(text)} characters; {NAME_LENGTH} are the most. Look for a shorter part of it.")
-    return bodies.c.search.contains(folded(text), autoescape=True)

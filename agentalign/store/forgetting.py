@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, func, select
 
 from agentalign.errors import DataError
 from agentalign.records.base import now
-from agentalign.store import tables
+from agentalign.store import search, tables, verdicts
 from agentalign.store.appending import insert_new
 from agentalign.store.check import stream
 from agentalign.store.database import is_one_of
@@ -50,19 +50,14 @@ class Forgotten(NamedTuple):
 
 def descendants(connection: Connection, ids: Sequence[str]) -> list[str]:
     """The stored runs among `ids` and every run that was forked off or corrected from one of them, however far."""
-    children: dict[str, list[str]] = {}
-    query = select(tables.trajectories.c.id, tables.bodies.c.record).join(tables.bodies)
-    for row in stream(connection, query.where(tables.bodies.c.record.contains('"parent":[', autoescape=True))):
-        parent = json.loads(row.record).get("parent")
-        if parent:
-            children.setdefault(parent[0], []).append(row.id)
-    there = select(tables.trajectories.c.id).where(is_one_of(connection, tables.trajectories.c.id, [bindable(id, "run id") for id in ids]))
+    table = tables.trajectories.c
+    there = select(table.id).where(is_one_of(connection, table.id, [bindable(id, "run id") for id in ids]))
     found = dict.fromkeys(connection.execute(there).scalars())
     waiting = list(ids)
     while waiting:
-        fresh = [child for child in children.get(waiting.pop(), []) if child not in found]
-        found |= dict.fromkeys(fresh)
-        waiting += fresh
+        children = connection.execute(select(table.id).where(is_one_of(connection, table.parent, waiting))).scalars()
+        waiting = [child for child in children if child not in found]
+        found |= dict.fromkeys(waiting)
     return list(found)
 
 
@@ -75,6 +70,7 @@ def forget(connection: Connection, ids: Sequence[str], person: str | None, reaso
     if person is not None:
         about |= tables.scores.c.person == bindable(person, "name of a person")
     scores = list(connection.execute(select(tables.scores.c.id).where(about)).scalars())
+    judged = set(connection.execute(select(tables.scores.c.trajectory).where(about)).scalars()) - set(runs)
     preferences = _preferences(connection, set(runs), person)
     taken = is_one_of(connection, tables.assignments.c.trajectory, runs)
     if person is not None:
@@ -86,6 +82,8 @@ def forget(connection: Connection, ids: Sequence[str], person: str | None, reaso
     connection.execute(delete(tables.queue_items).where(is_one_of(connection, tables.queue_items.c.trajectory, runs)))
     accounts = 0 if person is None else connection.execute(delete(tables.accounts).where(tables.accounts.c.name == person)).rowcount
     _delete_runs(connection, runs)
+    verdicts.refresh(connection, judged)
+    search.forget(connection)
     _reopen(connection)
     for what, gone in (("run", runs), ("score", scores), ("preference", preferences)):
         insert_new(connection, tables.tombstones, [{"id": id, "what": what, "reason": reason, "time": now()} for id in gone])
@@ -118,6 +116,7 @@ def _delete_runs(connection: Connection, runs: Sequence[str]) -> None:
     numbers = select(tables.trajectories.c.seq).where(is_one_of(connection, tables.trajectories.c.id, runs))
     of: tuple[tuple[Table, ColumnElement[int]], ...] = (
         (tables.tokens, tables.tokens.c.trajectory),
+        (tables.verdicts, tables.verdicts.c.trajectory),
         (tables.calls, tables.calls.c.trajectory),
         (tables.bodies, tables.bodies.c.trajectory),
     )

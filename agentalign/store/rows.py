@@ -31,6 +31,9 @@ RESTORE = "Restore a backup with `agentalign restore FILE`."
 MAX_RECORD_BYTES = 256 * 2**20
 """Longest JSON text of one record; both databases end at 1 GB, search text included."""
 
+EXCERPT = 140
+"""Characters of a run's first user message that a list shows."""
+
 _TURN = struct.Struct("<iiii")
 
 
@@ -110,7 +113,20 @@ def trajectory_row(trajectory: Trajectory) -> Row:
         "n_calls": sum(len(step.message.tool_calls) for step in trajectory.steps),
         "seconds": trajectory.seconds,
         "created": name(trajectory.created, f"{what} time") or now(),
+        "parent": None if trajectory.parent is None else name(trajectory.parent[0], f"{what} parent"),
+        "n_errors": sum(message.error or bool(message.malformed) for message in trajectory.messages),
+        "excerpt": excerpt(next((message.content for message in trajectory.messages if message.role == "user"), "")),
     }
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text as ASCII JSON, which any column takes unaltered."""
+    return json.dumps(text[:EXCERPT])
+
+
+def read_excerpt(stored: str) -> str:
+    """The text of `excerpt`."""
+    return str(json.loads(stored))
 
 
 def body_row(trajectory: Trajectory) -> Row:

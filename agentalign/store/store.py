@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Table, func, select
 
 from agentalign.errors import DataError
 from agentalign.records.adapter import Training
@@ -16,12 +16,12 @@ from agentalign.records.base import Record
 from agentalign.records.criterion import Score
 from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import TokenRecord, Trajectory
-from agentalign.store import rows, tables
+from agentalign.store import rows, tables, verdicts
 from agentalign.store.accounts import Accounts
 from agentalign.store.appending import insert_all, insert_new, insert_tokens, read_records, refuse_conflicts, require_items
 from agentalign.store.check import StoreReport, check
 from agentalign.store.database import is_one_of, open_database
-from agentalign.store.filters import RunFilter, bindable, conditions
+from agentalign.store.filters import RunFilter, bindable, conditions, listing
 from agentalign.store.forgetting import Forgotten, Tombstone, forget, tombstones
 from agentalign.store.queue import Queue, Rules
 from agentalign.store.queue_items import QueueItems
@@ -29,6 +29,15 @@ from agentalign.store.rows import Row
 
 R = TypeVar("R", bound=Record)
 runs_table = tables.trajectories.c
+
+COUNTED = 20_000
+"""Runs that a list counts: over a million of them, counting every match would take longer than finding the first page."""
+
+COUNTED_TEXTS = 500
+"""The same where a text is looked for, because every match has to be read."""
+
+NEWEST_CALLS = 1000
+"""Calls of a tool that are looked at for one of a taskset."""
 
 CHUNK = 200
 """Whole runs read at once while streaming; no transaction stays open between chunks."""
@@ -62,6 +71,12 @@ class RunRow(NamedTuple):
     seconds: float | None
     created: str
     """When the run was made, or stored where it did not say."""
+    parent: str | None
+    """Run that this one was forked from or corrects."""
+    n_errors: int
+    """Failed calls, and calls that could not be read."""
+    excerpt: str
+    """Beginning of the first user message."""
 
 
 class RunPage(NamedTuple):
@@ -71,7 +86,9 @@ class RunPage(NamedTuple):
     next: str | None
     """Hand it to `runs(after=...)` for the next page; None on the last one."""
     total: int
-    """How many runs the filter matches, over all pages."""
+    """How many runs the filter matches, over all pages; at most COUNTED (COUNTED_TEXTS with a text)."""
+    is_exact: bool
+    """False where there are more than `total`."""
 
 
 class RunChoices(NamedTuple):
@@ -84,6 +101,7 @@ class RunChoices(NamedTuple):
     policy: list[str]
     stop_reason: list[str]
     tool: list[str]
+    """Of a taskset: those that one of the tool's newest runs called in it."""
 
 
 class Store:
@@ -156,30 +174,35 @@ class Store:
 
     def runs(self, filter: RunFilter = RunFilter(), limit: int = 50, after: str | None = None) -> RunPage:
         """One page of the runs that match, newest first. Later pages cost no more than the first."""
+        most = COUNTED_TEXTS if filter.text else COUNTED
         with self._database.read() as connection:
-            matching = conditions(connection, filter)
-            total = connection.execute(select(func.count()).select_from(tables.trajectories).where(*matching)).scalar_one()
+            source, where, place = listing(connection, filter)
+            some = select(place).select_from(source).where(*where).limit(most + 1).subquery()
+            total = connection.execute(select(func.count()).select_from(some)).scalar_one()
             columns = [runs_table[name] for name in RunRow._fields]
-            query = select(*columns, runs_table.seq).where(*matching).order_by(runs_table.seq.desc()).limit(limit + 1)
+            query = select(*columns, runs_table.seq).select_from(source).where(*where).order_by(place.desc()).limit(limit + 1)
             if after is not None:
-                query = query.where(runs_table.seq < _cursor(after))
+                query = query.where(place < _cursor(after))
             found = connection.execute(query).all()
-        page = [RunRow(*row[:-1]) for row in found[:limit]]
-        return RunPage(page, str(found[limit - 1].seq) if len(found) > limit else None, total)
+        page = [RunRow(*row[:-1])._replace(excerpt=rows.read_excerpt(row.excerpt)) for row in found[:limit]]
+        return RunPage(page, str(found[limit - 1].seq) if len(found) > limit else None, min(total, most), total <= most)
+
+    def count(self, filter: RunFilter = RunFilter()) -> int:
+        """How many runs match, all of them counted."""
+        with self._database.read() as connection:
+            query = select(func.count()).select_from(tables.trajectories).where(*conditions(connection, filter))
+            return connection.execute(query).scalar_one()
 
     def choices(self, taskset: str | None = None) -> RunChoices:
         """The values that occur in the runs of a taskset, or of all."""
         with self._database.read() as connection:
             matching = conditions(connection, RunFilter(taskset=taskset))
-
-            def values(column: ColumnElement[str], *where: ColumnElement[bool]) -> list[str]:
-                return sorted(value for value in connection.execute(select(column).where(*where).distinct()).scalars() if value)
-
-            family, split, policy, stop_reason = (
-                values(column, *matching) for column in (runs_table.family, runs_table.split, runs_table.policy, runs_table.stop_reason)
-            )
-            tools = values(tables.calls.c.tool, tables.calls.c.trajectory.in_(select(runs_table.seq).where(*matching)))
-            return RunChoices(values(runs_table.taskset), family, split, policy, stop_reason, tools)
+            columns = (runs_table.family, runs_table.split, runs_table.policy, runs_table.stop_reason)
+            family, split, policy, stop_reason = (_values(connection, column, matching) for column in columns)
+            tools = _values(connection, tables.calls.c.tool, [])
+            if taskset is not None:
+                tools = [tool for tool in tools if _is_called(connection, tool, taskset)]
+            return RunChoices(_values(connection, runs_table.taskset, []), family, split, policy, stop_reason, tools)
 
     def trajectories(self, filter: RunFilter = RunFilter()) -> Iterator[Trajectory]:
         """Every run that matches when the first is asked for, whole, oldest first."""
@@ -299,7 +322,24 @@ class Store:
             added = insert_new(connection, table, [row for row, _ in new])
             if len(added) < len(new):
                 refuse_conflicts(connection, table, [row for row, _ in new], [record for _, record in new])
+            if table is tables.scores and added:
+                verdicts.refresh(connection, (row["trajectory"] for row, _ in new if row["id"] in added))
         return AddReport(len(added), len(new) - len(added), len(made) - len(new))
+
+
+def _values(connection: Connection, column: ColumnElement[str], where: Sequence[ColumnElement[bool]]) -> list[str]:
+    """The values that occur, sorted, the empty one left out: one step of the index per value, not one per run."""
+    seen = select(func.min(column).label("value")).where(*where).cte("seen", recursive=True)
+    next_one = select(func.min(column)).where(*where, column > seen.c.value).correlate(seen).scalar_subquery()
+    seen = seen.union_all(select(next_one).where(seen.c.value.is_not(None)))
+    return sorted(value for value in connection.execute(select(seen.c.value)).scalars() if value)
+
+
+def _is_called(connection: Connection, tool: str, taskset: str) -> bool:
+    newest = select(tables.calls.c.trajectory).where(tables.calls.c.tool == tool).order_by(tables.calls.c.trajectory.desc())
+    some = newest.limit(NEWEST_CALLS).subquery()
+    query = select(runs_table.seq).join(some, some.c.trajectory == runs_table.seq).where(runs_table.taskset == taskset).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def _criterion(column: ColumnElement[str], wanted: str) -> ColumnElement[bool]:

@@ -9,7 +9,7 @@ Surprise: `seq`, not time, is the order of insertion, because clocks jump.
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
 from sqlalchemy.types import TypeEngine
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every schema this code knows, oldest first; the last one is the schema of the tables below."""
 
 NAME_LENGTH = 500
@@ -44,9 +44,14 @@ trajectories = Table(
     Column("n_calls", Integer, nullable=False),
     Column("seconds", Float),
     Column("created", _key(), nullable=False),
-    Index("ix_trajectories_filters", "taskset", "split", "family", "policy", "origin_kind", "stop_reason"),
+    Column("parent", _key(), index=True),
+    Column("n_errors", Integer, nullable=False),
+    Column("excerpt", Text, nullable=False),
+    # Each ends with `seq`: a list is read newest first, and its first page should cost no more than its rows.
+    Index("ix_trajectories_taskset", "taskset", "seq"),
     Index("ix_trajectories_task", "task_id", "taskset"),
-    Index("ix_trajectories_policy", "policy", "taskset"),
+    *(Index(f"ix_trajectories_{name}", name, "seq") for name in ("family", "policy", "split", "stop_reason")),
+    *(Index(f"ix_trajectories_taskset_{name}", "taskset", name, "seq") for name in ("family", "policy", "split", "stop_reason")),
 )
 
 bodies = Table(
@@ -86,6 +91,19 @@ scores = Table(
     Column("digest", _key(), nullable=False),
     Index("ix_scores_person", "person", "trajectory"),
 )
+
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("criterion", _key(), primary_key=True),
+    Column("trajectory", _sequence(), ForeignKey("trajectories.seq"), primary_key=True, autoincrement=False),
+    Column("value", Float, nullable=False),
+    Column("spread", Float, nullable=False),
+    Index("ix_verdicts_value", "criterion", "value"),
+    Index("ix_verdicts_spread", "spread"),
+    Index("ix_verdicts_trajectory", "trajectory"),
+)
+"""What the scores of a run come to per criterion; made from `scores` and kept in step with them, for filters alone."""
 
 preferences = Table(
     "preferences",

@@ -21,7 +21,7 @@ from agentalign.errors import TrainingError, TrainingStoppedError
 from agentalign.training import ranks
 from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
 from agentalign.training.memory import halved, is_out_of_memory, peak_memory
-from agentalign.training.metrics import StepSums, forget_rows_after, means, short, write_line, write_row
+from agentalign.training.metrics import StepSums, forget_rows_after, means, short, write_line, write_plan, write_row
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan
 from agentalign.training.step import Evaluated, Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces, rate_groups, tokens_of
@@ -66,6 +66,8 @@ def train(
             source that ends early.
         TrainingStoppedError: the process was asked to end (SIGTERM); what was done is saved where the plan saves at all.
     """
+    if ranks.rank() == 0:
+        write_plan(folder, plan.total_steps)
     with StopRequest() as stop:
         loop = _Loop(model, learners, plan, folder, evaluate, best_of or learners[0].adapter, stop, report)
         loop.resume()

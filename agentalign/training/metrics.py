@@ -4,11 +4,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from agentalign.errors import TrainingError
 
 SHOWN = ("loss", "rewards/accuracies", "accuracy", "reward/mean", "kl", "eval/score")
 """What the line on stderr shows, where a row has it."""
+
+
+PLAN_FILE = "plan.json"
 
 
 class StepSums:
@@ -33,6 +37,11 @@ def means(parts: Sequence[StepSums]) -> dict[str, float]:
     return {name: total / (weight or 1.0) for name, (total, weight) in whole.values.items()}
 
 
+def write_plan(folder: Path, total_steps: int) -> None:
+    """Say how many steps a training is to have, for whoever watches it."""
+    write_line(folder / PLAN_FILE, {"total_steps": total_steps}, mode="w")
+
+
 def write_row(path: Path, step: int, metrics: Mapping[str, float]) -> None:
     """Append a row. JSON has no NaN: a number that is not finite is left out and its name listed under "not_finite"."""
     row: dict[str, object] = {"step": step, **{name: float(f"{value:.6g}") for name, value in metrics.items() if math.isfinite(value)}}
@@ -40,15 +49,15 @@ def write_row(path: Path, step: int, metrics: Mapping[str, float]) -> None:
     write_line(path, row | ({"not_finite": odd} if odd else {}))
 
 
-def write_line(path: Path, row: Mapping[str, object]) -> None:
-    """Append a line of JSON.
+def write_line(path: Path, row: Mapping[str, object], *, mode: Literal["a", "w"] = "a") -> None:
+    """Append a line of JSON, or make it the only one.
 
     Raises:
         TrainingError: the disk is full or not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with path.open(mode, encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
     except OSError as error:
         raise TrainingError(

@@ -1,0 +1,139 @@
+"""The training screen's routes: the folder is the truth about what runs, and every evaluation leads to its runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from small_desk import HOME, make_desk, make_run
+from starlette.testclient import TestClient
+
+from agentalign.recipes.process import LOCK_FILE, read_process, write_process
+from agentalign.records.adapter import Training
+from agentalign.records.preference import Item, Preference
+from agentalign.store.store import Store
+from agentalign.training.metrics import write_plan, write_row
+from agentalign.ui import trainings
+from agentalign.ui.api import create_api
+
+ID = "desk-sft-0123456789ab"
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_desk(tmp_path)
+
+
+@pytest.fixture
+def store(project):
+    with Store(project.store_url) as store:
+        yield store
+
+
+@pytest.fixture
+def client(project):
+    with TestClient(create_api(project, rater="rater"), base_url=HOME) as client:
+        client.get("/")
+        yield client
+
+
+def training(**fields):
+    config = json.dumps({"taskset": "desk", "learning_rate": 0.001, "start": None, "origins": ["expert"]})
+    return Training(**{"id": ID, "recipe": "sft", "taskset": "desk", "config": config, "data_digest": "d" * 32, **fields})
+
+
+def make_training(project, store, **fields):
+    made = training(**fields)
+    store.save_training(made)
+    folder = project.trainings / made.id
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data.json").write_text(json.dumps(["a", "b"]))
+    write_plan(folder, 4)
+    for step in (1, 2):
+        write_row(folder / "metrics.jsonl", step, {"loss": 1 / step, "seconds": 10.0})
+    write_row(folder / "metrics.jsonl", 2, {"eval/score": 0.5, "eval/success": 0.25})
+    return folder
+
+
+def test_a_training_whose_process_is_gone_was_interrupted(client, project, store):
+    folder = make_training(project, store)
+    assert client.get("/api/trainings").json()["rows"][0]["state"] == "interrupted"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        write_process(folder / LOCK_FILE, other.pid)
+        row = client.get("/api/trainings").json()["rows"][0]
+        assert (row["state"], row["step"], row["total"], row["seconds_left"]) == ("running", 2, 4, 20.0)
+        other.kill()
+    assert client.get(f"/api/trainings/{ID}").json()["row"]["state"] == "interrupted"
+    store.save_training(training(status="done", adapter="desk@1", note="kept step 2"))
+    assert client.get(f"/api/trainings/{ID}").json()["row"]["state"] == "done"
+
+
+def test_a_pid_that_is_used_again_is_another_process(tmp_path):
+    file = tmp_path / ".lock"
+    write_process(file, os.getpid())
+    assert read_process(file) == os.getpid()
+    pid, started = file.read_text().split()
+    file.write_text(f"{pid} {int(started) - 1}\n")
+    assert read_process(file) is None
+    for text in ("", "x", "1", "999999999 1"):
+        file.write_text(text)
+        assert read_process(file) is None
+
+
+def test_a_page_shows_settings_data_and_evaluations_with_their_runs(client, project, store):
+    make_training(project, store, status="done")
+    store.add([make_run(policy=f"{ID}/dev-2", sample=n) for n in range(3)])
+    page = client.get(f"/api/trainings/{ID}").json()
+    assert {one["name"]: one["value"] for one in page["settings"]} == {
+        "taskset": "desk", "learning_rate": "0.001", "start": "null", "origins": "expert",
+    }  # fmt: skip
+    assert (page["items"], page["stages"], page["log"]) == (2, [], "")
+    (look,) = page["evaluations"]
+    assert look == {"step": 2, "score": 0.5, "success": 0.25, "runs": 3, "policy": f"{ID}/dev-2"}
+    assert client.get("/api/runs", params={"policy": look["policy"]}).json()["total"] == 3
+
+
+def test_curves_are_sent_once_and_then_only_when_there_is_more(client, project, store):
+    folder = make_training(project, store)
+    url = f"/api/trainings/{ID}/curves?name=loss&name=nothing"
+    first = client.get(url).json()
+    assert first["curves"] == {"loss": [[1, 2], [1.0, 0.5]], "nothing": [[], []]}
+    assert set(first["names"]) == {"loss", "seconds", "eval/score", "eval/success"}
+    assert client.get(f"{url}&seen={first['rows']}").json()["unchanged"]
+    write_row(folder / "metrics.jsonl", 3, {"loss": 0.1})
+    again = client.get(f"{url}&seen={first['rows']}").json()
+    assert not again["unchanged"]
+    assert again["curves"]["loss"] == [[1, 2, 3], [1.0, 0.5, 0.1]]
+
+
+def test_an_alarm_reaches_the_page(client, project, store):
+    folder = make_training(project, store)
+    write_row(folder / "metrics.jsonl", 3, {"loss": float("nan"), "skipped": 1.0})
+    (alarm,) = client.get(f"/api/trainings/{ID}/curves").json()["alarms"]
+    assert (alarm["name"], alarm["level"], alarm["step"]) == ("not finite", "warn", 3)
+
+
+def test_votes_are_read_from_blind_comparisons_of_dev_runs(store):
+    made = training()
+    start, later, other = (make_run(policy=policy, answer=policy) for policy in (f"{ID}/dev-0", f"{ID}/dev-2", "base"))
+    runs = [run.model_copy(update={"split": "dev"}) for run in (start, later, other)]
+    store.add(runs)
+
+    def vote(best, worst, **fields):
+        items = (Item(best.id), Item(worst.id))
+        return Preference(**{"taskset": "desk", "items": items, "source": "human", "rater": "r", "left": best.id, **fields})
+
+    counted = [vote(start, later), vote(later, start), vote(later, start, tie=True)]
+    others = [vote(later, other), vote(later, start, left=None)]
+    assert trainings.votes(store, made, [*counted, *others]) == [(2, 0.0), (2, 1.0), (2, 0.5)]
+
+
+def test_what_is_not_there_is_404_and_nobody_is_told_anything(client, project, store):
+    make_training(project, store)
+    assert client.get("/api/trainings/desk-sft-ffffffffffff").status_code == 404
+    for odd in ("..", "..%2f..%2fetc-0123456789ab", "x"):
+        assert client.get(f"/api/trainings/{odd}").status_code in (404, 422)
+    client.cookies.clear()
+    for path in ("/api/trainings", f"/api/trainings/{ID}", f"/api/trainings/{ID}/curves"):
+        assert client.get(path).status_code == 401
