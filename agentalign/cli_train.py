@@ -20,6 +20,7 @@ RECIPES = {
     "sft": ("SFTConfig", "learn to do what good runs did"),
     "reward": ("RewardConfig", "learn to tell better runs from worse ones"),
     "dpo": ("DPOConfig", "learn which of two runs, or steps, is better"),
+    "kto": ("KTOConfig", "learn from runs that are good or bad by themselves"),
     "ppo": ("PPOConfig", "act, be scored, move towards what scored better"),
 }
 

@@ -7,7 +7,7 @@ from agentalign.config.dpo import DPOConfig
 from agentalign.environments.task import Task
 from agentalign.errors import DataError
 from agentalign.recipes.data import Part, Turn, whole
-from agentalign.recipes.dpo import Pair, _sides, balanced
+from agentalign.recipes.dpo import Pair, _sides, balanced, pair_batches, pair_loss
 from agentalign.training.render import Rendered, RenderedTurn
 from agentalign.training.tree import build_tree
 from tests.test_attention import CONFIGS, ids, make_model
@@ -55,6 +55,21 @@ def test_tokens_that_both_sides_wrote_are_context_and_the_margin_and_its_gradien
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     # Six tokens of the first turn and three of the second.
     assert many - few == 9
+
+
+def test_ipo_compares_tokens_and_not_lengths(tmp_path):
+    model = make_model(tmp_path, CONFIGS["llama"])
+    better, worse = two_runs()
+    chosen, rejected = _sides(better, worse, 1, "run")
+    pair = Pair(chosen, rejected, 1.0, ("better", "worse"), None, "test", reference=(-40.0, -70.0))
+    config = DPOConfig(taskset="toy", loss_type="ipo", beta=0.25, nll_coefficient=0.0)
+    (micro,) = pair_batches([pair], [], {}, 4096)
+    with model.using("policy"), torch.no_grad():
+        sums = micro.tree.sum_by_run(model.token_logprobs(micro.tree))
+        found = pair_loss(model, micro, config).terms["dpo"].values
+    # Eight tokens of the better side, in two turns, and five of the worse.
+    margin = (sums[0] + 40.0) / 8 - (sums[1] + 70.0) / 5
+    torch.testing.assert_close(found, ((margin - 2.0) ** 2)[None])
 
 
 @pytest.mark.parametrize(("credit", "completions"), [("turn", [3, 5]), ("token", [1, 1])])

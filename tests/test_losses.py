@@ -50,6 +50,9 @@ def test_dpo_by_hand_with_strength_and_smoothing():
 def test_ipo_is_zero_at_its_target_margin():
     losses, _ = ipo_loss(torch.tensor([1.25, 0.0]), torch.tensor([0.25, 0.0]), beta=0.5)
     close(losses, [0.0, 1.0])
+    losses, metrics = ipo_loss(torch.tensor([1.0]), torch.tensor([-2.0]), beta=0.5, strength=torch.tensor([2.0]), label_smoothing=0.1)
+    close(losses, [2.0 * (0.9 * (3.0 - 1.0) ** 2 + 0.1 * (3.0 + 1.0) ** 2)])
+    close(metrics["rewards/margins"], [1.5])
 
 
 def test_kto_by_hand():

@@ -16,6 +16,8 @@ class DPOConfig(Scheduled, Gated):
     """Times every pair is seen."""
     max_steps: int = Field(default=0, ge=0)
     """Optimizer steps; 0: as many as num_train_epochs needs."""
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
+    """sigmoid: DPO, which pushes a pair apart as long as it trains. ipo: towards a margin of 1 / (2 beta) nats a token, no further."""
     beta: float = Field(default=0.5, gt=0)
     """KL strength; higher stays nearer the reference."""
     credit: Literal["token", "turn", "run"] = "token"

@@ -34,7 +34,7 @@ from agentalign.scoring.pairs import Group, balance, parting_step
 from agentalign.training.batches import even_items, step_items, steps_for
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import train
-from agentalign.training.losses import dpo_loss, nll_loss
+from agentalign.training.losses import dpo_loss, ipo_loss, nll_loss
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered
 from agentalign.training.step import Learner, LossTerms, MicroBatch, Pass, Term
@@ -297,9 +297,14 @@ def pair_loss(model: Model, micro: MicroBatch, config: DPOConfig) -> LossTerms:
     metrics: dict[str, Tensor] = {}
     if "dpo" in micro.counts:
         chosen, rejected = sums[rows.chosen], sums[rows.rejected]
-        losses, metrics = dpo_loss(
-            chosen - rows.reference_chosen.to(sums),
-            rejected - rows.reference_rejected.to(sums),
+        chosen_ratio, rejected_ratio = chosen - rows.reference_chosen.to(sums), rejected - rows.reference_rejected.to(sums)
+        loss = dpo_loss
+        if config.loss_type == "ipo":  # per token, or long runs would need another beta than short ones
+            lengths = micro.tree.sum_by_run(torch.ones_like(micro.tree.occurrence_run, dtype=sums.dtype))
+            chosen_ratio, rejected_ratio, loss = chosen_ratio / lengths[rows.chosen], rejected_ratio / lengths[rows.rejected], ipo_loss
+        losses, metrics = loss(
+            chosen_ratio,
+            rejected_ratio,
             beta=config.beta,
             strength=rows.strength.to(sums),
             label_smoothing=config.label_smoothing,

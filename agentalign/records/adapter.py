@@ -7,7 +7,7 @@ from pydantic import Field
 from agentalign.records.base import Record, now
 
 AdapterKind = Literal["policy", "reward", "value"]
-RecipeName = Literal["sft", "reward", "dpo", "ppo"]
+RecipeName = Literal["sft", "reward", "dpo", "kto", "ppo"]
 
 
 class Training(Record):

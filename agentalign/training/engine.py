@@ -155,15 +155,17 @@ class _Loop:
                     raise
                 problem = (str(error) or type(error).__name__).splitlines()[0]
             # Outside of the handler: the error's traceback holds the tensors that did not fit. What one process lacks, all do without.
-            everyone = ranks.gathered((found, problem))
-            problem = next((text for _, text in everyone if text), "")
-            if not problem:
-                for group in self.groups:
-                    ranks.sum_gradients(group)
-                sums = [one for one, _ in everyone]
+            everyone = ranks.gathered((found, problem, self.model.tree_capable))
+            problem = next((text for _, text, _ in everyone if text), "")
+            if len({capable for *_, capable in everyone}) > 1:
+                self.model.give_up_trees()  # where one process's check failed, all go without
+            elif not problem:
+                ranks.sum_gradients([parameter for group in self.groups for parameter in group])
+                sums = [one for one, *_ in everyone]
                 tokens = sum(micro.tree.n_tokens for _, some in batches for micro in some)
                 return means(sums), [name for one in sums for name in one.involved], tokens
-            self._shrink(passes, problem)
+            else:
+                self._shrink(passes, problem)
 
     def _shrink(self, passes: Sequence[Pass], problem: str) -> None:
         smaller = halved(self.budget, lambda budget: sum(len(one.micro_batches(budget)) for one in passes))

@@ -53,15 +53,28 @@ def dpo_loss(
     return losses, metrics
 
 
-def ipo_loss(chosen_ratio: Tensor, rejected_ratio: Tensor, *, beta: float) -> tuple[Tensor, Metrics]:
-    """Identity preference optimization (Azar et al. 2023, eq. 17, arXiv:2310.12036) on token-averaged ratios.
+def ipo_loss(
+    chosen_ratio: Tensor, rejected_ratio: Tensor, *, beta: float, strength: Tensor | None = None, label_smoothing: float = 0.0
+) -> tuple[Tensor, Metrics]:
+    """Identity preference optimization (Azar et al. 2023, eq. 17, arXiv:2310.12036) on token-averaged ratios, smoothed as `dpo_loss` is.
 
     Args:
-        chosen_ratio, rejected_ratio: (P,) log-ratios divided by the number of trainable tokens.
+        chosen_ratio, rejected_ratio: (P,) log policy minus log reference, divided by the number of trainable tokens.
         beta: regularisation, > 0; the target margin is 1 / (2 beta).
+        strength: (P,) multiplies each pair's loss; None for 1.
+        label_smoothing: probability that a label is wrong, in [0, 0.5).
     """
     margin = chosen_ratio - rejected_ratio
-    return (margin - 1 / (2 * beta)) ** 2, {"rewards/margins": margin.detach(), "rewards/accuracies": (margin > 0).float()}
+    losses = (1 - label_smoothing) * (margin - 1 / (2 * beta)) ** 2 + label_smoothing * (margin + 1 / (2 * beta)) ** 2
+    if strength is not None:
+        losses = losses * strength
+    metrics = {
+        "rewards/chosen": beta * chosen_ratio.detach(),
+        "rewards/rejected": beta * rejected_ratio.detach(),
+        "rewards/margins": beta * margin.detach(),
+        "rewards/accuracies": (margin > 0).float(),
+    }
+    return losses, metrics
 
 
 def kto_loss(

@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from agentalign.errors import ModelError, RegistryError
 from agentalign.training.adapter_files import AdapterConfig, read_adapter, read_heads, write_adapter
-from agentalign.training.attention import TREE_ATTENTION, leaf_paths, tree_capable
+from agentalign.training.attention import TREE_ATTENTION, tree_capable
 from agentalign.training.dialect import Dialect
 from agentalign.training.fused_lora import fuse_lora
 from agentalign.training.logprobs import token_logprobs
 from agentalign.training.merging import merge_adapter
 from agentalign.training.quantize import Quantization, fast_bf16, load_network
+from agentalign.training.rows import row_hidden
 from agentalign.training.tree import TreeBatch
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ class Model:
     def hidden(self, batch: TreeBatch) -> Tensor:
         """(T, H) last hidden states after the final norm, one row per tree token."""
         with self.precision():
-            hidden = self._tree_hidden(batch) if self.tree_capable else self._row_hidden(batch)
+            hidden = self._tree_hidden(batch) if self.tree_capable else row_hidden(self.backbone, batch, pad_id=self.dialect.pad_id)
         if hidden.requires_grad:
             done = [False]
             self._open.append(done)
@@ -264,22 +265,6 @@ class Model:
         output = self.backbone(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False, agentalign_tree=batch)
         states: Tensor = output.last_hidden_state[0]
         return states
-
-    def _row_hidden(self, batch: TreeBatch) -> Tensor:
-        """Every root-to-leaf path as a right-padded row: exact for any architecture, and it shares nothing."""
-        paths = leaf_paths(batch)
-        length = max(len(path) for path in paths)
-        rows = torch.full((len(paths), length), self.dialect.pad_id, device=self.device)
-        valid = torch.zeros_like(rows)
-        for i, path in enumerate(paths):
-            rows[i, : len(path)], valid[i, : len(path)] = batch.tokens[path], 1
-        states = self.backbone(input_ids=rows, attention_mask=valid, use_cache=False).last_hidden_state
-        # A token shared by several rows is the same function of the same prefix in each; the first row that has it speaks for it.
-        row_of = torch.full((batch.n_tokens,), -1)
-        for i in range(len(paths) - 1, -1, -1):
-            row_of[paths[i]] = i
-        hidden: Tensor = states[row_of.to(self.device), batch.positions]
-        return hidden
 
     @property
     def backbone(self) -> nn.Module:
