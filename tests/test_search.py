@@ -166,8 +166,8 @@ def test_errors_parents_and_excerpts_stand_in_the_list(desk: Store) -> None:
 def test_choices_are_the_values_that_occur(desk: Store) -> None:
     desk.add([run("a", family="f"), run("b", family="e", split="dev"), run("c", taskset="other", family="g")])
     assert desk.choices()[:3] == (["desk", "other"], ["e", "f", "g"], ["dev"])
-    assert desk.choices("desk")[1:] == (["e", "f"], ["dev"], ["base"], ["unknown"], ["lookup"])
-    assert desk.choices("none")[1:] == ([], [], [], [], [])
+    assert desk.choices("desk")[1:] == (["e", "f"], ["dev"], ["base"], ["unknown"], ["lookup"], [])
+    assert desk.choices("none")[1:] == ([], [], [], [], [], [])
 
 
 def test_a_store_of_the_first_schema_is_filled_when_it_is_opened(store_url: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
@@ -25,17 +25,17 @@ from agentalign.records.base import digest
 from agentalign.records.criterion import Criterion, Score, ScoreStatus
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
-from agentalign.store.filters import RunFilter
 from agentalign.store.queue import Rules
 from agentalign.store.store import Store
 from agentalign.ui import compare, hidden, tokens, views
 from agentalign.ui.access import enforce
 from agentalign.ui.auth import Guard, Person, Signer, project_signer, require_person, require_rater
 from agentalign.ui.files import project_secret
+from agentalign.ui.inspect_api import inspect_routes
+from agentalign.ui.listing import ListQuery, RunsView, list_page
 from agentalign.ui.queue_api import add_queue
 from agentalign.ui.team import add_team
 
-PAGE = 50
 STATIC = Path(__file__).parent / "static"
 
 Rater = Annotated[str, Depends(require_rater)]
@@ -133,44 +133,6 @@ class DrawView(BaseModel):
     right: views.BlindRun | None = None
 
 
-class RunsView(BaseModel):
-    """A page of the list."""
-
-    rows: list[views.ListRow]
-    next: str | None
-    total: int
-    is_exact: bool
-    """False where more than `total` runs match."""
-
-
-class ListQuery(BaseModel):
-    """The list's filters."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    taskset: str | None = None
-    family: str | None = None
-    split: str | None = None
-    policy: str | None = None
-    stop_reason: str | None = None
-    tool: str | None = None
-    text: str | None = None
-    task_id: str | None = None
-    parent: str | None = None
-    errors: bool = False
-    criterion: str | None = None
-    score_at_least: float | None = None
-    score_at_most: float | None = None
-    disagreement: float | None = None
-    unrated: bool = False
-    after: str | None = None
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _unset(cls, value: object) -> object:
-        return None if value == "" else value
-
-
 def create_api(project: Project, *, rater: str, team: bool = False, home: str | None = None, rules: Rules = Rules()) -> FastAPI:
     """The parent app with everything but the page itself.
 
@@ -199,8 +161,11 @@ def create_api(project: Project, *, rater: str, team: bool = False, home: str | 
     accounts = house.store.accounts if team else None
     add_queue(app, project, house.store, rules)
     add_team(app, accounts, signer, secure=bool(home and home.startswith("https://")))
-    from agentalign.ui import training_api  # it stands on this module
+    app.include_router(inspect_routes(house.store))
+    from agentalign.ui import agreement_api, lineage_api, training_api  # they stand on this module
 
+    agreement_api.add(app, house)
+    lineage_api.add(app, house)
     training_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater, accounts=accounts, home=home)
@@ -240,7 +205,7 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
     @app.get("/api/runs", response_model=RunsView)
     def runs(person: Asking, filter: Annotated[ListQuery, Query()]) -> Response:
         """One page of the list of runs, newest first; those that this person rates blind are left out."""
-        return ascii_json(list_page(house, filter, person))
+        return ascii_json(list_page(house.store, lambda taskset: house.criteria(taskset)[0], filter, person))
 
     @app.get("/api/runs/{run}", response_model=views.RunView)
     def run(person: Asking, run: RunId) -> Response:
@@ -258,22 +223,6 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
         hidden.refuse_hidden(house.store, person, run)
         found = stored_run(house.store, run)
         return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project))
-
-
-def list_page(house: House, query: ListQuery, person: Person) -> RunsView:
-    """A page of runs that match, with what each is about and how it was judged."""
-    fields = query.model_dump(exclude={"unrated", "after"})
-    if query.criterion is None and not (query.score_at_least is None and query.score_at_most is None):
-        raise DataError("every criterion has its own scale. Choose a criterion before its least or most value.")
-    rater = person.name
-    wanted = hidden.seen_by(person, RunFilter(**fields, unrated_by=rater if query.unrated else None))
-    page = house.store.runs(wanted, PAGE, query.after)
-    scores: dict[str, list[Score]] = {}
-    for score in house.store.scores([row.id for row in page.rows]):
-        scores.setdefault(score.trajectory, []).append(score)
-    criteria = {taskset: house.criteria(taskset)[0] for taskset in {row.taskset for row in page.rows}}
-    rows = [views.list_row(row, scores.get(row.id, []), criteria[row.taskset], rater) for row in page.rows]
-    return RunsView(rows=rows, next=page.next, total=page.total, is_exact=page.is_exact)
 
 
 def stored_run(store: Store, id: str) -> Trajectory:

@@ -21,6 +21,7 @@ HEAD = """
 <link rel="icon" href="/ui/icon.svg">
 <link rel="stylesheet" href="/ui/app.css">
 <link rel="stylesheet" href="/ui/training.css">
+<link rel="stylesheet" href="/ui/agreement.css">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 """

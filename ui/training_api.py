@@ -1,21 +1,25 @@
 """Routes of the training screen: what trains or has trained, its curves and its alarms."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, HTTPException, Query
+from fastapi import Depends, FastAPI, HTTPException, Query
 from fastapi import Path as InPath
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from agentalign.config.load import describe
+from agentalign.environments.taskset import list_tasksets
 from agentalign.errors import DataError
-from agentalign.records.adapter import Training
-from agentalign.ui import trainings
+from agentalign.records.adapter import RecipeName, Training
+from agentalign.ui import launch, trainings
 from agentalign.ui.api import House, Rater, ascii_json
+from agentalign.ui.auth import require_lead
 from agentalign.ui.curves import Curve, MetricsFiles, Row, curve, names
 
 TrainingId = Annotated[str, InPath(pattern=r"^[^/\\]{1,200}-[0-9a-f]{12}$")]
 MOST_NAMES = 40
+Lead = Annotated[str, Depends(require_lead)]
 
 
 class TrainingsView(BaseModel):
@@ -47,9 +51,53 @@ class CurvesView(BaseModel):
     alarms: list[AlarmView]
 
 
+class PlanIn(BaseModel):
+    """Settings of a training, as text; each is read as a flag of the command line would be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: RecipeName
+    settings: dict[Annotated[str, Field(max_length=60)], Annotated[str, Field(max_length=1000)]]
+
+
+class PlanView(BaseModel):
+    """A dry run."""
+
+    plan: str
+    state: str
+    reason: str = ""
+    figures: dict[str, Any] = {}
+
+
+class StartIn(BaseModel):
+    """Which dry run to start."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    plan: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class PromoteIn(BaseModel):
+    """Which stage its adapter is to have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Literal["candidate", "production"]
+    reason: Annotated[str, Field(max_length=1000)] = ""
+    """Why it is promoted although a check fails; kept."""
+
+
 def add(app: FastAPI, house: House) -> None:
     """Add the routes."""
     files = MetricsFiles()
+    _changing(app, house)
+
+    @app.get("/api/trainings/form")
+    def form(_lead: Lead) -> Response:
+        """What a new training can be told."""
+        recipes = {name: [setting._asdict() for setting in describe(config)] for name, config in launch.CONFIGS.items()}
+        tasksets = [found.name for found in list_tasksets(house.project.tasks)]
+        return ascii_json({"recipes": recipes, "tasksets": tasksets, "presets": launch.presets(house.project)})
 
     @app.get("/api/trainings", response_model=TrainingsView)
     def listed(_rater: Rater) -> Response:
@@ -69,6 +117,50 @@ def add(app: FastAPI, house: House) -> None:
     ) -> Response:
         """Its curves of these metrics, and what is wrong with it."""
         return ascii_json(curves_view(house, files, stored_training(house, id), name, seen))
+
+
+def _changing(app: FastAPI, house: House) -> None:
+    plans = launch.Plans(house.project)
+
+    @app.post("/api/trainings/plans", response_model=PlanView)
+    def plan(_lead: Lead, wanted: PlanIn) -> Response:
+        """Begin a dry run."""
+        return ascii_json(PlanView(plan=plans.begin(wanted.recipe, wanted.settings), state="working"))
+
+    @app.get("/api/trainings/plans/{token}", response_model=PlanView)
+    def planned(_lead: Lead, token: str) -> Response:
+        """What a dry run has come to; the ids themselves stay here."""
+        found = plans.get(token)
+        figures = {name: value for name, value in found.figures.items() if name != "data"}
+        return ascii_json(PlanView(plan=token, state=found.state, reason=found.reason, figures=figures))
+
+    @app.post("/api/trainings")
+    def start(_lead: Lead, wanted: StartIn) -> Response:
+        """Start what was planned."""
+        return ascii_json({"id": launch.start(house.project, house.store, plans.get(wanted.plan)).id})
+
+    @app.post("/api/trainings/{id}/stop")
+    def stop(_lead: Lead, id: TrainingId) -> Response:
+        """Have it save and end."""
+        launch.stop(house.project, stored_training(house, id))
+        return ascii_json({"asked": True})
+
+    @app.post("/api/trainings/{id}/resume")
+    def resume(_lead: Lead, id: TrainingId) -> Response:
+        """Go on with it."""
+        launch.resume(house.project, stored_training(house, id))
+        return ascii_json({"started": True})
+
+    @app.post("/api/trainings/{id}/promote")
+    def promote(_lead: Lead, id: TrainingId, wanted: PromoteIn) -> Response:
+        """Promote its adapter, if it passes the gate or there is a reason."""
+        from agentalign.deployment.check import promote as promote_adapter  # torch takes seconds to import
+
+        training = stored_training(house, id)
+        if not training.adapter:
+            raise DataError(f"training {id} has saved no adapter yet, so there is nothing to promote.")
+        report = promote_adapter(house.project, training.adapter, wanted.stage, forced=wanted.reason)
+        return ascii_json(report.model_dump(mode="json"))
 
 
 def stored_training(house: House, id: str) -> Training:

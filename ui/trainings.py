@@ -25,6 +25,8 @@ from agentalign.ui.curves import Row
 State = Literal["starting", "running", "done", "failed", "stopped", "interrupted"]
 DATA_FILE = "data.json"
 METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "output.log"
+"""What a process that was started from the page said."""
 LAST_STEPS = 20
 """What is left to do is estimated from the seconds of so many steps."""
 
@@ -104,9 +106,11 @@ def row_of(project: Project, training: Training, rows: Sequence[Row]) -> Trainin
 
 def state_of(folder: Path, training: Training) -> State:
     """What a training is up to."""
-    if training.status == "running" and read_process(folder / LOCK_FILE) is not None:
+    at_work, launched = read_process(folder / LOCK_FILE), read_process(folder / LAUNCH_FILE)
+    if training.status == "running" and at_work is not None:
         return "running"
-    if training.status != "done" and read_process(folder / LAUNCH_FILE) is not None:
+    # A launched process that has opened the folder already is on its way out, and its record says why.
+    if training.status != "done" and launched is not None and launched != at_work:
         return "starting"
     return "interrupted" if training.status == "running" else training.status
 
@@ -171,7 +175,7 @@ def _dev_step(training: str, policy: str) -> int | None:
 def log_end(folder: Path, most: int = 4000) -> str:
     """The end of a training's log; empty where it has none."""
     try:
-        with (folder / "output.log").open("rb") as file:
+        with (folder / LOG_FILE).open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - most))
             return file.read().decode("utf-8", "replace")

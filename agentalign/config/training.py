@@ -40,6 +40,8 @@ class TrainingConfig(Config):
     """Steps between checkpoints; 0: none. Running the same command again goes on from the last one."""
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     """Also send the rows of metrics.jsonl to a tracker; its package must be installed."""
+    training: str | None = None
+    """Id that --dry-run told: refuse to begin when settings and data have come to be another training; null: whatever they are."""
 
 
 class Scheduled(TrainingConfig):

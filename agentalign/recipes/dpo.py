@@ -88,9 +88,10 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         trusted = {r for r, t in runs.items() if r not in values and t.origin.kind in ("expert", "correction")}
         good = {r for r in runs if r in trusted or (values.get(r) or 0.0) >= GOOD} if config.nll_coefficient else set()
         pairs = make_pairs(preferences, runs, data, config, good)
+        ids = [*(p.id for p in preferences), *(run.id for run in replay_runs)]
         if dry_run:
-            return _dry_run(work, config, data, balanced(pairs, runs, work.tasks(), config))
-        training, folder = work.begin("dpo", config, [*(p.id for p in preferences), *(run.id for run in replay_runs)])
+            return _dry_run(work, config, data, balanced(pairs, runs, work.tasks(), config), ids)
+        training, folder = work.begin("dpo", config, ids)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -320,7 +321,7 @@ def _total_steps(pairs: Sequence[Pair], config: DPOConfig) -> int:
     return config.max_steps or steps_for(len(pairs), batch_size=config.batch_size, epochs=config.num_train_epochs)
 
 
-def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[Pair]) -> DryRun:
+def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[Pair], ids: Sequence[str]) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     rows = config.batch_size * 2 + config.replay
     total = _total_steps(pairs, config)
@@ -328,4 +329,4 @@ def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[
         work.base, stats, steps=total, batch_size=rows, quantization=config.quantization, micro_batch_tokens=config.micro_batch_tokens
     )
     counts = {"pairs": len(pairs), **Counter(f"pairs from {pair.source}" for pair in pairs)}
-    return DryRun("dpo", counts, stats, data.refused, total, seconds, memory)
+    return DryRun("dpo", counts, stats, data.refused, total, seconds, memory, work.planned("dpo", config, ids), ids)

@@ -1,11 +1,13 @@
 """`train --dry-run`: what would be trained on, how long it might take, how much memory it might need. Nothing is written."""
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from agentalign.recipes.data import Refusal, TokenStats
+from agentalign.records.adapter import Training
 from agentalign.training.base import Base
 from agentalign.training.quantize import Quantization, fast_bf16
 
@@ -23,6 +25,10 @@ class DryRun(NamedTuple):
     """Estimate: 6 x parameters per computed token at the speed of a matrix product measured now, at 40 % of it."""
     memory_gb: float
     """Estimate for a micro-batch: weights, and activations of all layers."""
+    training: Training
+    """What it would be, with the digest of its data."""
+    data: Sequence[str]
+    """Ids that it would learn from, in order."""
 
 
 def estimate(

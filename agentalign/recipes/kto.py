@@ -18,7 +18,7 @@ from agentalign.config.project import Project
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logprobs, render_runs, token_stats, whole
-from agentalign.recipes.dev_gate import DevGate
+from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
@@ -73,9 +73,10 @@ def run(config: KTOConfig, project: Project, *, dry_run: bool = False) -> Traini
         replay = by_family(replay_runs, data.rendered)
         good, bad = sides(runs, values, data, config)
         total = config.max_steps or steps_for(2 * max(len(good), len(bad)), batch_size=config.batch_size, epochs=config.num_train_epochs)
+        ids = [run.id for run in (*runs, *replay_runs)]
         if dry_run:
-            return _dry_run(work, config, data, good, bad, total)
-        training, folder = work.begin("kto", config, [run.id for run in (*runs, *replay_runs)])
+            return _dry_run(work, config, data, good, bad, total, ids)
+        training, folder = work.begin("kto", config, ids)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -95,7 +96,7 @@ def run(config: KTOConfig, project: Project, *, dry_run: bool = False) -> Traini
                     yield [Pass(ADAPTER, batches, lambda model, micro: rated_loss(model, micro, config), {"kl": kl})]
 
             # train
-            gate = DevGate(model, ADAPTER, work.taskset, pool, n_tasks=config.eval_tasks) if config.eval_every_steps else None
+            gate = dev_gate(model, ADAPTER, work, pool, config, training.id)
             plan = plan_for(config, total, max_drop=config.max_drop)
             outcome = train(
                 model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, report=report, evaluate=gate
@@ -202,11 +203,14 @@ def moved(model: Model, chosen: Sequence[Rated], config: KTOConfig) -> float:
     return max(0.0, sum(float((a - b).sum()) for a, b in zip(now, before, strict=True)) / len(mixed))
 
 
-def _dry_run(work: Workspace, config: KTOConfig, data: RunData, good: Sequence[Rated], bad: Sequence[Rated], total: int) -> DryRun:
+def _dry_run(
+    work: Workspace, config: KTOConfig, data: RunData, good: Sequence[Rated], bad: Sequence[Rated], total: int, ids: Sequence[str]
+) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     # Beside the step's own rows, each run's first turn is read twice without gradients: about one pass over them more.
     rows = config.batch_size + config.replay + config.batch_size // 2
     seconds, memory = estimate(
         work.base, stats, steps=total, batch_size=rows, quantization=config.quantization, micro_batch_tokens=config.micro_batch_tokens
     )
-    return DryRun("kto", {"good runs": len(good), "bad runs": len(bad)}, stats, data.refused, total, seconds, memory)
+    items = {"good runs": len(good), "bad runs": len(bad)}
+    return DryRun("kto", items, stats, data.refused, total, seconds, memory, work.planned("kto", config, ids), ids)

@@ -58,9 +58,10 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         past, replay_runs = ([run for run in some if run.id in about] for some in (past, replay_runs))
         learned = [*past, *replay_runs]
         data = render_runs(learned, work.store, Dialect.load(work.base), config) if learned else RunData({}, [])
+        ids = [*(r.id for r in past), *(r.id for r in replay_runs)]
         if dry_run:
-            return _dry_run(work, config, data)
-        training, folder = work.begin("ppo", config, [*(r.id for r in past), *(r.id for r in replay_runs)])
+            return _dry_run(work, config, data, ids)
+        training, folder = work.begin("ppo", config, ids)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -179,7 +180,7 @@ def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int)
     return shares
 
 
-def _dry_run(work: Workspace, config: PPOConfig, data: RunData) -> DryRun:
+def _dry_run(work: Workspace, config: PPOConfig, data: RunData, ids: Sequence[str]) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.samples_per_task)
     runs = config.tasks_per_iteration * config.samples_per_task
     # Forward passes of reference, old policy, reward and critic, and two updates: about 3.3 updates' worth per run.
@@ -192,4 +193,14 @@ def _dry_run(work: Workspace, config: PPOConfig, data: RunData) -> DryRun:
         micro_batch_tokens=config.micro_batch_tokens,
     )
     items = {"train tasks": len(work.taskset.tasks("train")), "runs to make": runs * config.iterations, "past runs": len(data.rendered)}
-    return DryRun("ppo", items, stats, data.refused, config.iterations * config.num_mini_batches, seconds, memory)
+    return DryRun(
+        "ppo",
+        items,
+        stats,
+        data.refused,
+        config.iterations * config.num_mini_batches,
+        seconds,
+        memory,
+        work.planned("ppo", config, ids),
+        ids,
+    )

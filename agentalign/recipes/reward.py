@@ -73,9 +73,10 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
         data = render_runs(list(runs.values()), work.store, Dialect.load(work.base), config)
         learn, held = split_by_task(rank(preferences, runs, data, work.overalls(list(runs.values()))), config)
         total = config.max_steps or steps_for(len(learn), batch_size=config.batch_size, epochs=config.num_train_epochs)
+        ids = [p.id for p in preferences]
         if dry_run:
-            return _dry_run(work, config, data, learn, total)
-        training, folder = work.begin("reward", config, [p.id for p in preferences])
+            return _dry_run(work, config, data, learn, total, ids)
+        training, folder = work.begin("reward", config, ids)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report:
@@ -210,7 +211,7 @@ def _rewards(model: Model, ranked: Sequence[Ranked], config: RewardConfig) -> li
     return [list(itertools.islice(flat, len(member.parts))) for member in ranked]
 
 
-def _dry_run(work: Workspace, config: RewardConfig, data: RunData, learn: Sequence[Ranked], total: int) -> DryRun:
+def _dry_run(work: Workspace, config: RewardConfig, data: RunData, learn: Sequence[Ranked], total: int, ids: Sequence[str]) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     seconds, memory = estimate(
         work.base,
@@ -220,4 +221,6 @@ def _dry_run(work: Workspace, config: RewardConfig, data: RunData, learn: Sequen
         quantization=config.quantization,
         micro_batch_tokens=config.micro_batch_tokens,
     )
-    return DryRun("reward", {"preferences": len(learn)}, stats, data.refused, total, seconds, memory)
+    return DryRun(
+        "reward", {"preferences": len(learn)}, stats, data.refused, total, seconds, memory, work.planned("reward", config, ids), ids
+    )

@@ -41,9 +41,10 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
         about = work.frozen("sft", config, list(data.rendered))
         rendered = [run for name, run in data.rendered.items() if name in about]
         total = config.max_steps or steps_for(len(rendered), batch_size=config.batch_size, epochs=config.num_train_epochs)
+        ids = [run.trajectory for run in rendered]
         if dry_run:
-            return _dry_run(work, config, data, total)
-        training, folder = work.begin("sft", config, [run.trajectory for run in rendered])
+            return _dry_run(work, config, data, total, ids)
+        training, folder = work.begin("sft", config, ids)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -102,7 +103,7 @@ def token_loss(model: Model, micro: MicroBatch) -> LossTerms:
     return LossTerms({"sft": Term(values)}, {})
 
 
-def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int) -> DryRun:
+def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int, ids: Sequence[str]) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     seconds, memory = estimate(
         work.base,
@@ -112,4 +113,4 @@ def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int) -> D
         quantization=config.quantization,
         micro_batch_tokens=config.micro_batch_tokens,
     )
-    return DryRun("sft", {"runs": stats.runs}, stats, data.refused, total, seconds, memory)
+    return DryRun("sft", {"runs": stats.runs}, stats, data.refused, total, seconds, memory, work.planned("sft", config, ids), ids)

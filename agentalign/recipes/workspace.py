@@ -102,16 +102,11 @@ class Workspace:
                     return begun
         return set(data)
 
-    def begin(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> tuple[Training, Path]:
-        """The training of this config on this data, new or taken up again, and its folder.
-
-        Raises:
-            TrainingError: the processes that train together do not see the same data.
-        """
+    def planned(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> Training:
+        """The training that this config on this data is; nothing is written."""
         data_digest = digest(list(data))
-        settings = json.loads(_settings(config))
-        identity = digest([recipe, settings, data_digest, self.base.digest])
-        training = Training(
+        identity = digest([recipe, json.loads(_settings(config)), data_digest, self.base.digest])
+        return Training(
             id=f"{self.taskset.name}-{recipe}-{identity[:12]}",
             recipe=recipe,
             taskset=self.taskset.name,
@@ -119,6 +114,19 @@ class Workspace:
             data_digest=data_digest,
             seed=config.seed,
         )
+
+    def begin(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> tuple[Training, Path]:
+        """The training of this config on this data, new or taken up again, and its folder.
+
+        Raises:
+            TrainingError: the processes that train together do not see the same data.
+        """
+        training = self.planned(recipe, config, data)
+        if config.training and config.training != training.id:
+            raise TrainingError(
+                f"training {config.training} was asked for, but these settings and what the store holds now make {training.id}: runs or "
+                "ratings that it was to learn from have changed. See anew what it would learn from: --dry-run."
+            )
         if len(set(ranks.gathered(training.id))) > 1:
             raise TrainingError("the store changed while the processes of this training started; give the command again.")
         folder = self.project.trainings / training.id
@@ -316,7 +324,7 @@ def resolve_adapter(work: Workspace, ref: str, kind: AdapterKind) -> tuple[Adapt
 
 def _settings(config: TrainingConfig) -> str:
     """As JSON text, without what changes no result: giving it otherwise must not make another training."""
-    return json.dumps(config.model_dump(mode="json", exclude={"report_to", "gradient_checkpointing"}))
+    return json.dumps(config.model_dump(mode="json", exclude={"report_to", "gradient_checkpointing", "training"}))
 
 
 def _versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from agentalign.store.filters import bindable
 from agentalign.store.tables import accounts
 
 Role = Literal["rater", "lead", "admin"]
-"""A rater rates what is in the queue, a lead also looks at everything and fills queues, an admin also trains, promotes and forgets."""
+"""A rater rates what is in the queue, a lead also looks at everything, fills queues, trains and promotes, an admin also forgets."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 LEAST_CHARACTERS = 10

@@ -102,6 +102,8 @@ class RunChoices(NamedTuple):
     stop_reason: list[str]
     tool: list[str]
     """Of a taskset: those that one of the tool's newest runs called in it."""
+    criterion: list[str]
+    """Criteria, as name@version, that any run has a value by."""
 
 
 class Store:
@@ -202,7 +204,8 @@ class Store:
             tools = _values(connection, tables.calls.c.tool, [])
             if taskset is not None:
                 tools = [tool for tool in tools if _is_called(connection, tool, taskset)]
-            return RunChoices(_values(connection, runs_table.taskset, []), family, split, policy, stop_reason, tools)
+            criteria = _values(connection, tables.verdicts.c.criterion, [])
+            return RunChoices(_values(connection, runs_table.taskset, []), family, split, policy, stop_reason, tools, criteria)
 
     def trajectories(self, filter: RunFilter = RunFilter()) -> Iterator[Trajectory]:
         """Every run that matches when the first is asked for, whole, oldest first."""

@@ -1,14 +1,14 @@
 """What the scores of a run come to per criterion, in a table of its own, so that a million runs can be filtered by it.
 
 Made by the rule that `overall` goes by, in the transaction that appends scores; nothing but filters reads it. Surprise: a reward model
-takes no part in disagreement. Its answers are continuous, so it would disagree with everyone about everything.
+takes no part in disagreement. Its answers are continuous, so it would disagree with everyone about everything. A decision settles one.
 """
 
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection, delete, select
 
-from agentalign.records.criterion import Score, effective
+from agentalign.records.criterion import Score, effective, in_force
 from agentalign.store import tables
 from agentalign.store.appending import insert_all, read_records
 from agentalign.store.database import is_one_of
@@ -46,14 +46,10 @@ def verdict_rows(seq: int, scores: Sequence[Score]) -> list[Row]:
 
 
 def _spreads(scores: Sequence[Score]) -> dict[str, float]:
-    newest: dict[tuple[str, int | None, str, str], float | None] = {}
-    for score in sorted(scores, key=lambda score: score.time):
-        if score.rater_kind != "reward_model":
-            newest[(score.criterion, score.step, score.rater_kind, score.rater)] = score.value
     places: dict[tuple[str, int | None], list[float]] = {}
-    for (criterion, step, _kind, _rater), value in newest.items():
-        if value is not None:
-            places.setdefault((criterion, step), []).append(value)
+    for score in in_force(scores):
+        if score.value is not None and score.rater_kind != "reward_model":
+            places.setdefault((score.criterion, score.step), []).append(score.value)
     found: dict[str, float] = {}
     for (criterion, _step), values in places.items():
         found[criterion] = max(found.get(criterion, 0.0), max(values) - min(values))

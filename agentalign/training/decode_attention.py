@@ -82,6 +82,14 @@ class KVCache:
                 tensor[a, :, :length] = tensor[b, :, :length]
                 tensor[b, :, :length] = kept
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give a row the first `length` suffix tokens of another; both rows stand in the storage already."""
+        if source == target or not length:
+            return
+        for stored in self.suffix.values():
+            for tensor in stored:
+                tensor[target, :, :length] = tensor[source, :, :length]
+
     def keep_as_prefix(self, row: int, length: int) -> None:
         """Make the row's first suffix tokens the shared prefix; no other row may hold anything."""
         self.prefix = {

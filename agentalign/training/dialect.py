@@ -22,6 +22,7 @@ from agentalign.records.base import digest
 from agentalign.records.trajectory import Message, ToolCall
 from agentalign.training import special_text
 from agentalign.training.base import Base
+from agentalign.training.parsers import TurnForm
 from agentalign.training.template_probe import call_id, probe
 from agentalign.training.turn_text import TurnText, turn_text
 
@@ -246,6 +247,11 @@ class Dialect:
             return Message(role="assistant", content=text, malformed=parsed.malformed)
         calls = tuple(ToolCall(id=f"call_{first_call + i}", name=c.name, arguments=c.arguments) for i, c in enumerate(parsed.calls))
         return Message(role="assistant", content=parsed.content, reasoning=parsed.reasoning, tool_calls=calls)
+
+    @property
+    def form(self) -> TurnForm:
+        """How turns are read."""
+        return self._form
 
     @property
     def call_format(self) -> str:

@@ -218,8 +218,8 @@ class _BatchSession:
             return
         common = min(contexts, key=len)[:-1]
         for context in contexts:
-            common = common[: _common(common, context)]
-        kept = _common(self.prefix, common)
+            common = common[: common_length(common, context)]
+        kept = common_length(self.prefix, common)
         if 2 * kept > len(common):
             self.prefix = self.prefix[:kept]
             self.cache.cut_prefix(kept)
@@ -234,11 +234,11 @@ class _BatchSession:
     def _admit(self, slot: int, context: Sequence[int]) -> None:
         """Give the slot a row, and cut what it holds to what this context begins with."""
         if slot not in self.held:
-            self.shared[slot] = _common(self.prefix, context)
+            self.shared[slot] = common_length(self.prefix, context)
             self.held[slot] = list(context[: self.shared[slot]])
             self.slots.append(slot)
         # At least the last token is computed: its logits are needed.
-        same = min(_common(self.held[slot], context), len(context) - 1)
+        same = min(common_length(self.held[slot], context), len(context) - 1)
         self.held[slot] = self.held[slot][:same]
         self.shared[slot] = min(self.shared[slot], same)
 
@@ -339,7 +339,7 @@ class _PlainSession:
         return {slot: turn.completion() for slot, turn in turns.items()}
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common beginning."""
     length = min(len(a), len(b))
     if list(a[:length]) == list(b[:length]):

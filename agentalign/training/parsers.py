@@ -175,13 +175,25 @@ class TurnForm:
 
     def parse(self, text: str) -> Parsed:
         """The turn without its end-of-turn token, as text, reasoning and calls."""
+        thought, rest = self.split(text)
+        parsed = self._parser(rest)
+        return Parsed(text, malformed=parsed.malformed) if parsed.malformed else parsed._replace(reasoning=thought)
+
+    def split(self, text: str) -> tuple[str, str]:
+        """Reasoning, and what is said and called after it, without what the template puts around that."""
         thought, rest = self._split_reasoning(text)
         if self.text_lead and rest.lstrip().startswith(self.text_lead):
             rest = rest.lstrip()[len(self.text_lead) :].lstrip()
         if self.text_tail and rest.rstrip().endswith(self.text_tail):
             rest = rest.rstrip()[: -len(self.text_tail)].rstrip()
-        parsed = self._parser(rest)
-        return Parsed(text, malformed=parsed.malformed) if parsed.malformed else parsed._replace(reasoning=thought)
+        return thought, rest
+
+    @property
+    def call_starts(self) -> tuple[str, ...]:
+        """Texts of which one stands where a call begins; where none of them stands there is no call. Empty where calls cannot be read."""
+        if self.calls is not None:
+            return (self.calls.marker,)
+        return {"hermes": ("<tool_call>", "</tool_call>"), "llama3_json": ("{", "<|python_tag|>")}.get(self.call_format, ())
 
     @property
     def _parser(self) -> Parser:

@@ -19,9 +19,17 @@ class Sampler(NamedTuple):
     top_p: float = 1.0
     """Smallest set of likeliest ids with at least this mass; 1 keeps all."""
 
-    def __call__(self, logits: Tensor, random: Sequence[torch.Generator]) -> tuple[list[int], list[float]]:
-        """One id per row of logits (n, V), each from its own random stream, and the model's log-prob (nats) of it."""
+    def __call__(self, logits: Tensor, random: Sequence[torch.Generator], allowed: Tensor | None = None) -> tuple[list[int], list[float]]:
+        """One id per row of logits (n, V), each from its own random stream, and the model's log-prob (nats) of it.
+
+        Args:
+            allowed: (n, V) which ids may be chosen, at least one per row; the log-prob is that of the unhindered model.
+        """
         scores = logits.float()
+        if allowed is not None:
+            ids, _ = self(scores.masked_fill(~allowed, -torch.inf), random)
+            own = torch.log_softmax(scores, dim=-1).gather(1, torch.tensor(ids, device=scores.device)[:, None])[:, 0]
+            return ids, own.tolist()
         highest, likeliest = scores.max(dim=-1)
         probs = torch.softmax(scores, dim=-1)
         # log sum exp of the scores from what the softmax has computed already: exp over a vocabulary is a visible part of a step.

@@ -4,6 +4,7 @@ import { h, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
 import { addressOf, go, note, notice } from "./place.js";
 import { read } from "./save.js";
+import { scoreFilters } from "./score_filters.js";
 
 const FILTERS = [
   ["taskset", "Taskset"],
@@ -14,8 +15,10 @@ const FILTERS = [
   ["tool", "Tool called"],
 ];
 
+const SEARCHED = "Finds what stands in messages, reasoning, arguments and results; case is ignored. Three characters or more are found at once, fewer take longer. Not searched: tool schemas, error traces, notes.";
+
 /** What the last list showed, so that a run's page can go to its neighbours. */
-export const listed = { query: "", ids: [], next: null, total: 0 };
+export const listed = { query: "", ids: [], next: null, total: 0, isExact: true };
 
 /** Read the next page of the list into `listed`; returns its rows. */
 export async function readMore(query) {
@@ -27,6 +30,7 @@ export async function readMore(query) {
   listed.ids.push(...page.rows.map((row) => row.id));
   listed.next = page.next;
   listed.total = page.total;
+  listed.isExact = page.is_exact;
   return page.rows;
 }
 
@@ -44,7 +48,7 @@ export async function showList(view, { query, root }) {
   const screen = { chosen: new Set(), at: -1 };
   const pick = h("button", { type: "button", class: "quiet", title: "Compare the two ticked runs, blind", onclick: () => compareTicked() }, "Compare ", h("kbd", {}, "c"));
 
-  const change = (name, value) => go("runs", "", { ...wanted, ...(name === "taskset" ? { family: "", policy: "", tool: "" } : {}), [name]: value });
+  const change = (name, value) => go("runs", "", { ...wanted, ...(name === "taskset" ? { family: "", policy: "", tool: "", criterion: "", score_at_least: "", score_at_most: "" } : {}), [name]: value });
   const addPage = async () => {
     more.disabled = true;
     try {
@@ -59,7 +63,8 @@ export async function showList(view, { query, root }) {
     update();
   };
   const update = () => {
-    count.textContent = listed.total === listed.ids.length ? `${listed.total} runs` : `${listed.ids.length} of ${listed.total.toLocaleString("en")} runs`;
+    const all = listed.total.toLocaleString("en") + (listed.isExact ? "" : "+");
+    count.textContent = listed.isExact && listed.total === listed.ids.length ? `${all} ${listed.total === 1 ? "run" : "runs"}` : `${listed.ids.length} of ${all} runs`;
     more.hidden = !listed.next;
     pick.disabled = screen.chosen.size !== 2;
   };
@@ -76,7 +81,7 @@ export async function showList(view, { query, root }) {
     if (screen.at === body.rows.length - 1 && listed.next && !more.disabled) addPage();
   };
 
-  const search = h("input", { type: "search", class: "field", placeholder: "Search text", value: wanted.text ?? "", "aria-label": "Search text" });
+  const search = h("input", { type: "search", class: "field", placeholder: "Search text", value: wanted.text ?? "", "aria-label": "Search text", title: SEARCHED });
   search.addEventListener("keydown", (event) => event.key === "Enter" && change("text", search.value));
   search.addEventListener("search", () => search.value === "" && wanted.text && change("text", ""));
   const unrated = h("input", { type: "checkbox", checked: wanted.unrated === "true", onchange: (event) => change("unrated", event.target.checked ? "true" : "") });
@@ -87,7 +92,8 @@ export async function showList(view, { query, root }) {
       "div",
       { class: "filters" },
       search,
-      FILTERS.map(([name, label]) => chooser(name, label, choices[name], wanted[name] ?? "", change)),
+      FILTERS.filter(([name]) => name !== "split").map(([name, label]) => chooser(name, label, choices[name], wanted[name] ?? "", change)),
+      scoreFilters(choices, wanted, go, chooser("split", "any split", choices.split, wanted.split ?? "", change)),
       h("label", { class: "tick" }, unrated, "Unrated by me"),
       isFiltered && h("button", { type: "button", class: "quiet", onclick: () => go("runs") }, "Clear"),
       h("span", { class: "grow" }),
@@ -98,7 +104,7 @@ export async function showList(view, { query, root }) {
   );
   if (wanted.task_id) view.append(h("p", { class: "only" }, "Only task ", h("b", {}, visible(wanted.task_id)), " ", h("button", { type: "button", class: "quiet", onclick: () => change("task_id", "") }, "all tasks")));
   if (rows.length) {
-    const heads = [["", "Ticked"], ["Request"], ["Task"], ["Family"], ["Split"], ["Made by"], ["Ended"], ["Steps", "Assistant turns", 1], ["Calls", "Tool calls", 1], ["Overall", "0 if a gate failed, else 0.1 to 1 by the team's criteria", 1], ["Mine", "Marks I gave", 1], ["Made"]];
+    const heads = [["", "Ticked"], ["Request"], ["Task"], ["Family"], ["Split"], ["Made by"], ["Ended"], ["Steps", "Assistant turns", 1], ["Calls", "Tool calls", 1], ["Errors", "Failed and unreadable calls", 1], ["Overall", "0 if a gate failed, else 0.1 to 1 by the team's criteria", 1], ["Mine", "Marks I gave", 1], ["Made"]];
     view.append(
       h("div", { class: "table-box" }, h("table", { class: "runs" }, h("thead", {}, h("tr", {}, heads.map(([name, title, number]) => h("th", { title, class: number ? "number" : undefined }, name)))), body)),
       more,
@@ -160,6 +166,7 @@ function line(row, wanted, screen, update) {
     h("td", {}, stopChip(row.stop_reason)),
     h("td", { class: "number" }, String(row.n_steps)),
     h("td", { class: "number" }, String(row.n_calls)),
+    h("td", { class: "number faults" }, row.n_errors ? String(row.n_errors) : ""),
     h("td", { class: "number" }, meter(row.overall)),
     h("td", { class: "number mine" }, row.mine ? String(row.mine) : ""),
     h("td", { class: "dim time" }, row.created ? row.created.slice(0, 16).replace("T", " ") : ""),

@@ -1,8 +1,10 @@
 // The page's frame: session, address, the bar on top with the saved state, and which screen is shown.
 
+import { showAgreement } from "./agreement.js";
 import { showCompare } from "./compare.js";
 import { h } from "./dom.js";
 import { listen, toggleSheet, useKeys } from "./keys.js";
+import { showLineage } from "./lineage.js";
 import { showList } from "./list.js";
 import { address, notice } from "./place.js";
 import { showQueue } from "./queue.js";
@@ -10,11 +12,12 @@ import { showRun } from "./run.js";
 import { onSave, openQueue, read } from "./save.js";
 import { showTrainings } from "./training.js";
 
-const SCREENS = { queue: showQueue, runs: showList, run: showRun, compare: showCompare, training: showTrainings };
+const SCREENS = { queue: showQueue, runs: showList, run: showRun, compare: showCompare, training: showTrainings, agreement: showAgreement, lineage: showLineage };
 let generation = 0;
 
 /** Fill the shell. */
 export async function start(root) {
+  arrive();
   let session;
   try {
     session = await read("/api/session");
@@ -32,6 +35,14 @@ export async function start(root) {
   const show = () => route(root, screen, session);
   window.addEventListener("hashchange", show, { signal: window.agentalignKeys.signal });
   await show();
+}
+
+/** /run/ID#s42 was redirected to /?run=ID#s42: put the address into the form that this page uses. */
+function arrive() {
+  const run = new URLSearchParams(location.search).get("run");
+  if (!/^[0-9a-f]{32}$/.test(run ?? "")) return;
+  const step = /^#s(\d+)$/.exec(location.hash);
+  history.replaceState(history.state, "", `/#/run/${run}${step ? "?s=" + step[1] : ""}`);
 }
 
 async function route(root, screen, session) {
@@ -68,7 +79,7 @@ function bar(session, root) {
     "header",
     { class: "bar" },
     h("span", { class: "brand" }, "agentalign"),
-    h("nav", {}, link("queue", "Queue"), link("runs", "Runs"), link("compare", "Compare"), link("training", "Training")),
+    h("nav", {}, link("queue", "Queue"), link("runs", "Runs"), link("compare", "Compare"), link("training", "Training"), session.role !== "rater" && [link("agreement", "Agreement"), link("lineage", "Lineage")]),
     h("span", { class: "grow" }),
     state,
     h("span", { class: "who", title: "You rate under this name" }, session.rater),

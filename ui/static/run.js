@@ -2,7 +2,9 @@
 
 import { h, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
+import { relatives } from "./links.js";
 import { listed, maker, meter, readMore, stopChip } from "./list.js";
+import { minimap } from "./minimap.js";
 import { addressOf, go, note, notice } from "./place.js";
 import { cardsOf, giveMark, makeMarks, number, panel, placeOf, settle, verdict } from "./rate.js";
 import { onSave, read } from "./save.js";
@@ -28,6 +30,12 @@ export async function showRun(view, { id, query, root }) {
   rows.append(...timeline(run.timeline, { extra, onPick: (entry) => entry.kind === "step" && selectStep(entry.step, false) }));
   if (run.error) rows.append(h("article", { class: "entry has-error" }, h("header", {}, h("span", { class: "role" }, h("b", {}, "Error"))), h("pre", { class: "result" }, visible(run.error))));
   const tokens = tokenView(run, rows);
+  const map = minimap(run, (entry) => {
+    const box = rows.querySelector(`.entry[data-message="${entry.message}"]`);
+    toggle(box, false);
+    if (entry.step !== null) selectStep(entry.step);
+    box.scrollIntoView({ block: "nearest" });
+  });
 
   let cards = [];
   const drawMarks = () => {
@@ -76,6 +84,7 @@ export async function showRun(view, { id, query, root }) {
     const box = step === null ? null : rows.querySelector(`.entry[data-step="${step}"]`);
     box?.classList.add("at");
     if (scroll) box?.scrollIntoView({ block: "nearest" });
+    map.mark(step);
     note("run", run.id, { s: step });
     drawMarks();
   };
@@ -97,13 +106,26 @@ export async function showRun(view, { id, query, root }) {
   const neighbours = await neighboursOf(run.id).catch(() => ({ before: null, next: null, text: "" }));
   const leave = (to, which) => (to ? go("run", to) : notice(root, `There is no ${which} run in the list.`));
 
-  view.append(head(run, neighbours, run.bases > 0 && tokens.button, nSteps), h("div", { class: "split" }, h("div", { class: "left" }, rows, tokens.box), side));
+  view.append(head(run, neighbours, run.bases > 0 && tokens.button, nSteps), map.box, h("div", { class: "split" }, h("div", { class: "left" }, rows, tokens.box), side));
   drawMarks();
+  relatives(run.id).then(
+    (places) => {
+      for (const [step, chips] of places) {
+        const head = step === null ? view.querySelector(".run-head .relatives") : rows.querySelector(`.entry[data-step="${step}"] > header`);
+        head?.append(...chips);
+      }
+    },
+    (error) => notice(root, error.message),
+  );
   const stop = onSave((change) => {
     if (settle(marks, change)) drawMarks();
   });
   view.addEventListener("gone", () => stop());
-  if (screen.step !== null) view.addEventListener("shown", () => selectStep(screen.step));
+  if (screen.step !== null)
+    view.addEventListener("shown", () => {
+      toggle(rows.querySelector(`.entry[data-step="${screen.step}"]`), false);
+      selectStep(screen.step);
+    });
   useKeys(keysOf(run, { press, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours }));
 }
 
@@ -165,6 +187,7 @@ function head(run, neighbours, tokensButton, nSteps) {
     errors > 0 && h("span", { class: "fact bad" }, h("b", {}, String(errors)), errors === 1 ? " error" : " errors"),
     run.seconds !== null && fact(number(run.seconds), "s"),
     !run.hidden && h("span", { class: "fact", title: "Overall value by the team's criteria" }, h("span", { class: "dim" }, "overall "), meter(run.overall)),
+    h("span", { class: "relatives" }),
     h("span", { class: "grow" }),
     tokensButton,
     run.task_id && h("a", { class: "button quiet", href: addressOf("runs", "", { taskset: run.taskset, task_id: run.task_id }), title: "All runs of this task" }, "Same task"),

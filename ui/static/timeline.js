@@ -1,8 +1,11 @@
 // A run's timeline. Shared by the run's page and by the two sides of a comparison.
 
-import { capped, h, laidOut, visible } from "./dom.js";
+import { capped, h, visible } from "./dom.js";
+import { jsonTree } from "./json.js";
+import { pictures } from "./links.js";
 
-const FOLD_FROM = 60;
+const FOLD_FROM = 24;
+const BUILDERS = new WeakMap();
 
 /** The entries as rows; `extra(entry)` may add nodes at the right of a row's head. */
 export function timeline(entries, { extra = () => null, onPick = () => {}, folded = entries.length > FOLD_FROM } = {}) {
@@ -11,17 +14,27 @@ export function timeline(entries, { extra = () => null, onPick = () => {}, folde
 
 function row(entry, extra, onPick, folded) {
   const isLong = entry.kind === "system";
-  const box = h("article", { class: `entry ${entry.kind}` + (folded || isLong ? " folded" : "") + (hasError(entry) ? " has-error" : ""), "data-step": entry.step ?? undefined, "data-message": String(entry.message) });
+  const isFolded = isLong || (folded && !hasError(entry));
+  const box = h("article", { class: `entry ${entry.kind}` + (isFolded ? " folded" : "") + (hasError(entry) ? " has-error" : ""), "data-step": entry.step ?? undefined, "data-message": String(entry.message) });
   const fold = h("button", { type: "button", class: "fold", "aria-label": "Fold or unfold", onclick: (event) => (event.stopPropagation(), toggle(box)) });
   const head = h("header", { ondblclick: () => toggle(box) }, fold, h("span", { class: "role" }, role(entry)), h("span", { class: "gist" }, gist(entry)), h("span", { class: "grow" }), extra(entry));
-  box.append(head, h("div", { class: "content" }, content(entry)));
+  const inside = h("div", { class: "content" });
+  box.append(head, inside);
+  // Hundreds of steps stay quick because a folded one is a single line until it is opened.
+  BUILDERS.set(box, () => inside.append(...content(entry)));
+  if (!isFolded) build(box);
   box.addEventListener("click", () => onPick(entry, box));
   return box;
 }
 
 /** Fold or unfold a row. */
 export function toggle(box, folded) {
-  box.classList.toggle("folded", folded);
+  if (!box.classList.toggle("folded", folded)) build(box);
+}
+
+function build(box) {
+  BUILDERS.get(box)?.();
+  BUILDERS.delete(box);
 }
 
 function role(entry) {
@@ -30,10 +43,22 @@ function role(entry) {
   return h("b", {}, entry.kind === "system" ? "System" : "User");
 }
 
-/** One line of a folded row. */
+/** One line of a folded row: what was called with what, and what came back. */
 function gist(entry) {
-  const words = entry.calls.length ? entry.calls.map((call) => `${call.name} ${call.arguments}`).join("  ·  ") : entry.text;
-  return visible(words.slice(0, 200).replace(/\s+/g, " "));
+  if (!entry.calls.length) return visible(line(entry.text || entry.reasoning, 240));
+  const share = Math.max(40, Math.floor(240 / entry.calls.length));
+  const parts = entry.calls.map((call) => [
+    h("span", { class: "tool-name" }, visible(line(call.name, 60))),
+    " ",
+    visible(line(call.arguments, share / 2)),
+    call.result === null ? " → nothing" : [call.error ? h("b", { class: "fault" }, " → error ") : " → ", visible(line(call.result, share / 2))],
+  ]);
+  return [entry.calls.length > 1 && h("span", { class: "chip calm" }, `${entry.calls.length} calls`), " ", parts.flatMap((part, index) => (index ? ["  ·  ", ...part] : part))];
+}
+
+function line(text, most) {
+  const cut = text.slice(0, most);
+  return (cut.charCodeAt(cut.length - 1) >>> 10 === 0x36 ? cut.slice(0, -1) : cut).replace(/\s+/g, " ") + (cut.length < text.length ? "…" : "");
 }
 
 function hasError(entry) {
@@ -43,28 +68,27 @@ function hasError(entry) {
 function content(entry) {
   const parts = [];
   if (entry.reasoning) parts.push(h("details", { class: "reasoning" }, h("summary", {}, "reasoning"), capped(entry.reasoning, "text")));
-  if (entry.text) parts.push(capped(entry.text, entry.kind === "tool" ? "result" : "text"));
+  if (entry.text) parts.push(capped(entry.text, entry.kind === "tool" ? "result" : "text"), pictures(entry.text));
   if (entry.malformed) parts.push(h("p", { class: "fault" }, "The call could not be read: ", visible(entry.malformed)));
   for (const call of entry.calls) parts.push(callBox(call));
   if (!parts.length) parts.push(h("p", { class: "dim" }, "(empty message)"));
-  return parts;
+  return parts.filter((part) => part !== null);
 }
 
 function callBox(call) {
-  const args = laidOut(call.arguments);
-  const shown = args ?? call.arguments;
-  const inline = !shown.includes("\n");
+  const tree = jsonTree(call.arguments, "args");
+  const inline = call.arguments.length <= 76 && tree !== null;
   const name = h("span", { class: "tool-name" }, visible(call.name));
-  const box = h("div", { class: "call" }, h("div", { class: "call-head" }, name, inline && h("code", { class: "args" }, visible(shown))));
-  if (!inline) box.append(capped(shown, "args"));
-  if (args === null) box.append(h("p", { class: "fault" }, "These arguments are not JSON."));
+  const box = h("div", { class: "call" }, h("div", { class: "call-head" }, name, inline && h("code", { class: "args" }, [...tree.childNodes])));
+  if (!inline) box.append(tree ?? capped(call.arguments, "args"));
+  if (tree === null) box.append(h("p", { class: "fault" }, "These arguments are not JSON."));
   if (call.result === null) box.append(h("p", { class: "dim no-result" }, "no result"));
-  else box.append(result(call.result, call.error));
+  else box.append(result(call.result, call.error), pictures(call.result) ?? "");
   return box;
 }
 
 function result(text, error) {
-  const shown = /^\s*[[{]/.test(text) ? laidOut(text) ?? text : text;
-  const body = shown === "" ? h("p", { class: "dim no-result" }, "(empty result)") : capped(shown, "result");
+  const tree = /^\s*[[{]/.test(text) ? jsonTree(text, "result") : null;
+  const body = text === "" ? h("p", { class: "dim no-result" }, "(empty result)") : tree ?? capped(text, "result");
   return error ? h("div", { class: "failed" }, h("span", { class: "failed-label" }, "error"), body) : body;
 }

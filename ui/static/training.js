@@ -3,8 +3,9 @@
 import { chart } from "./chart.js";
 import { h, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
-import { addressOf, go } from "./place.js";
+import { addressOf, go, notice } from "./place.js";
 import { read } from "./save.js";
+import { showStart } from "./start.js";
 
 const POLL = 2000;
 // [title, metrics with what they are called in the chart, unit]; a chart is shown where one of its metrics exists.
@@ -29,7 +30,8 @@ const QUIET = ["num_tokens", "seconds"];
 const MOST_NAMES = 40;
 
 export async function showTrainings(view, place) {
-  if (place.id) await showTraining(view, place);
+  if (place.id === "new") await showStart(view, place);
+  else if (place.id) await showTraining(view, place);
   else await showList(view);
 }
 
@@ -37,9 +39,11 @@ export async function showTrainings(view, place) {
 
 async function showList(view) {
   const { rows } = await read("/api/trainings");
-  view.append(h("div", { class: "filters" }, h("span", { class: "dim" }, "What trains, and what has trained, newest first."), h("span", { class: "grow" }), h("span", { class: "count" }, `${rows.length} ${rows.length === 1 ? "training" : "trainings"}`)));
+  view.append(h("div", { class: "filters" }, h("span", { class: "dim" }, "What trains, and what has trained, newest first."), h("span", { class: "grow" }), h("span", { class: "count" }, `${rows.length} ${rows.length === 1 ? "training" : "trainings"}`), h("a", { class: "button", href: "#/training/new" }, "New training ", h("kbd", {}, "n"))));
+  const fresh = { keys: ["n"], label: "n", does: "new training", act: () => go("training", "new") };
+  useKeys([fresh]);
   if (!rows.length) {
-    view.append(h("div", { class: "empty" }, h("p", {}, "Nothing has been trained yet."), h("p", { class: "dim" }, "`agentalign train sft --taskset NAME` begins with what an expert did.")));
+    view.append(h("div", { class: "empty" }, h("p", {}, "Nothing has been trained yet."), h("p", { class: "dim" }, "Begin with sft on what an expert did.")));
     return;
   }
   const body = h("tbody", {}, rows.map(line));
@@ -56,6 +60,7 @@ async function showList(view) {
     { keys: ["j", "ArrowDown"], label: "j ↓", does: "next training", act: () => select(at + 1) },
     { keys: ["k", "ArrowUp"], label: "k ↑", does: "training before", act: () => select(at - 1) },
     { keys: ["Enter", "o"], label: "Enter o", does: "open the training", act: () => at >= 0 && go("training", rows[at].id) },
+    fresh,
   ]);
 }
 
@@ -85,14 +90,14 @@ function steps(row) {
 
 // ---------------------------------------------------------------- one training
 
-async function showTraining(view, { id, current }) {
+async function showTraining(view, { id, current, root }) {
   const training = await read("/api/trainings/" + encodeURIComponent(id));
   const head = h("div", { class: "run-head" });
   const alarms = h("div", { class: "alarms", role: "status" });
   const charts = h("div", { class: "charts" });
   const more = h("div", { class: "more-figures" });
   const looks = h("div", { class: "looks" });
-  const screen = { id, seen: -1, extra: new Set(), training, nodes: { head, alarms, charts, more, looks }, redraw: () => look(screen, true) };
+  const screen = { id, root, seen: -1, extra: new Set(), training, nodes: { head, alarms, charts, more, looks }, redraw: () => look(screen, true) };
   view.append(head, alarms, h("div", { class: "split" }, h("div", { class: "left" }, charts, more), h("aside", { class: "rating", "aria-label": "About" }, looks, about(training))));
   await look(screen, true);
   watch(view, screen, current);
@@ -166,7 +171,21 @@ function chooser(names, screen) {
   ];
 }
 
-function head(row) {
+function head(row, screen) {
+  const ask = (what, body) => async (event) => {
+    event.target.disabled = true;
+    try {
+      await read(`/api/trainings/${encodeURIComponent(row.id)}/${what}`, body ?? {});
+      notice(screen.root, "");
+    } catch (error) {
+      notice(screen.root, error.message);
+    }
+    event.target.disabled = false;
+    await screen.redraw();
+    screen.watch();
+  };
+  const button = (text, act, title) => h("button", { type: "button", "data-act": text, onclick: act, title }, text);
+  const going = ["running", "starting"].includes(row.state);
   const fact = (value, name) => h("span", { class: "fact" }, h("b", {}, value), " ", name);
   return [
     h("a", { class: "back", href: "#/training", title: "Back to the list (l)" }, "‹"),
@@ -177,7 +196,31 @@ function head(row) {
     row.adapter && h("span", { class: "fact" }, h("b", {}, visible(row.adapter))),
     row.note && h("span", { class: "dim note-line", title: row.note }, visible(row.note)),
     h("span", { class: "grow" }),
+    going && button("Stop", ask("stop"), "It saves what it has and ends; Resume goes on from there"),
+    !going && row.state !== "done" && button("Resume", ask("resume"), "The same command again, on the data it began with"),
+    row.adapter && button("Promote", () => promote(row, screen), "If it passes its gate, agents get it"),
   ].filter(Boolean);
+}
+
+/** Promote the adapter; where the gate says no, its reason is shown, and an own reason may go against it. */
+async function promote(row, screen) {
+  const box = h("div", { class: "sheet", role: "dialog", "aria-label": "Promote" });
+  const reason = h("input", { type: "text", class: "field", maxLength: 1000, placeholder: "a reason, to go against the gate" });
+  const answer = h("p", { class: "fault", role: "status" });
+  const ask = (stage) => async (event) => {
+    event.target.disabled = true;
+    answer.textContent = "Asking the gate …";
+    try {
+      const report = await read(`/api/trainings/${encodeURIComponent(row.id)}/promote`, { stage, reason: reason.value });
+      box.querySelector(".sheet-box").replaceChildren(h("h2", {}, `${report.adapter} is ${stage} now`), h("ul", { class: "checks" }, report.checks.map((check) => h("li", {}, h("span", { class: `chip ${check.passed ? "good" : "bad"}` }, check.passed ? "passed" : "failed"), " ", h("b", {}, visible(check.name)), " ", visible(check.detail)))), h("button", { type: "button", onclick: () => box.remove() }, "Close"));
+    } catch (error) {
+      answer.textContent = error.message;
+      event.target.disabled = false;
+    }
+  };
+  box.append(h("div", { class: "sheet-box promote" }, h("h2", {}, "Promote ", visible(row.adapter)), h("p", { class: "dim" }, "It must pass its gate: unchanged files, sound weights, an evaluation, and not worse than production."), reason, answer, h("p", {}, h("button", { type: "button", onclick: ask("candidate") }, "Candidate"), " ", h("button", { type: "button", onclick: ask("production") }, "Production"), " ", h("button", { type: "button", class: "quiet", onclick: () => box.remove() }, "Cancel"))));
+  screen.root.append(box);
+  reason.focus();
 }
 
 /** Evaluations while training, the newest first, with the way to their runs. */

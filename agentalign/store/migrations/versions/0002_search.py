@@ -136,7 +136,7 @@ def _verdicts(seq: int, scores: list[dict[str, Any]]) -> list[dict[str, object]]
                 places[criterion][step].append(value)
     found = []
     for criterion, kinds in sorted(values.items()):
-        counted = kinds[max(kinds, key=lambda kind: _RANK[kind])]
+        counted = kinds[max(kinds, key=lambda kind: _RANK.get(kind, 3))]
         spread = max((max(some) - min(some) for some in places[criterion].values()), default=0.0)
         found.append({"criterion": criterion, "trajectory": seq, "value": sum(counted) / len(counted), "spread": spread})
     return found

@@ -1,0 +1,150 @@
+"""Which adapter answers: names become versions, versions come into memory, and a conversation keeps the one it began with.
+
+The registry's stages are read at every request: `agentalign promote` is the hot swap, `promote --rollback` the way back, and nothing has
+to be told to the server. Surprise: a conversation is known by its id, or else by its whole history word for word. Without an id, two
+conversations whose histories are equal to the letter are one to the server.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from agentalign.config.project import Project
+from agentalign.deployment.serving.worker import Worker
+from agentalign.errors import RegistryError
+from agentalign.records.adapter import AdapterCard
+from agentalign.records.base import digest
+from agentalign.records.trajectory import Message
+from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle, require_runnable
+from agentalign.store.registry import Registry
+from agentalign.training.base import Base
+from agentalign.training.mixed_lora import MixedLora
+
+BASE = "base"
+"""The bare base's name as a model, where no adapter is called so."""
+MAX_CONVERSATIONS = 100_000
+
+
+class Adapters:
+    """The adapters of one base."""
+
+    def __init__(self, project: Project, base: Base, lora: MixedLora, worker: Worker, *, max_loaded: int) -> None:
+        self._project, self._registry = project, Registry(project.adapters)
+        self._base, self._lora, self._worker, self._max_loaded = base, lora, worker, max_loaded
+        self._loading = threading.Lock()
+        """Held while a version comes into memory: the worker is waited for."""
+        self._lock = threading.Lock()
+        """Held for a moment; the worker takes it too."""
+        self._used: OrderedDict[str, int] = OrderedDict()
+        """Loaded version -> requests that use it; least recently used first."""
+        self._bound: OrderedDict[str, str] = OrderedDict()
+        """Conversation -> version."""
+
+    def choose(self, ref: str, conversation: str | None) -> str:
+        """The version, "name@version" or "base", that answers.
+
+        Raises:
+            RegistryError: there is no such adapter.
+        """
+        if ref == BASE and not (self._project.adapters / BASE).is_dir():
+            return BASE
+        if ref.rpartition("@")[2].isdigit():
+            return self._registry.resolve(ref)[0].ref  # asked for by number, it is what was asked for
+        with self._lock:
+            held = self._bound.get(conversation or "")
+        if held is not None and held.rpartition("@")[0] == ref.partition("@")[0]:
+            return held
+        return self._registry.resolve(ref)[0].ref
+
+    def bind(self, conversation: str, version: str) -> str:
+        """A conversation goes on with this version; the first to say so counts, and is returned."""
+        with self._lock:
+            held = self._bound.setdefault(conversation, version)
+            self._bound.move_to_end(conversation)
+            while len(self._bound) > MAX_CONVERSATIONS:
+                self._bound.popitem(last=False)
+        return held
+
+    def acquire(self, version: str) -> str | None:
+        """Bring a version into memory and keep it there until `release`; its name there, None for the base."""
+        if version == BASE:
+            return None
+        with self._loading:
+            if version not in self._used:
+                self._load(version)
+            with self._lock:
+                self._used[version] = self._used.get(version, 0) + 1
+                self._used.move_to_end(version)
+        return version
+
+    def release(self, version: str) -> None:
+        """A request is over."""
+        with self._lock:
+            if version in self._used:
+                self._used[version] -= 1
+
+    def _load(self, version: str) -> None:
+        card, folder = self._registry.resolve(version)
+        problem = self._unfit(card, folder)
+        if problem:
+            raise RegistryError(problem)
+        require_runnable(self._project, Bundle(card, folder, self._base))
+        weights = self._lora.read(folder)
+        spare = [name for name, users in self._used.items() if not users][: max(0, len(self._used) + 1 - self._max_loaded)]
+
+        def put_in() -> None:
+            for name in spare:
+                self._lora.remove(name)
+            self._lora.add(version, weights)
+
+        self._worker.change(put_in)
+        for name in spare:
+            del self._used[name]
+
+    def _unfit(self, card: AdapterCard, folder: Path) -> str:
+        """Why a version cannot be served here; empty where it can."""
+        if card.kind != "policy":
+            return f"{card.ref} is a {card.kind} model: it gives numbers and no messages. Name a policy adapter."
+        same = card.base_digest == self._base.digest and card.template_digest == digest(self._base.template)
+        if not same or not (folder / TEMPLATE_FILE).is_file():
+            return (
+                f"{card.ref} was trained on another base or under another chat template than this server has. Serve it by its own server."
+            )
+        return ""
+
+    @property
+    def loaded(self) -> list[str]:
+        """Versions in memory."""
+        return list(self._used)
+
+    def models(self) -> dict[str, AdapterCard]:
+        """Every name that this server answers to, and whose card it is: versions, stages, and the newest by the bare name."""
+        found: dict[str, AdapterCard] = {}
+        for card in self._registry.list():
+            if self._unfit(card, self._project.adapters / card.name / str(card.version)):
+                continue
+            found[card.ref] = found[card.name] = card
+            for stage, number in self._registry.stages(card.name).items():
+                if number == card.version:
+                    found[f"{card.name}@{stage}"] = card
+        return found
+
+
+def conversation_key(ref: str, owner: str, messages: Sequence[Message], tools: str, named: str = "") -> str | None:
+    """What a conversation is known by; None for one that has just begun and has no id.
+
+    Args:
+        ref: the model as the client wrote it: a canary and production are two conversations.
+        owner: whose API key it is: ids of two clients never meet.
+        named: the client's own id.
+    """
+    if named:
+        return digest(["named", owner, ref, named])
+    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=None)
+    if last is None:
+        return None
+    said: JsonValue = [[m.role, m.content, [[c.id, c.name, c.arguments] for c in m.tool_calls]] for m in messages[: last + 1]]
+    return digest(["history", owner, ref, said, tools])

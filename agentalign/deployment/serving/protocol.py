@@ -1,0 +1,139 @@
+"""Requests as the OpenAI API writes them, as far as this server honours them; everything else is refused by name.
+
+A field that is not here is a 400, and so is a value that would change nothing although it asks for something. Values that ask for nothing
+(`frequency_penalty: 0`, `n: 1`) are taken, since clients send them.
+Surprise: `temperature` is 0 where it is left out, not 1: adapters are evaluated greedily, and that is the agent that was promoted.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+
+MAX_MESSAGES, MAX_TOOLS, MAX_TOP = 2000, 128, 20
+Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+class Part(BaseModel):
+    """Anything a client may send or get; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Function(Part):
+    """An offered function."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+    """The arguments will fit `parameters`; needs llguidance."""
+
+
+class Tool(Part):
+    """An offered tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Part):
+    """A function by name."""
+
+    name: str
+
+
+class NamedChoice(Part):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(Part):
+    """The shape of an answer."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    schema_: dict[str, JsonValue] | None = Field(default=None, alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+    """Always kept, whatever this says."""
+
+
+class TextFormat(Part):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Part):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class SchemaFormat(Part):
+    """JSON of one shape."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class StreamOptions(Part):
+    """What a stream holds."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(Part):
+    """A chat completion."""
+
+    model: str = Field(min_length=1, max_length=200)
+    """"order_desk@production", "order_desk@3", "order_desk" for the newest version, or "base"."""
+    messages: list[dict[str, JsonValue]] = Field(min_length=1, max_length=MAX_MESSAGES)
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    """false: one call at most; needs llguidance."""
+    response_format: Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+    return_token_ids: bool | None = None
+    """Add the ids of prompt and answer, and the answer's log-probs; for recording what was sampled."""
+    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    """`conversation_id` names the conversation; the rest is not looked at."""
+    user: str | None = None
+    """Not looked at: who a person is changes nothing."""
+    stop: Annotated[list[Annotated[str, Field(max_length=0)]], Field(max_length=0)] | None = None
+    n: Literal[1] | None = None
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    store: Literal[False] | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _no_nulls_of_clients(cls, messages: list[dict[str, JsonValue]]) -> list[dict[str, JsonValue]]:
+        """Clients that send an answer back add fields that say null."""
+        return [{key: value for key, value in message.items() if value is not None or key == "content"} for message in messages]
+
+
+class ErrorBody(BaseModel):
+    """What was wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(BaseModel):
+    """An error as the OpenAI API writes it."""
+
+    error: ErrorBody

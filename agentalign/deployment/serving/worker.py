@@ -1,0 +1,227 @@
+"""One thread owns the model; requests join its batch between two steps, and what is written comes out as events.
+
+Nothing else touches the network. Handing in, cancelling and adding an adapter are notes in a queue that the thread reads before each step.
+Surprise: an exception does not say whose fault it was. So the batch forgets what it had computed, each request is run alone until it has
+written a token, and the one that fails alone fails; the others go on from the very tokens they had.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agentalign.errors import AgentAlignError
+from agentalign.training.continuous import Batch, Work, Written
+from agentalign.training.decode_attention import NAME
+
+log = logging.getLogger(__name__)
+
+MAX_BREAKS = 3
+"""How often a request may be in a batch that breaks."""
+IDLE_SECONDS = 0.5
+"""How often a thread with nothing to do looks at its deadlines."""
+
+
+class BusyError(AgentAlignError):
+    """More requests wait than may wait."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a request."""
+
+    written: Written | None = None
+    problem: str = ""
+    """Why it failed; then it is over."""
+    late: bool = False
+    """It failed because its time was over."""
+
+    @property
+    def last(self) -> bool:
+        """Nothing more will come."""
+        return self.written is None or bool(self.written.end)
+
+
+@dataclass
+class Job:
+    """A request on its way through the worker."""
+
+    work: Work
+    deadline: float
+    """By `time.monotonic`."""
+    tell: Callable[[Event], None]
+    """Called by the worker's thread; must not wait."""
+    cancelled: bool = False
+    breaks: int = field(default=0)
+
+
+class Worker:
+    """The thread, its queue and its batch."""
+
+    def __init__(self, batch: Batch, *, max_waiting: int) -> None:
+        self._batch, self._max_waiting = batch, max_waiting
+        self._waiting: deque[Job] = deque()
+        self._jobs: dict[int, Job] = {}
+        self._changes: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._next = 0
+        self._thread = threading.Thread(target=self._run, name="agentalign-worker", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self, seconds: float = 10) -> None:
+        """Fail what is left and end the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(seconds)
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything handed in would be worked on."""
+        return self._thread.is_alive() and not self._stopping
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a row."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests with a row."""
+        return len(self._jobs)
+
+    def next_key(self) -> int:
+        """A new name for a request."""
+        with self._wake:
+            self._next += 1
+            return self._next
+
+    def submit(self, job: Job) -> None:
+        """Hand a request in; BusyError where too many wait."""
+        with self._wake:
+            if self._stopping or not self._thread.is_alive():
+                raise BusyError("the server is stopping.")
+            if len(self._waiting) >= self._max_waiting:
+                raise BusyError(f"{len(self._waiting)} requests wait already, which is as many as may. Try again soon.")
+            self._waiting.append(job)
+            self._wake.notify()
+
+    def change(self, change: Callable[[], None]) -> None:
+        """Run something between two steps, such as putting an adapter in memory; returns when it is done."""
+        done = threading.Event()
+
+        def run() -> None:
+            change()
+            done.set()
+
+        with self._wake:
+            self._changes.append(run)
+            self._wake.notify()
+        while not done.wait(1):
+            if not self.alive:
+                raise BusyError("the server is stopping.")
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for this any more."""
+        job.cancelled = True
+        with self._wake:
+            self._wake.notify()
+
+    # ------------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        with self._batch.generator.ready(NAME):
+            while not self._stopping:
+                self._wait()
+                self._take_changes()
+                self._tidy()
+                self._admit()
+                if not self._jobs:
+                    continue
+                try:
+                    self._deliver(self._batch.step())
+                except Exception:  # whatever broke, the server goes on
+                    log.exception("a batch of %d requests broke; each is run alone now", len(self._jobs))
+                    self._mend()
+        for job in [*self._jobs.values(), *self._waiting]:
+            job.tell(Event(problem="the server is stopping."))
+
+    def _wait(self) -> None:
+        with self._wake:
+            if not (self._jobs or self._waiting or self._changes or self._stopping):
+                self._wake.wait(IDLE_SECONDS)
+
+    def _take_changes(self) -> None:
+        while self._changes:
+            self._changes.popleft()()
+
+    def _tidy(self) -> None:
+        """Leave what nobody waits for, and what took too long."""
+        now = time.monotonic()
+        for key, job in list(self._jobs.items()):
+            if job.cancelled or now > job.deadline:
+                self._batch.drop(key)
+                self._end(job, late=not job.cancelled)
+        with self._wake:
+            over = [job for job in self._waiting if job.cancelled or now > job.deadline]
+            for job in over:
+                self._waiting.remove(job)
+        for job in over:
+            self._end(job, late=not job.cancelled)
+
+    def _end(self, job: Job, *, late: bool = False, problem: str = "") -> None:
+        self._jobs.pop(job.work.key, None)
+        job.tell(Event(problem=problem or ("the request took longer than a request may take." if late else "cancelled"), late=late))
+
+    def _admit(self) -> None:
+        while self._batch.room:
+            with self._wake:
+                if not self._waiting:
+                    return
+                job = self._waiting.popleft()
+            self._jobs[job.work.key] = job
+            self._batch.admit(job.work)
+
+    def _deliver(self, written: list[Written]) -> None:
+        for one in written:
+            job = self._jobs[one.key]
+            if one.problem:
+                self._end(job, problem=one.problem)
+                continue
+            if one.end:
+                del self._jobs[one.key]
+            job.tell(Event(one))
+
+    def _mend(self) -> None:
+        """Find out whose fault it was."""
+        suspects = [self._jobs[work.key] for work in self._batch.clear() if work.key in self._jobs]
+        # An error on the way into the batch leaves a request that has no row.
+        suspects += [job for job in self._jobs.values() if job not in suspects]
+        sound = [job for job in suspects if self._sound_alone(job)]
+        self._batch.clear()
+        for job in sound:
+            job.breaks += 1
+            if job.breaks > MAX_BREAKS:
+                self._end(job, problem="the batch of this request broke again and again.")
+            elif job.work.key in self._jobs:
+                self._batch.admit(job.work)
+
+    def _sound_alone(self, job: Job) -> bool:
+        """Run a request alone until it has written a token."""
+        before = len(job.work.ids)
+        try:
+            self._batch.clear()
+            self._batch.admit(job.work)
+            while len(job.work.ids) == before and job.work.key in self._jobs:
+                self._deliver(self._batch.step())
+        except Exception as error:
+            log.exception("a request failed")
+            self._end(job, problem=f"the model could not work on this request ({type(error).__name__}).")
+            return False
+        return job.work.key in self._jobs

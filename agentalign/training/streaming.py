@@ -1,0 +1,99 @@
+"""What can be said of a turn while it is still being written: text goes out at once, half a call never.
+
+A beginning of the turn is *certain* when it stays the beginning of the turn's text whatever follows. Everything else waits: reasoning until
+it is closed, what may become a call until it is one or is not, white space that a call would take with it, half a character.
+Surprise: nothing here reads calls. The one parser does that when the turn is over, so a streamed turn and a whole one cannot differ.
+"""
+
+from collections.abc import Callable, Sequence
+
+from agentalign.training.parsers import TurnForm
+
+Decode = Callable[[Sequence[int]], str]
+WINDOW = 8
+"""Ids that are decoded again with those after them: enough for one character in bytes."""
+
+
+def certain_text(form: TurnForm, text: str) -> str:
+    """The part of an unfinished turn's text that will not change."""
+    rest = _after_reasoning(form, text)
+    if rest is None:
+        return ""
+    if form.text_lead:
+        body = rest.lstrip()
+        if form.text_lead.startswith(body):
+            return ""
+        if body.startswith(form.text_lead):
+            rest = body[len(form.text_lead) :].lstrip()
+    for start in form.call_starts:
+        rest = _before(rest, start)
+    rest = rest.rstrip()
+    if form.text_tail:
+        rest = _before(rest, form.text_tail).rstrip()
+    return rest
+
+
+def _after_reasoning(form: TurnForm, text: str) -> str | None:
+    """None while reasoning may still be going on."""
+    if form.reasoning is None:
+        return text
+    before, after = form.reasoning
+    body = text.lstrip()
+    if before.startswith(body) or (body.startswith(before) and after not in body):
+        return None
+    return body[len(before) :].partition(after)[2].lstrip() if body.startswith(before) else text
+
+
+def _before(text: str, word: str) -> str:
+    """The text before a word, or before what may become the word."""
+    found = text.find(word)
+    if found >= 0:
+        return text[:found]
+    held = next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)
+    return text[: len(text) - held]
+
+
+class Unfolding:
+    """The text of ids that come one by one, each decoded a few times however long the turn is."""
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._settled = ""
+        self._context: list[int] = []
+        """Ids whose text is settled; those after them are decoded behind them, since some tokenizers treat a first word otherwise."""
+        self._open: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The whole text so far, without the bytes of a character that is not complete."""
+        self._open.append(token)
+        before = self._decode(self._context)
+        new = self._decode([*self._context, *self._open])[len(before) :]
+        whole = not new.endswith("\ufffd")
+        if whole and len(self._open) >= WINDOW:
+            self._settled += new
+            self._context, self._open = self._open, []
+            return self._settled
+        return self._settled + (new if whole else new.rstrip("\ufffd"))
+
+
+class Silence:
+    """The constraint of a turn that may call nothing: no text that begins a call is ever completed."""
+
+    over = False
+
+    def __init__(self, form: TurnForm, decode: Decode) -> None:
+        self._starts, self._decode = form.call_starts, decode
+        self._recent: list[int] = []
+
+    def allowed(self) -> None:
+        """Any id may be allowed; each is asked about alone."""
+
+    def refuses(self, token: int) -> bool:
+        """Whether the text would then hold the beginning of a call."""
+        text = self._decode([*self._recent, token])
+        return any(start in text for start in self._starts)
+
+    def advance(self, token: int) -> None:
+        """Remember enough ids to see a beginning that is written in pieces; each id is at least one byte."""
+        longest = max(map(len, self._starts), default=0)
+        self._recent = [*self._recent, token][-longest:] if longest else []

@@ -1,0 +1,196 @@
+"""Routes of the agreement screen: how far raters agree, the cases behind a figure, and a lead's decision on one.
+
+All of it is for leads: it shows everyone's answers side by side. A decision is one more record, by whom and why, and overwrites nothing.
+Surprise: a pair is decided blind, on sides drawn for this lead as for any rater; what the others chose is told in those sides.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from fastapi import Depends, FastAPI, HTTPException, Query
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.responses import Response
+
+from agentalign.errors import DataError
+from agentalign.records.base import digest
+from agentalign.records.criterion import Criterion, Score
+from agentalign.records.preference import Item, Preference
+from agentalign.scoring.agreement_report import agreement_report, stored_panel
+from agentalign.scoring.cases import Case, Panel, Question, Rater
+from agentalign.scoring.disputes import Dispute, dispute, disputes
+from agentalign.ui import compare, hidden, views
+from agentalign.ui.api import House, Key, RunId, Saved, ScoreIn, ascii_json, score_of, stored_run
+from agentalign.ui.auth import Person, require_lead
+
+MOST_CASES = 200
+
+Lead = Annotated[str, Depends(require_lead)]
+Taskset = Annotated[str, Query(max_length=500)]
+Why = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
+
+
+class QuestionQuery(BaseModel):
+    """Which question of a taskset."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    taskset: Annotated[str, Field(max_length=500)]
+    criterion: Annotated[str, Field(max_length=100)]
+    kind: Literal["mark", "pair"]
+
+
+class CasesQuery(QuestionQuery):
+    """Whose cases: of all people, or those that both of two raters answered. A rater is "kind:name"."""
+
+    first: Annotated[str, Field(max_length=600)] = ""
+    second: Annotated[str, Field(max_length=600)] = ""
+
+
+class CaseQuery(QuestionQuery):
+    """One case: the run and step, or two runs."""
+
+    run: RunId
+    step: Annotated[int | None, Field(ge=0)] = None
+    other: RunId | None = None
+
+
+class CasesView(BaseModel):
+    """Cases, those to decide first."""
+
+    cases: list[Dispute]
+    total: int
+
+
+class CaseView(BaseModel):
+    """A case with all that a decision needs."""
+
+    case: Dispute
+    criterion: views.CriterionView | None
+    run: views.BlindRun | None = None
+    draw: str | None = None
+    """Of a pair: the token that a decision is given under."""
+    swapped: bool = False
+    """Of a pair: whether the case's first item is on the right."""
+    shared: int = 0
+    left: views.BlindRun | None = None
+    right: views.BlindRun | None = None
+
+
+class DecisionIn(ScoreIn):
+    """What holds for a run or step, and why."""
+
+    note: Why
+
+
+class PairDecisionIn(BaseModel):
+    """Which side of a drawn pair is better, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Key
+    draw: RunId
+    criterion: Annotated[str, Field(max_length=100)]
+    choice: compare.Choice
+    note: Why
+
+
+def add(app: FastAPI, house: House) -> None:
+    """Add the routes."""
+
+    @app.get("/api/agreement")
+    def agreement(_lead: Lead, taskset: Taskset) -> Response:
+        """The report, and whose criteria it is about."""
+        criteria, missing = house.criteria(taskset)
+        report = agreement_report(stored_panel(house.store, taskset), taskset, criteria)
+        return ascii_json({**report.model_dump(), "criteria_missing": missing})
+
+    @app.get("/api/agreement/cases", response_model=CasesView)
+    def cases(_lead: Lead, wanted: Annotated[CasesQuery, Query()]) -> Response:
+        """The cases behind a figure."""
+        found = stored_panel(house.store, wanted.taskset)
+        between = [_rater(text) for text in (wanted.first, wanted.second) if text]
+        listed = disputes(found, _question(wanted), _criterion(house, wanted.taskset, wanted.criterion), between)
+        return ascii_json(CasesView(cases=listed[:MOST_CASES], total=len(listed)))
+
+    @app.get("/api/agreement/case", response_model=CaseView)
+    def case(lead: Lead, wanted: Annotated[CaseQuery, Query()]) -> Response:
+        """One case, to decide."""
+        if wanted.run is not None:
+            hidden.refuse_hidden(house.store, Person(lead, "lead"), wanted.run)
+        return ascii_json(case_view(house, wanted, lead))
+
+    @app.post("/api/decisions", response_model=Saved)
+    def decide(lead: Lead, decision: DecisionIn) -> Response:
+        """Save a decision on a run or step."""
+        criteria, missing = house.criteria(stored_run(house.store, decision.trajectory).taskset)
+        score = decided_score(decision, criteria, missing, lead)
+        report = house.store.add_scores([score])
+        return ascii_json(Saved(id=score.id, known=report.stored == 0))
+
+    @app.post("/api/decisions/pair", response_model=Saved)
+    def decide_pair(lead: Lead, decision: PairDecisionIn) -> Response:
+        """Save a decision on a pair."""
+        preference = decided_pair(house, decision, lead)
+        report = house.store.add_preferences([preference])
+        return ascii_json(Saved(id=preference.id, known=report.stored == 0))
+
+
+def decided_score(decision: DecisionIn, criteria: Sequence[Criterion], missing: str, lead: str) -> Score:
+    """The decision as a record; DataError where the criteria do not allow it."""
+    mark = score_of(ScoreIn(**decision.model_dump()), criteria, missing, lead)
+    return mark.model_copy(update={"rater_kind": "adjudicator", "id": digest(["decision", lead, decision.key])})
+
+
+def decided_pair(house: House, decision: PairDecisionIn, lead: str) -> Preference:
+    """The decision as a record."""
+    drawn = compare.read_draw(house.draws, decision.draw, lead)
+    if decision.criterion != "overall" and _criterion(house, drawn.taskset, decision.criterion) is None:
+        raise DataError(f"there is no criterion '{decision.criterion}' in force here. Reload the page.")
+    choice = compare.preference_of(drawn, decision.choice, id=digest(["decision", lead, decision.key]), note=decision.note)
+    return choice.model_copy(update={"source": "adjudicator", "criterion": decision.criterion})
+
+
+def case_view(house: House, wanted: CaseQuery, lead: str) -> CaseView:
+    """The case with the run, or with both sides of the pair as drawn for this lead."""
+    criterion = _criterion(house, wanted.taskset, wanted.criterion)
+    found = stored_panel(house.store, wanted.taskset)
+    card = None if criterion is None else views.criterion_view(criterion)
+    if wanted.kind == "mark":
+        case = _known(found, Case(_question(wanted), (Item(wanted.run, wanted.step),)))
+        return CaseView(case=dispute(found, case, criterion), criterion=card, run=views.blind_view(stored_run(house.store, wanted.run)))
+    if wanted.other is None or wanted.step is not None:
+        raise DataError(
+            "steps that were compared are listed, but only pairs of whole runs are decided here. Decide the runs they belong to."
+        )
+    first, second = sorted((wanted.run, wanted.other))
+    case = _known(found, Case(_question(wanted), (Item(first), Item(second))))
+    kept = compare.draw_pair(house.draws, house.secret, lead, (stored_run(house.store, first), stored_run(house.store, second)))
+    left, right = (views.blind_view(house.store.trajectory(id)) for id in (kept.draw.left, kept.draw.right))
+    return CaseView(
+        case=dispute(found, case, criterion),
+        criterion=card,
+        draw=kept.token,
+        swapped=kept.draw.left != first,
+        shared=compare.shared_entries(left.timeline, right.timeline),
+        left=left,
+        right=right,
+    )
+
+
+def _known(found: Panel, case: Case) -> Case:
+    if case not in found.answers:
+        raise HTTPException(404, "nobody answered this question about this run. Reload the list of cases.")
+    return case
+
+
+def _question(wanted: QuestionQuery) -> Question:
+    return Question(wanted.criterion, wanted.kind)
+
+
+def _rater(text: str) -> Rater:
+    kind, _, name = text.partition(":")
+    return Rater(kind, name)
+
+
+def _criterion(house: House, taskset: str, key: str) -> Criterion | None:
+    return next((criterion for criterion in house.criteria(taskset)[0] if criterion.key == key), None)

@@ -1,0 +1,44 @@
+// JSON as a tree whose branches fold. Nothing is parsed into values: every line is the text as it stands, white space aside.
+
+import { capped, h, laidOut, visible } from "./dom.js";
+
+const MOST_LINES = 400;
+const FOLD_DEPTH = 3;
+const FOLD_LINES = 12;
+
+/** The JSON text as a foldable tree; capped plain text where it is very long; null where it is not JSON. */
+export function jsonTree(text, className) {
+  const shown = laidOut(text);
+  if (shown === null) return null;
+  const lines = shown.split("\n");
+  if (lines.length < 2 || lines.length > MOST_LINES) return capped(shown, className);
+  const box = h("div", { class: className + " json" });
+  const open = [];
+  let into = box;
+  for (const line of lines) {
+    if (open.length && /^\s*[\]}],?$/.test(line)) {
+      const { branch, parent, started } = open.pop();
+      branch.append(row(line));
+      const inside = branch.querySelectorAll(".line").length - 1;
+      branch.firstChild.dataset.hidden = `${inside} more`;
+      branch.open = started < FOLD_DEPTH || inside <= FOLD_LINES;
+      into = parent;
+    } else if (/[[{]$/.test(line)) {
+      const branch = h("details", { class: "branch" }, h("summary", {}, parts(line)));
+      into.append(branch);
+      open.push({ branch, parent: into, started: open.length });
+      into = branch;
+    } else into.append(row(line));
+  }
+  return box;
+}
+
+function row(line) {
+  return h("div", { class: "line" }, parts(line));
+}
+
+function parts(line) {
+  const key = /^(\s*)("(?:[^"\\]|\\.)*")(: )/.exec(line);
+  if (!key) return visible(line);
+  return [visible(key[1]), h("span", { class: "key" }, visible(key[2])), ": ", visible(line.slice(key[0].length))];
+}
