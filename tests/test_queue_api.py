@@ -123,8 +123,8 @@ def hide(store: Store, answer: str) -> str:
 
 def answers(app: Any, client: TestClient, run: str) -> Iterator[tuple[str, str]]:
     """Every GET route of the app with this run in its place: path and what it tells."""
-    for route in app.routes:
-        if isinstance(route, APIRoute) and "GET" in route.methods and route.path.startswith("/api/"):
+    for route in every(app.routes):
+        if "GET" in route.methods and route.path.startswith("/api/"):
             for what, form in (("scores", "csv"), ("preferences", "jsonl"), ("scores", "jsonl")):
                 path = route.path.replace("{run}", run).replace("{what}", what).replace("{form}", form)
                 path = re.sub(r"\{[^}]*\}", run, path)
@@ -186,8 +186,17 @@ def test_a_repeat_hides_ones_own_earlier_answer(project: Project, store: Store) 
 # ---- every route for every person
 
 
+def every(routes: Any) -> Iterator[APIRoute]:
+    """All routes of our own, those of included routers too."""
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield route
+        else:
+            yield from every(getattr(getattr(route, "original_router", None), "routes", []))
+
+
 def routes(app: Any) -> set[tuple[str, str]]:
-    return {(method, route.path) for route in app.routes if isinstance(route, APIRoute) for method in route.methods}
+    return {(method, route.path) for route in every(app.routes) for method in route.methods}
 
 
 def test_every_route_is_in_the_table_and_the_table_is_in_security_md(app: Any) -> None:
