@@ -10,17 +10,21 @@ from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
 from agentalign.config.reward import RewardConfig
 from agentalign.config.sft import SFTConfig
+from agentalign.environments.taskset import load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError, RegistryError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.dev_gate import DevGate, _losses
 from agentalign.recipes.dry_run import DryRun
+from agentalign.recipes.token_notes import notes_of
 from agentalign.recipes.workspace import open_workspace, resolve_start
+from agentalign.records.golden import Golden
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
 from agentalign.training.model import Model
+from agentalign.training.top_tokens import apart
 from tests.small_project import DPO, FIXTURES, PPO, REWARD, SFT, TINY, make_project
 
 
@@ -40,6 +44,19 @@ def test_sft_leaves_an_adapter_that_knows_where_it_came_from(project):
     assert json.loads(card.config)["max_steps"] == 10
     assert (folder / "chat_template.jinja").read_text() == (FIXTURES / "tiny" / "chat_template.jinja").read_text()
     Registry(project.adapters).verify("toy_desk@1")
+
+
+def test_a_policy_leaves_golden_turns_and_what_identifies_its_base(project):
+    card, folder = Registry(project.adapters).resolve("toy_desk@1")
+    golden = Golden.model_validate_json((folder / "golden.json").read_bytes())
+    assert golden.held_out and golden.turns and golden.noise < 1e-4
+    assert {task.split for task in load_taskset("toy_desk", project.tasks).tasks() if task.id in {t.task for t in golden.turns}} == {"dev"}
+    for turn in golden.turns:
+        assert len(turn.adapter) == len(turn.base) == len(turn.completion) > 0
+        assert {top[0][1] <= 0 for top in turn.adapter} == {True}
+    assert any(apart(turn.adapter, turn.base) > 100 * max(golden.noise, 1e-6) for turn in golden.turns)
+    assert "model.safetensors" in card.base_files and card.quantization_recipe["dtype"] and card.seed == 0
+    assert "tokenizer_config.json" in card.files and card.dev_scores
 
 
 def test_the_card_alone_repeats_the_run_and_another_seed_does_not(project, tmp_path):
@@ -101,6 +118,13 @@ def test_dpo_learns_from_pairs_and_writes_the_fields_names(project, credit):
     card, _ = Registry(project.adapters).resolve(training.adapter)
     assert card.parents == ("toy_desk@1",)
     assert sum(count for name, count in card.data_counts.items() if name.startswith("pairs/")) > 0
+    with Store(project.store_url) as store:
+        pair = next(one for one in store.preferences("toy_desk") if one.decided)
+    better, worse = (notes_of(project.trainings, item.trajectory, "base")[training.id] for item in pair.items)
+    assert all(weight > 0 for note in better if note.said.startswith("chosen") for turn in note.turns for weight in turn.weight)
+    assert any(weight < 0 for note in worse if note.said.startswith("rejected") for turn in note.turns for weight in turn.weight)
+    if credit == "token":
+        assert all(len(turn.weight) == 1 and turn.reference[0] <= 0 for note in (*better, *worse) for turn in note.turns)
 
 
 def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
@@ -148,6 +172,16 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
         assert {run.split for run in looked} == {"dev"}
         assert all(store.scores([run.id]) for run in looked), "a kept dev run says what it was worth"
         assert all(store.tokens(run.id) for run in made)
+        noted = {run.id: notes_of(project.trainings, run.id, run.origin.reference).get(done.id, []) for run in made}
+        learned = [notes[-1] for notes in noted.values() if notes]
+        assert len(learned) == sum(row["learned"] for row in found)
+        for run in made:
+            for note in noted[run.id]:
+                recorded = {turn.message_index: len(turn.completion) for turn in store.tokens(run.id).turns}
+                assert {turn.message: len(turn.old) for turn in note.turns} == recorded, "a log-prob per token that was sampled"
+                assert all(len(turn.reference) == len(turn.weight) and turn.advantage is not None for turn in note.turns)
+        first = [turn for note in learned if "iteration 0" in note.said for turn in note.turns]
+        assert all(turn.old == pytest.approx(turn.reference, abs=1e-3) for turn in first), "policy and reference begin as one"
 
 
 def test_ppo_raises_the_reward_it_is_trained_on(project):

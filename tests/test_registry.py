@@ -291,3 +291,54 @@ def test_two_who_save_one_version_at_once_leave_one_whole_version(registry: Regi
         thread.join()
     assert len(refused) == 3 and len(registry.list()) == 1
     registry.verify("desk@1")
+
+
+def test_a_version_is_a_number_and_a_content_hash(registry: Registry, files: Path) -> None:
+    registry.save(card(1), files)
+    identity = registry.identity("desk@1")
+    assert identity == f"desk@1-{registry.content('desk')[:12]}" and registry.resolve(identity)[0].ref == "desk@1"
+    registry.save(card(2, seed=1), files)
+    assert registry.content("desk@2") != registry.content("desk@1"), "equal weights of another training are another version"
+    with pytest.raises(RegistryError, match="another adapter has this number here"):
+        registry.resolve("desk@1-" + registry.content("desk@2")[:12])
+    about_another = gate("desk@1").model_copy(update={"content": registry.content("desk@2")})
+    with pytest.raises(RegistryError, match="the gate report is about desk@1 with the content"):
+        registry.promote("desk@1", "production", about_another)
+
+
+def test_a_number_is_never_given_again_even_where_its_version_was_deleted(registry: Registry, files: Path) -> None:
+    registry.save(card(1), files)
+    registry.save(card(2), files)
+    shutil.rmtree(registry.folder / "desk" / "2")
+    assert registry.next_version("desk") == 3
+
+
+def test_a_card_and_stages_from_before_are_read_and_promoted_on(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parent / "fixtures" / "old_adapters", tmp_path / "adapters")
+    registry = Registry(tmp_path / "adapters")
+    old, _ = registry.resolve("desk@production")
+    assert (old.ref, old.seed, old.base_files) == ("desk@1", None, {})
+    registry.verify("desk@1")
+    assert registry.identity("desk@1") == "desk@1-6c00dfff199c"
+    registry.promote("desk@1", "candidate", gate("desk@1"))
+    assert [change.stage for change in registry.history("desk")] == ["production", "candidate"]
+
+
+def test_a_canary_takes_its_share_of_sessions_and_never_changes_one(registry: Registry, files: Path) -> None:
+    for version in (1, 2, 3):
+        registry.save(card(version), files)
+    with pytest.raises(RegistryError, match="needs a version in production and a candidate"):
+        registry.set_canary("desk", 0.1)
+    registry.promote("desk@1", "production", gate("desk@1"))
+    registry.promote("desk@2", "candidate", gate("desk@2"), canary=0.25)
+    sessions = [f"session {i}" for i in range(400)]
+    chosen = {session: registry.for_session("desk", session).version for session in sessions}
+    assert 60 <= sum(version == 2 for version in chosen.values()) <= 140
+    assert {session: registry.for_session("desk", session).version for session in sessions} == chosen
+    registry.set_canary("desk", 0.5)
+    assert all(registry.for_session("desk", session).version == 2 for session in sessions if chosen[session] == 2)
+    with pytest.raises(RegistryError, match="from 0 to 1"):
+        registry.set_canary("desk", 1.5)
+    registry.promote("desk@3", "candidate", gate("desk@3"))
+    assert registry.canary("desk") == 0, "a new candidate answers nobody yet"
+    assert [change.weight for change in registry.history("desk") if change.action == "canary"] == [0.25, 0.5]

@@ -99,6 +99,7 @@ def test_the_report_says_too_few_rather_than_a_number(client: TestClient, disput
 
 def test_a_decision_is_one_more_record_and_counts_alone(client: TestClient, store: Store, disputed: list[str]) -> None:
     first = disputed[0]
+    assert client.get("/api/agreement", params={"taskset": "desk"}).json()["questions"][0]["open"] == 1
     cases = client.get("/api/agreement/cases", params={**TONE, "first": "human:ada", "second": "human:bob"}).json()
     assert cases["cases"][0]["items"][0][0] == first
     shown = client.get("/api/agreement/case", params={**TONE, "run": first}).json()

@@ -15,7 +15,7 @@ from agentalign.errors import DataError
 from agentalign.records.base import digest
 from agentalign.records.criterion import Criterion, Score
 from agentalign.records.preference import Item, Preference
-from agentalign.scoring.agreement_report import agreement_report, stored_panel
+from agentalign.scoring.agreement_report import AgreementReport, agreement_report, stored_panel
 from agentalign.scoring.cases import Case, Panel, Question, Rater
 from agentalign.scoring.disputes import Dispute, dispute, disputes
 from agentalign.ui import compare, hidden, views
@@ -96,13 +96,18 @@ class PairDecisionIn(BaseModel):
 
 def add(app: FastAPI, house: House) -> None:
     """Add the routes."""
+    reports: dict[str, tuple[object, AgreementReport]] = {}
+    """Per taskset the last report and what it was made from: intervals over thousands of marks take seconds."""
 
     @app.get("/api/agreement")
     def agreement(_lead: Lead, taskset: Taskset) -> Response:
         """The report, and whose criteria it is about."""
         criteria, missing = house.criteria(taskset)
-        report = agreement_report(stored_panel(house.store, taskset), taskset, criteria)
-        return ascii_json({**report.model_dump(), "criteria_missing": missing})
+        found = stored_panel(house.store, taskset)
+        kept = reports.get(taskset)
+        if kept is None or kept[0] != (found, criteria):
+            kept = reports[taskset] = ((found, criteria), agreement_report(found, taskset, criteria))
+        return ascii_json({**kept[1].model_dump(), "criteria_missing": missing})
 
     @app.get("/api/agreement/cases", response_model=CasesView)
     def cases(_lead: Lead, wanted: Annotated[CasesQuery, Query()]) -> Response:

@@ -218,11 +218,11 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
         return ascii_json(hidden.without_origin(view) if is_hidden else view)
 
     @app.get("/api/runs/{run}/tokens", response_model=tokens.TokensView)
-    def run_tokens(person: Asking, run: RunId) -> Response:
-        """The run as the trainer sees it."""
+    def run_tokens(person: Asking, run: RunId, seen_as: Name = None) -> Response:
+        """The run as a recipe, or one training, sees it."""
         hidden.refuse_hidden(house.store, person, run)
         found = stored_run(house.store, run)
-        return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project))
+        return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project, seen_as or "sft"))
 
 
 def stored_run(store: Store, id: str) -> Trajectory:

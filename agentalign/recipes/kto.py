@@ -104,7 +104,7 @@ def run(config: KTOConfig, project: Project, *, dry_run: bool = False) -> Traini
             # save
             counts = {"good": len(good), "bad": len(bad), "replay": sum(len(family) for family in replay)}
             return work.publish(
-                training, folder, model, ADAPTER, kind="policy", parents=[config.start or ""], counts=counts, outcome=outcome
+                training, folder, model, ADAPTER, kind="policy", pool=pool, parents=[config.start or ""], counts=counts, outcome=outcome
             )
 
 

@@ -98,7 +98,15 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             # save
             counts = {"rollouts": acting.made, "critic warm-up steps": critic_steps, "replay": sum(len(family) for family in replay)}
             return work.publish(
-                training, folder, model, POLICY, kind="policy", parents=[config.start or "", card.ref], counts=counts, outcome=outcome
+                training,
+                folder,
+                model,
+                POLICY,
+                kind="policy",
+                pool=pool,
+                parents=[config.start or "", card.ref],
+                counts=counts,
+                outcome=outcome,
             )
 
 

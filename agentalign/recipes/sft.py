@@ -70,7 +70,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
             # save
             counts: dict[str, int] = {kind: sum(run.origin.kind == kind for run in runs if run.id in about) for kind in config.origins}
             parents = [config.start] if config.start else []
-            return work.publish(training, folder, model, ADAPTER, kind="policy", parents=parents, counts=counts, outcome=outcome)
+            return work.publish(training, folder, model, ADAPTER, kind="policy", pool=pool, parents=parents, counts=counts, outcome=outcome)
 
 
 def choose_runs(work: Workspace, config: SFTConfig) -> list[Trajectory]:

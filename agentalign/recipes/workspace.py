@@ -5,7 +5,6 @@ returned as it is, an interrupted one goes on from its last checkpoint.
 """
 
 import fcntl
-import importlib.metadata
 import json
 import logging
 import os
@@ -20,12 +19,15 @@ from agentalign.config.project import Project
 from agentalign.config.training import Scheduled, TrainingConfig
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, load_taskset
+from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError, TrainingError, TrainingStoppedError
+from agentalign.recipes.adapter_card import about_base, about_training, write_golden, write_settings
 from agentalign.recipes.process import LOCK_FILE, write_process
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
 from agentalign.records.criterion import Score, overall
 from agentalign.records.trajectory import Trajectory
+from agentalign.rollouts.golden import make_golden
 from agentalign.rollouts.rollout import RolloutResult
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
@@ -39,7 +41,6 @@ from agentalign.training.trackers import Report, TrackerName, tracker
 
 logger = logging.getLogger("agentalign")
 C = TypeVar("C", bound=TrainingConfig)
-PACKAGES = ("agentalign", "torch", "transformers", "peft", "bitsandbytes", "tokenizers")
 DATA_FILE = "data.json"
 """In a training's folder: ids of what it learns from."""
 SUFFIX: dict[AdapterKind, str] = {"policy": "", "reward": "-reward", "value": "-value"}
@@ -212,40 +213,33 @@ class Workspace:
         outcome: Outcome,
         heads: Sequence[str] = (),
         metrics: Mapping[str, float] | None = None,
+        pool: Pool | None = None,
     ) -> Training:
-        """Save the adapter with its card into the registry, and the training as done."""
+        """Save the adapter with its card into the registry, and the training as done.
+
+        Args:
+            pool: for a policy: where its golden prompts are acted out.
+        """
 
         def save() -> Training:
             files = folder / "adapter"
             shutil.rmtree(files, ignore_errors=True)
             model.save_adapter(adapter, files, heads=heads)
-            (files / "chat_template.jinja").write_text(self.base.template, encoding="utf-8")
+            write_settings(self.base, files)
+            if pool is not None:
+                write_golden(make_golden(model, adapter, self.taskset, pool, self.store), files)
             name = self.adapter_name(kind)
             card = AdapterCard(
                 name=name,
                 version=self.registry.next_version(name),
                 kind=kind,
-                taskset=self.taskset.name,
-                recipe=training.recipe,
-                training=training.id,
-                base=self.base.name,
-                base_digest=self.base.digest,
-                quantization=model.quantization,
-                template_digest=digest(self.base.template),
-                template_kwargs=json.dumps(self.base.template_kwargs),
                 parents=tuple(parents),
-                config=training.config,
-                data_digest=training.data_digest,
+                parent_contents={parent: self.registry.content(parent) for parent in parents if parent},
                 data_counts=dict(counts),
                 criteria=tuple(c.key for c in self.taskset.criteria),
                 heads=tuple(heads),
-                packages=_versions(),
-                metrics={
-                    **_finite(outcome.last_metrics),
-                    **(metrics or {}),
-                    "steps": float(outcome.steps),
-                    "best_step": float(outcome.best_step),
-                },
+                **about_training(training, outcome, metrics or {}),
+                **about_base(self.base, model),
             )
             saved = self.registry.save(card, files)
             note = outcome.stopped or (f"dev gate kept step {outcome.best_step} of {outcome.steps}" if outcome.evaluations else "")
@@ -325,17 +319,3 @@ def resolve_adapter(work: Workspace, ref: str, kind: AdapterKind) -> tuple[Adapt
 def _settings(config: TrainingConfig) -> str:
     """As JSON text, without what changes no result: giving it otherwise must not make another training."""
     return json.dumps(config.model_dump(mode="json", exclude={"report_to", "gradient_checkpointing", "training"}))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if value == value and abs(value) != float("inf")}

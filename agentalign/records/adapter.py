@@ -44,13 +44,19 @@ class AdapterCard(Record):
     """The base as configured: hub name, folder or built-in name."""
     base_digest: str
     """Hash over the base's weight and tokenizer files."""
+    base_files: dict[str, str] = {}
+    """sha256 of each of these files, by name; empty on cards from before it was kept."""
     quantization: Literal["nf4", "int8", "none"]
+    quantization_recipe: dict[str, str] = {}
+    """How exactly: library, type, double quantization, dtype that is computed in. Empty on cards from before it was kept."""
     template_digest: str
     """Hash of the chat template the adapter was trained under."""
     template_kwargs: str = "{}"
     """Fixed arguments of the chat template, as JSON text."""
     parents: tuple[str, ...] = ()
     """Adapters this one was continued from or trained against, "name@version"."""
+    parent_contents: dict[str, str] = {}
+    """Their content hashes: a parent that was replaced by another of its number is seen."""
     config: str = "{}"
     """The resolved recipe config as JSON text."""
     data_digest: str = ""
@@ -58,8 +64,12 @@ class AdapterCard(Record):
     """How many runs or preferences of which source it was trained on."""
     criteria: tuple[str, ...] = ()
     """Criteria versions that were in force, "name@version"."""
+    seed: int | None = None
+    """Seed of the training; None on cards from before it had a field of its own (`config` has it too)."""
     metrics: dict[str, float] = {}
     """Last and best figures of the training."""
+    dev_scores: dict[int, float] = {}
+    """Score on held-out tasks by optimizer step, as the dev gate found it; empty where the training had none."""
     heads: tuple[str, ...] = ()
     """Names of the heads in heads.safetensors ("value", or one per reward output)."""
     packages: dict[str, str] = {}
@@ -81,12 +91,27 @@ class GateCheck(Record):
     passed: bool
     detail: str
     """What was measured and what was needed."""
+    measured: bool = True
+    """False where it could not be asked; `detail` says why, and `passed` whether the gate may go on without it."""
+    figures: dict[str, float] = {}
+    """What was measured, as numbers."""
+
+    @property
+    def verdict(self) -> str:
+        """As people read it: "passed", "failed", "not measured" or "failed, not measured"."""
+        if self.measured:
+            return "passed" if self.passed else "failed"
+        return "not measured" if self.passed else "failed, not measured"
 
 
 class GateReport(Record):
     """Whether an adapter may be promoted. Computed in deployment, handed to the registry as a record."""
 
     adapter: str
+    content: str = ""
+    """Content hash of the version it is about; empty on reports from before it was kept."""
+    target: str = ""
+    """Where it was asked: "in process", or the address of a server. Empty where only files and evaluations were looked at."""
     checks: tuple[GateCheck, ...]
     forced: str = ""
     """Reason given for promoting against a failed check; empty where none was needed."""

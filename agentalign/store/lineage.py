@@ -6,7 +6,7 @@ ratings given after a training began are left out, though the store holds them: 
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -137,7 +137,7 @@ def _data(graph: _Graph, store: Store, card: AdapterCard, trained: str, ids: set
         if source == "scores":
             groups[node] = {item.trajectory for preference in found for item in preference.items}
         elif source != "correction":
-            chosen = graph.add(Node(id=f"choices {source}", kind="ratings", title=CHOICES[source]), node, len(found))
+            chosen = graph.add(Node(id=f"choices {source}", kind="ratings", title=f"{len(found)} {CHOICES[source]}"), node, len(found))
             _raters(graph, chosen, source, Counter(preference.rater for preference in found))
     others = ids - {preference.id for preference in preferences}
     runs = list(store.trajectories(RunFilter(ids=tuple(sorted(others))))) if others else []
@@ -148,23 +148,27 @@ def _data(graph: _Graph, store: Store, card: AdapterCard, trained: str, ids: set
     if lost:
         graph.add(Node(id="lost", kind="data", title=f"{lost} more", detail="no longer in the store", missing=True), trained, lost)
     scores = _before(store.scores(sorted(set().union(*groups.values()))) if groups else [], began)
-    for node, about in groups.items():
-        _ratings(graph, node, [score for score in scores if score.trajectory in about])
+    _ratings(graph, scores, groups)
+
+
+def _ratings(graph: _Graph, scores: Sequence[Score], groups: Mapping[str, set[str]]) -> None:
+    for kind in sorted({score.rater_kind for score in scores}):
+        found = [score for score in scores if score.rater_kind == kind]
+        node = graph.add(Node(id=f"ratings {kind}", kind="ratings", title=f"{len(found)} {RATINGS[kind]}", detail=_criteria(found)))
+        for made, about in groups.items():
+            count = sum(score.trajectory in about for score in found)
+            if count:
+                graph.add(graph.nodes[node], made, count)
+        _raters(graph, node, kind, Counter(score.rater for score in found))
 
 
 def _before(scores: Iterable[Score], began: str) -> list[Score]:
     return in_force(score for score in scores if score.time <= began)
 
 
-def _ratings(graph: _Graph, made: str, scores: Iterable[Score]) -> None:
-    by_kind: dict[str, list[Score]] = defaultdict(list)
-    for score in scores:
-        by_kind[score.rater_kind].append(score)
-    for kind, found in sorted(by_kind.items()):
-        criteria = sorted({score.criterion for score in found})
-        detail = ", ".join(criteria[:3]) + (f" and {len(criteria) - 3} more" if len(criteria) > 3 else "")
-        node = graph.add(Node(id=f"ratings {kind}", kind="ratings", title=RATINGS[kind], detail=detail), made, len(found))
-        _raters(graph, node, kind, Counter(score.rater for score in found))
+def _criteria(scores: Iterable[Score]) -> str:
+    criteria = sorted({score.criterion for score in scores})
+    return ", ".join(criteria[:3]) + (f" and {len(criteria) - 3} more" if len(criteria) > 3 else "")
 
 
 def _raters(graph: _Graph, made: str, kind: str, counts: Counter[str]) -> None:

@@ -1,10 +1,12 @@
 """The registry of adapters: plain folders adapters/<name>/<version>/ that are written once and never changed.
 
-A version is copied aside, forced to the disk and renamed into place, so it is whole or not there. Which version is in production stands
-beside the versions in stages.json, with every change that was ever made. Surprise: the registry runs no gate; `promote` takes the
-report of one, and refuses a report about another adapter.
+A version is a number and a content hash: the sha256 of its card, which holds the sha256 of every other file, so `desk@3-1a2b3c4d5e6f`
+names these very weights. It is copied aside, forced to the disk and renamed into place, so it is whole or not there. Which version is in
+production stands beside the versions in stages.json, with every change that was ever made. Surprise: the registry runs no gate;
+`promote` takes the report of one, and refuses a report about another adapter.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -13,40 +15,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
 
 from agentalign.errors import RegistryError
 from agentalign.records.adapter import AdapterCard, GateReport
-from agentalign.records.base import Record, now
+from agentalign.store import stages
 from agentalign.store.files import copy_durably, fsync, put_in_place, sha256, write_whole
+from agentalign.store.stages import STAGES, StageChange, Stages
 
-STAGES = ("production", "candidate", "previous")
+CONTENT_DIGITS = 12
+"""Hex digits of the content hash that people see."""
 
-_REF = re.compile(r"([a-z0-9][a-z0-9_.-]{0,99})(?:@([1-9][0-9]{0,8}|[a-z]+))?")
+_REF = re.compile(r"([a-z0-9][a-z0-9_.-]{0,99})(?:@([1-9][0-9]{0,8}(?:-[0-9a-f]{6,64})?|[a-z]+))?")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
 _OURS = ("card.json", "card.sha256")
 _CODE = (".py", ".so", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
-
-
-class StageChange(Record):
-    """One line of an adapter's history."""
-
-    action: Literal["promote", "roll_back"]
-    stage: str
-    version: int
-    replaced: int | None
-    """The version that held the stage before."""
-    gate: GateReport | None = None
-    """The report it was promoted on; None for a roll back."""
-    time: str
-
-
-class _Stages(Record):
-    """Content of stages.json."""
-
-    stages: dict[str, int] = {}
-    history: tuple[StageChange, ...] = ()
 
 
 class Registry:
@@ -56,13 +39,13 @@ class Registry:
         self.folder = folder
 
     def next_version(self, name: str) -> int:
-        """The version after the highest that ever was, deleted ones included if they once had a stage."""
+        """The version after the highest that ever was, deleted ones included: runs, evaluations and children go by the number."""
         if not _REF.fullmatch(name):
             raise RegistryError(
                 f"{name!r} is not an adapter's name: small letters, digits, '_', '.' and '-', beginning with a letter or digit."
             )
-        promoted = [change.version for change in self._read_stages(name).history]
-        return max([0, *self._versions(name), *promoted]) + 1
+        held = stages.read(self.folder / name)
+        return max([held.highest, *self._versions(name), *(change.version for change in held.history)]) + 1
 
     def save(self, card: AdapterCard, files: Path) -> AdapterCard:
         """Publish the files of a folder as the card's version; returns the card with their sha256.
@@ -83,7 +66,11 @@ class Registry:
                     )
                 for left_by_a_crash in home.glob(".saving-*"):
                     shutil.rmtree(left_by_a_crash)
-                return self._publish(card, files, names, target)
+                saved = self._publish(card, files, names, target)
+                with contextlib.suppress(OSError, RegistryError):  # the version is there; the mark is only about its number
+                    held = stages.read(home)
+                    stages.write(home, held.model_copy(update={"highest": max(held.highest, card.version)}))
+                return saved
         except OSError as error:
             raise RegistryError(
                 f"{card.ref} could not be saved ({error}); nothing of it was kept. Free space or fix the rights."
@@ -107,7 +94,7 @@ class Registry:
         return card
 
     def resolve(self, ref: str) -> tuple[AdapterCard, Path]:
-        """Card and folder of "name" (its newest version), "name@3" or "name@production" (or candidate, previous).
+        """Card and folder of "name" (its newest version), "name@3", "name@3-1a2b3c4d5e6f" or "name@production" (or candidate, previous).
 
         Reads the card only; `verify` looks at the weights.
         """
@@ -115,18 +102,36 @@ class Registry:
         versions = self._versions(name)
         if not versions:
             raise RegistryError(f"there is no adapter {name!r} in {self.folder}. {self._nearest(name)}")
+        content = ""
         if wanted is None:
             version = versions[-1]
-        elif wanted.isdigit():
-            version = int(wanted)
+        elif wanted[0].isdigit():
+            number, _, content = wanted.partition("-")
+            version = int(number)
         else:
-            stages = self._read_stages(name).stages
-            if wanted not in stages:
+            held = stages.read(self.folder / name).stages
+            if wanted not in held:
                 raise RegistryError(f"{name} has no {wanted} version; only {_list(versions)}. Promote one: `agentalign promote`.")
-            version = stages[wanted]
+            version = held[wanted]
         if version not in versions:
             raise RegistryError(f"there is no {name}@{version}; {name} has version {_list(versions)}. Name one of these.")
-        return self._read_card(name, version), self.folder / name / str(version)
+        card, found = self._read_card(name, version)
+        if not found.startswith(content):
+            raise RegistryError(
+                f"{name}@{version} has the content {found[:CONTENT_DIGITS]}, not {content}: another adapter has this number here. Copy the "
+                "one that you mean from where it was trained."
+            )
+        return card, self.folder / name / str(version)
+
+    def content(self, ref: str) -> str:
+        """The version's content hash, 64 hex digits: over its card, and so over every file of it."""
+        card, _ = self.resolve(ref)
+        return self._read_card(card.name, card.version)[1]
+
+    def identity(self, ref: str) -> str:
+        """The full reference, "name@3-1a2b3c4d5e6f"; `resolve` takes it and refuses any other content."""
+        card, _ = self.resolve(ref)
+        return f"{card.ref}-{self._read_card(card.name, card.version)[1][:CONTENT_DIGITS]}"
 
     def verify(self, ref: str) -> None:
         """RegistryError naming the first file that is not what was saved: changed, missing or added."""
@@ -141,28 +146,30 @@ class Registry:
             if sha256(file) != card.files[name]:
                 raise RegistryError(f"{card.ref} is damaged: {file} is not what was saved (its sha256 differs). {_RESTORE}")
 
-    def promote(self, ref: str, stage: str, gate: GateReport) -> None:
-        """Make a version that passed its gate "production" or "candidate"; what was in production becomes "previous"."""
+    def promote(self, ref: str, stage: str, gate: GateReport, *, canary: float = 0.0) -> None:
+        """Make a version that passed its gate "production" or "candidate"; what was in production becomes "previous".
+
+        Args:
+            canary: share of the sessions that a candidate answers; see `for_session`.
+        """
         if stage not in ("production", "candidate"):
             raise RegistryError(f"a version is promoted to production or candidate, not to {stage!r}. Choose one of these.")
         card, _ = self.resolve(ref)
+        content = self.content(card.ref)
         if gate.adapter != card.ref:
             raise RegistryError(f"{card.ref} cannot be promoted on a gate report about {gate.adapter!r}. Run the gate for {card.ref}.")
+        if gate.content and gate.content != content:
+            raise RegistryError(
+                f"the gate report is about {card.ref} with the content {gate.content[:CONTENT_DIGITS]}, but {card.ref} has "
+                f"{content[:CONTENT_DIGITS]} now. Run the gate again."
+            )
         if not gate.passed:
             failed = "; ".join(f"{check.name}: {check.detail}" for check in gate.checks if not check.passed)
             raise RegistryError(f"{card.ref} did not pass its gate ({failed}). Promote another, or give a reason to force it.")
         self.verify(card.ref)
         with self._changing(card.name) as held:
-            before = held.stages.get("production")
-            stages: dict[str, int] = {**held.stages, stage: card.version}
-            if stage == "production":
-                if before is not None and before != card.version:
-                    stages["previous"] = before
-                if stages.get("candidate") == card.version:
-                    del stages["candidate"]
-            replaced = held.stages.get(stage)
-            change = StageChange(action="promote", stage=stage, version=card.version, replaced=replaced, gate=gate, time=now())
-            self._write_stages(card.name, stages, (*held.history, change))
+            after = stages.after_promotion(held, stage, card.version, gate, content)
+            stages.write(self.folder / card.name, stages.after_canary(after, canary) if canary else after)
 
     def roll_back(self, name: str) -> AdapterCard:
         """Put the previous version back into production; returns its card. Going back further is a promotion with a gate."""
@@ -174,31 +181,48 @@ class Registry:
             )
         self.resolve(name)
         with self._changing(name) as held:
-            production, previous = held.stages.get("production"), held.stages.get("previous")
+            previous = held.stages.get("previous")
             if previous is None:
                 raise RegistryError(
                     f"{name} has no previous version to roll back to. Promote a version: `agentalign promote {name}@VERSION`."
                 )
             self.verify(f"{name}@{previous}")
-            stages: dict[str, int] = {**held.stages, "production": previous}
-            del stages["previous"]
-            change = StageChange(action="roll_back", stage="production", version=previous, replaced=production, time=now())
-            self._write_stages(name, stages, (*held.history, change))
-        return self._read_card(name, previous)
+            stages.write(self.folder / name, stages.after_roll_back(held, previous))
+        return self._read_card(name, previous)[0]
+
+    def set_canary(self, name: str, weight: float) -> None:
+        """Let the candidate answer this share of the sessions; 0 takes it back."""
+        name, _ = self._parse(name)
+        self.resolve(name)
+        with self._changing(name) as held:
+            stages.write(self.folder / name, stages.after_canary(held, weight))
+
+    def canary(self, name: str) -> float:
+        """Share of the sessions that the candidate answers."""
+        return stages.read(self.folder / self.resolve(name)[0].name).canary
+
+    def for_session(self, name: str, session: str) -> AdapterCard:
+        """Who answers a session: production, or the candidate for its share. The same session always gets the same version.
+
+        A version must not change within a conversation: its cache and its manners are another's.
+        """
+        name, _ = self._parse(name)
+        held = stages.read(self.folder / name)
+        return self.resolve(f"{name}@{stages.stage_of(held, name, session)}")[0]
 
     def stages(self, name: str) -> dict[str, int]:
         """Which version holds which stage; empty where none was promoted."""
         self.resolve(name)
-        return dict(self._read_stages(name).stages)
+        return dict(stages.read(self.folder / name).stages)
 
     def history(self, name: str) -> tuple[StageChange, ...]:
-        """Every promotion and roll back, oldest first."""
+        """Every promotion, roll back and change of the canary's share, oldest first."""
         self.resolve(name)
-        return self._read_stages(name).history
+        return stages.read(self.folder / name).history
 
     def _parse(self, ref: str) -> tuple[str, str | None]:
         match = _REF.fullmatch(ref)
-        if match is None or (match[2] is not None and not match[2].isdigit() and match[2] not in STAGES):
+        if match is None or (match[2] is not None and not match[2][0].isdigit() and match[2] not in STAGES):
             raise RegistryError(
                 f"{ref!r} is not an adapter reference. Write name, name@3, name@production, name@candidate or name@previous."
             )
@@ -226,10 +250,12 @@ class Registry:
             return f"Did you mean {_list(near, 'or')}?"
         return f"It has {_list(names[:10])}." if names else "Train one: `agentalign train`."
 
-    def _read_card(self, name: str, version: int) -> AdapterCard:
+    def _read_card(self, name: str, version: int) -> tuple[AdapterCard, str]:
+        """The card and its sha256."""
         file = self.folder / name / str(version) / "card.json"
         try:
-            if f"{sha256(file)}\n".encode() != file.with_name("card.sha256").read_bytes():
+            content = sha256(file)
+            if f"{content}\n".encode() != file.with_name("card.sha256").read_bytes():
                 raise RegistryError(f"{name}@{version} is damaged: {file} is not what card.sha256 beside it says. {_RESTORE}")
             card = AdapterCard.model_validate_json(file.read_bytes())
         except (OSError, ValueError) as error:
@@ -238,27 +264,13 @@ class Registry:
             raise RegistryError(
                 f"{file.parent} holds {card.ref}: it was moved or copied there. Move it back to {card.name}/{card.version}."
             )
-        return card
-
-    def _read_stages(self, name: str) -> _Stages:
-        file = self.folder / name / "stages.json"
-        try:
-            return _Stages.model_validate_json(file.read_bytes())
-        except FileNotFoundError:
-            return _Stages()
-        except (OSError, ValueError) as error:
-            raise RegistryError(
-                f"{file} cannot be read, so the stages of {name} are unknown. Put back a copy, or delete it and promote anew."
-            ) from error
-
-    def _write_stages(self, name: str, stages: dict[str, int], history: tuple[StageChange, ...]) -> None:
-        write_whole(self.folder / name / "stages.json", _Stages(stages=stages, history=history).model_dump_json(indent=2) + "\n")
+        return card, content
 
     @contextmanager
-    def _changing(self, name: str) -> Iterator[_Stages]:
+    def _changing(self, name: str) -> Iterator[Stages]:
         try:
             with _lock(self.folder / name):
-                yield self._read_stages(name)
+                yield stages.read(self.folder / name)
         except OSError as error:
             raise RegistryError(
                 f"the stages of {name} could not be written ({error}); they are as before. Free some space or fix the rights."
@@ -266,7 +278,7 @@ class Registry:
 
     def list(self) -> "list[AdapterCard]":
         """Every version of every adapter, by name, oldest first."""
-        return [self._read_card(name, version) for name in self._names() for version in self._versions(name)]
+        return [self._read_card(name, version)[0] for name in self._names() for version in self._versions(name)]
 
 
 _RESTORE = "Copy it back from where it was trained or kept, or delete the version's folder."

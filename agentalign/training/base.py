@@ -54,6 +54,8 @@ class Base:
     """The chat template's text."""
     template_kwargs: dict[str, JsonValue] = field(default_factory=dict)
     """Fixed arguments of the template; "today" (YYYY-MM-DD) is the date that templates with a clock see."""
+    files: dict[str, str] = field(default_factory=dict)
+    """sha256 of each file that `digest` is about, by name."""
 
 
 def prepare_base(name: str, cache: Path, template_kwargs: Mapping[str, JsonValue] | None = None, *, template: Path | None = None) -> Base:
@@ -84,7 +86,8 @@ def prepare_base(name: str, cache: Path, template_kwargs: Mapping[str, JsonValue
     else:
         folder = _download(name)
     text = text or _own_template(folder, name)
-    return Base(name, folder, _folder_digest(folder, cache), text, dict(template_kwargs or {}))
+    files = _file_digests(folder, cache)
+    return Base(name, folder, digest({**files}), text, dict(template_kwargs or {}), files)
 
 
 def _read_template(path: Path) -> str:
@@ -209,7 +212,7 @@ def _gguf_text(gguf: Path, key: str) -> str:
     return str(entry.contents()) if entry else "default"
 
 
-def _folder_digest(folder: Path, cache: Path) -> str:
+def _file_digests(folder: Path, cache: Path) -> dict[str, str]:
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"base {folder}: it has no config.json, so it is not a Hugging Face model folder. Give the folder that holds config.json."
@@ -218,7 +221,7 @@ def _folder_digest(folder: Path, cache: Path) -> str:
     if not weights:
         raise ModelError(f"base {folder}: it has no .safetensors weights. Save the model with `save_pretrained` and give that folder.")
     others = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")]
-    return digest({file.name: _file_digest(file, cache) for file in [*weights, *others] if file.is_file()})
+    return {file.name: _file_digest(file, cache) for file in [*weights, *others] if file.is_file()}
 
 
 def _file_digest(file: Path, cache: Path) -> str:

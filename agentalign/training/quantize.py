@@ -63,6 +63,16 @@ def _quantization_config(quantization: Quantization, dtype: torch.dtype) -> Bits
     return BitsAndBytesConfig(load_in_8bit=True) if quantization == "int8" else None
 
 
+def quantization_recipe(quantization: Quantization, dtype: torch.dtype) -> dict[str, str]:
+    """How a base is rounded, in full, for the card: a merge or a server must do the same or say that it does not."""
+    computed = {"dtype": str(dtype).removeprefix("torch.")}
+    if quantization == "none":
+        return computed
+    library = {"library": f"bitsandbytes {bnb.__version__}", "bits": "4" if quantization == "nf4" else "8"}
+    details = {"type": "nf4", "double_quantization": "true"} if quantization == "nf4" else {"type": "LLM.int8()"}
+    return {**library, **details, **computed}
+
+
 def _refuse_scaled_logits(network: PreTrainedModel) -> None:
     settings = network.config.to_dict()
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):

@@ -62,10 +62,10 @@ function line({ start, end }, places) {
 function box(node, { x, y }, count) {
   const group = svg("g", { class: `node ${node.ref ? "adapter" : node.kind}${node.missing ? " missing" : ""}`, transform: `translate(${x} ${y})` });
   const whole = node.detail ? `${node.title}: ${node.detail}` : node.title;
-  group.append(svg("title", {}, whole + (node.missing ? " (not here)" : "")), svg("rect", { width: BOX.width, height: BOX.height, rx: 5 }), svg("text", { x: 9, y: node.detail ? 18 : 27 }, cut(node.title, node.kind === "data" ? 28 : 24)));
+  group.append(svg("title", {}, whole + (node.missing ? " (not here)" : "")), svg("rect", { width: BOX.width, height: BOX.height, rx: 5 }), svg("text", { x: 9, y: node.detail ? 18 : 27 }, cut(node.title, node.kind === "rater" ? 24 : 28)));
   if (node.detail) group.append(svg("text", { class: "under", x: 9, y: 34 }, cut(node.detail, 34)));
-  // Data says its own number in words; the others show how many came through them.
-  if (count && node.kind !== "data") group.append(svg("text", { class: "under", x: BOX.width - 9, y: 18, "text-anchor": "end" }, String(count)));
+  // Data and ratings say their own number in words, because one mark may stand behind several pairs.
+  if (count && node.kind === "rater") group.append(svg("text", { class: "under", x: BOX.width - 9, y: 18, "text-anchor": "end" }, String(count)));
   if (!node.ref || node.missing || node.kind === "adapter") return group;
   const link = svg("a", { href: addressOf("lineage", "", { ref: node.ref }) });
   link.append(group);

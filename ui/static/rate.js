@@ -125,7 +125,7 @@ function noteBox(mine, index, actions) {
 
 /** What code, a judge or someone else said, as a chip. */
 export function verdict(score) {
-  const who = { check: "check", judge: "judge", reward_model: "reward", human: score.rater }[score.rater_kind] ?? score.rater_kind;
+  const who = { check: "check", judge: "judge", reward_model: "reward", human: score.rater, adjudicator: "decided" }[score.rater_kind] ?? score.rater_kind;
   if (score.status === "error") return h("span", { class: "chip bad", title: score.note }, visible(who), " broke");
   if (score.status === "not_applicable") return h("span", { class: "chip calm", title: `${who}: does not apply` }, visible(who), " n/a");
   const tone = score.unit === null ? "calm" : score.unit >= 0.75 ? "good" : score.unit >= 0.4 ? "warn" : "bad";
