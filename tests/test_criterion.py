@@ -96,3 +96,23 @@ def test_a_score_without_a_value_says_why_and_one_with_a_value_is_one() -> None:
     for status, value in ((ScoreStatus.VALUE, None), (ScoreStatus.ERROR, 1.0), (ScoreStatus.NOT_APPLICABLE, 0.0)):
         with pytest.raises(ValueError, match="contradict"):
             Score(trajectory="a" * 32, criterion="done@1", status=status, value=value, rater="check", rater_kind="check")
+
+
+@pytest.mark.parametrize("status", [ScoreStatus.CANT_JUDGE, ScoreStatus.WITHDRAWN])
+def test_who_cannot_judge_or_takes_an_answer_back_has_given_none(status: ScoreStatus) -> None:
+    criteria = [Criterion(name="honest", description="?", gate=True), Criterion(name="tone", description="?", scale=(1, 5))]
+    silent = {"trajectory": "a" * 32, "status": status, "rater": "anna", "rater_kind": "human", "time": "2099-01-01"}
+    given = [score("tone", 5, kind="human", rater="anna"), score("honest", 0, kind="human", rater="anna")]
+    assert overall(criteria, given) == 0.0
+    back = [Score(criterion="honest@1", **silent)]  # type: ignore[arg-type]
+    assert overall(criteria, [*given, *back]) == pytest.approx(1.0), "the veto is gone, and no answer on a gate leaves the run usable"
+    both = [*back, Score(criterion="tone@1", **silent)]  # type: ignore[arg-type]
+    assert overall(criteria, [*given, *both]) is None, "not 'does not apply': nothing is left that was answered"
+    assert overall(criteria, [*given, *both, score("tone", 3, kind="human", rater="paul")]) == pytest.approx(0.55)
+
+
+def test_chips_are_short_and_different() -> None:
+    assert Criterion(name="c", description="?", chips=("wrong tool", "needless")).chips == ("wrong tool", "needless")
+    for wrong in (("a", "a"), ("",), ("x" * 41,), tuple("abcdefghij")):
+        with pytest.raises(ValueError, match="chips"):
+            Criterion(name="c", description="?", chips=wrong)

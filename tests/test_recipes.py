@@ -17,6 +17,7 @@ from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.dev_gate import DevGate, _losses
 from agentalign.recipes.dry_run import DryRun
+from agentalign.recipes.token_notes import notes_of
 from agentalign.recipes.workspace import open_workspace, resolve_start
 from agentalign.records.golden import Golden
 from agentalign.store.filters import RunFilter
@@ -117,6 +118,13 @@ def test_dpo_learns_from_pairs_and_writes_the_fields_names(project, credit):
     card, _ = Registry(project.adapters).resolve(training.adapter)
     assert card.parents == ("toy_desk@1",)
     assert sum(count for name, count in card.data_counts.items() if name.startswith("pairs/")) > 0
+    with Store(project.store_url) as store:
+        pair = next(one for one in store.preferences("toy_desk") if one.decided)
+    better, worse = (notes_of(project.trainings, item.trajectory, "base")[training.id] for item in pair.items)
+    assert all(weight > 0 for note in better if note.said.startswith("chosen") for turn in note.turns for weight in turn.weight)
+    assert any(weight < 0 for note in worse if note.said.startswith("rejected") for turn in note.turns for weight in turn.weight)
+    if credit == "token":
+        assert all(len(turn.weight) == 1 and turn.reference[0] <= 0 for note in (*better, *worse) for turn in note.turns)
 
 
 def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
@@ -164,6 +172,16 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
         assert {run.split for run in looked} == {"dev"}
         assert all(store.scores([run.id]) for run in looked), "a kept dev run says what it was worth"
         assert all(store.tokens(run.id) for run in made)
+        noted = {run.id: notes_of(project.trainings, run.id, run.origin.reference).get(done.id, []) for run in made}
+        learned = [notes[-1] for notes in noted.values() if notes]
+        assert len(learned) == sum(row["learned"] for row in found)
+        for run in made:
+            for note in noted[run.id]:
+                recorded = {turn.message_index: len(turn.completion) for turn in store.tokens(run.id).turns}
+                assert {turn.message: len(turn.old) for turn in note.turns} == recorded, "a log-prob per token that was sampled"
+                assert all(len(turn.reference) == len(turn.weight) and turn.advantage is not None for turn in note.turns)
+        first = [turn for note in learned if "iteration 0" in note.said for turn in note.turns]
+        assert all(turn.old == pytest.approx(turn.reference, abs=1e-3) for turn in first), "policy and reference begin as one"
 
 
 def test_ppo_raises_the_reward_it_is_trained_on(project):

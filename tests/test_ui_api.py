@@ -323,6 +323,20 @@ def test_a_run_is_shown_as_the_tokens_a_training_would_see(client: TestClient, s
     assert last["seen"] == len(first["context"]) + len(first["trained"]), "what was read before is not shown again"
     assert "cancelled" in "".join(last["context"])
     assert view["n_trainable"] == len(first["trained"]) + len(last["trained"])
+    assert (view["views"], view["seen_as"], set(last["figures"]["weight"])) == (["sft", "reward"], "sft", {1.0})
+    learned = client.get(f"/api/runs/{run.id}/tokens", params={"seen_as": "reward"}).json()["turns"][1]["figures"]
+    assert set(learned["weight"]) == {0.0}
+    refused = client.get(f"/api/runs/{run.id}/tokens", params={"seen_as": "../../t"})
+    assert (refused.status_code, "noted nothing of this run" in refused.json()["detail"]) == (422, True)
+    note = {"run": run.id, "said": "chosen", "turns": [{"message": 4, "start": 1, "weight": [2.0], "reference": [-0.5], "advantage": 0.25}]}
+    folder = project.trainings / "desk-dpo-1" / "tokens"
+    folder.mkdir(parents=True)
+    (folder / "pairs.jsonl").write_text(json.dumps(note) + "\n" + json.dumps(note) + "\n")
+    told = client.get(f"/api/runs/{run.id}/tokens", params={"seen_as": "desk-dpo-1"}).json()
+    assert (told["views"], told["said"]) == (["sft", "reward", "desk-dpo-1"], ["chosen", "chosen"])
+    figures = told["turns"][1]["figures"]
+    assert figures["weight"][:3] == [0.0, 4.0, 0.0], "two pairs about one token add up"
+    assert (figures["reference"][:2], figures["advantage"][:2]) == ([None, -0.5], [None, 0.25])
 
 
 # ---- when a mark counts

@@ -151,9 +151,10 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
     _rating(app, house)
     _exporting(app, house)
     app.include_router(inspect_routes(house.store))
-    from agentalign.ui import agreement_api, lineage_api, training_api  # they stand on this module
+    from agentalign.ui import agreement_api, correct_api, lineage_api, training_api  # they stand on this module
 
     agreement_api.add(app, house)
+    correct_api.add(app, house)
     lineage_api.add(app, house)
     training_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
@@ -205,10 +206,10 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
         return ascii_json(views.run_view(found, scores, criteria, criteria_missing=missing, rater=rater, bases=bases))
 
     @app.get("/api/runs/{run}/tokens", response_model=tokens.TokensView)
-    def run_tokens(_rater: Rater, run: RunId) -> Response:
-        """The run as the trainer sees it."""
+    def run_tokens(_rater: Rater, run: RunId, seen_as: Name = None) -> Response:
+        """The run as a recipe, or one training, sees it."""
         found = stored_run(house.store, run)
-        return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project))
+        return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project, seen_as or "sft"))
 
 
 def stored_run(store: Store, id: str) -> Trajectory:

@@ -101,9 +101,10 @@ def preference_of(draw: Draw, choice: Choice, *, id: str, note: str) -> Preferen
 
 def open_pair(store: Store, taskset: str, rater: str) -> tuple[tuple[Trajectory, Trajectory], int] | None:
     """Two runs of one task that this rater has not compared yet, by chance, and how many such pairs there are; None where none is left."""
+    partial = {run.id for run in store.trajectories(RunFilter(taskset=taskset, origin_kind="correction")) if run.is_corrected_step}
     done = {frozenset(item.trajectory for item in p.items) for p in store.preferences(taskset, source="human") if p.rater == rater}
     tasks: dict[str, list[RunRow]] = {}
-    rows = store.runs(RunFilter(taskset=taskset), limit=NEWEST).rows
+    rows = [row for row in store.runs(RunFilter(taskset=taskset), limit=NEWEST).rows if row.id not in partial]
     unnamed = _keys_of_unnamed(store, [row.id for row in rows if row.task_id is None][:NEWEST_UNNAMED])
     for row in rows:
         task = "task/" + row.task_id if row.task_id is not None else unnamed.get(row.id)

@@ -1,5 +1,7 @@
 """A run as the trainer sees it: the same base, dialect and render, told token by token.
 
+SFT counts every token the agent wrote as one; the reward model learns none of them and is read at the last; what PPO and DPO made of single
+tokens is known where a training noted it.
 Only bases that are ready on this machine are used: looking at a run never downloads or converts anything.
 """
 
@@ -16,10 +18,13 @@ from agentalign.records.trajectory import TokenRecord, Trajectory
 from agentalign.store.registry import Registry
 
 if TYPE_CHECKING:
+    from agentalign.recipes.token_notes import TurnNote
     from agentalign.training.dialect import Dialect
     from agentalign.training.render import RenderedTurn
 
 NO_LIMIT = 10**9
+PLAIN = {"sft": 1.0, "reward": 0.0}
+"""Views that need no training, and what every token the agent wrote weighs in them."""
 
 
 class TurnView(BaseModel):
@@ -33,6 +38,10 @@ class TurnView(BaseModel):
     """The prompt's other tokens as pieces of text; not trained."""
     trained: list[str]
     """The tokens the agent wrote, as pieces of text; trained."""
+    figures: dict[str, list[float | None]]
+    """By name a value per trained token: weight, sampler, old, reference, advantage; only what is known."""
+    value: float | None = None
+    """What the critic expected before this turn."""
     recorded: bool
     """The sampled ids themselves, not a render."""
     rerendered: bool
@@ -45,6 +54,12 @@ class TokensView(BaseModel):
     n_tokens: int
     n_trainable: int
     turns: list[TurnView]
+    seen_as: str
+    """Whose view this is: "sft", "reward", or a training's id."""
+    views: list[str]
+    """All views that there are of this run."""
+    said: list[str]
+    """What the training noted of the run, in words."""
 
 
 def known_bases(project: Project, policy: str) -> list[Path]:
@@ -58,8 +73,9 @@ def known_bases(project: Project, policy: str) -> list[Path]:
     return [Path(card.base), *cached] if (Path(card.base) / "config.json").is_file() else cached
 
 
-def tokens_view(run: Trajectory, recorded: TokenRecord | None, project: Project) -> TokensView:
+def tokens_view(run: Trajectory, recorded: TokenRecord | None, project: Project, seen_as: str = "sft") -> TokensView:
     """The run under the base its tokens were recorded with, if that is ready here, else under the first known one."""
+    from agentalign.recipes.token_notes import notes_of
     from agentalign.training.render import render
 
     cache = project.cache
@@ -73,13 +89,47 @@ def tokens_view(run: Trajectory, recorded: TokenRecord | None, project: Project)
     rendered = render(run, dialect, tokens=recorded, max_tokens=NO_LIMIT)
     exact = recorded is not None and recorded.base == dialect.digest
     sampled = {turn.message_index for turn in recorded.turns} if recorded and exact else set()
+    noted = notes_of(project.trainings, run.id, run.origin.reference)
+    if seen_as not in (*PLAIN, *noted):
+        raise DataError(f"training {seen_as!r} noted nothing of this run; there is: {', '.join([*PLAIN, *noted])}.")
+    notes = noted.get(seen_as, [])
     turns: list[TurnView] = []
     before: tuple[int, ...] = ()
     steps = {step.message_index: step.index for step in run.steps}
     for turn in rendered.turns:
-        turns.append(_turn_view(turn, before, dialect, steps[turn.message_index], turn.message_index in sampled))
+        view = _turn_view(turn, before, dialect, steps[turn.message_index], turn.message_index in sampled)
+        about = [one for note in notes for one in note.turns if one.message == turn.message_index]
+        view.figures.update(
+            _figures(about, len(turn.completion)) if notes else {"weight": [PLAIN.get(seen_as, 0.0)] * len(turn.completion)}
+        )
+        view.value = next((one.value for one in about if one.value is not None), None)
+        turns.append(view)
         before = turn.context + turn.completion
-    return TokensView(base=folder.name, n_tokens=rendered.n_tokens, n_trainable=rendered.n_trainable, turns=turns)
+    return TokensView(
+        base=folder.name,
+        n_tokens=rendered.n_tokens,
+        n_trainable=rendered.n_trainable,
+        turns=turns,
+        seen_as=seen_as,
+        views=[*PLAIN, *noted],
+        said=[note.said for note in notes],
+    )
+
+
+def _figures(about: Sequence["TurnNote"], size: int) -> dict[str, list[float | None]]:
+    """A value per token of a turn; the weights of several pairs add up, because their losses do."""
+    found: dict[str, list[float | None]] = {"weight": [0.0] * size}
+    for one in about:
+        for place, value in enumerate(one.weight, one.start):
+            if place < size:
+                found["weight"][place] = (found["weight"][place] or 0.0) + value
+                if one.advantage is not None:
+                    found.setdefault("advantage", [None] * size)[place] = one.advantage
+        for name, values in (("old", one.old), ("reference", one.reference)):
+            for place, value in enumerate(values, one.start):
+                if place < size:
+                    found.setdefault(name, [None] * size)[place] = value
+    return found
 
 
 def _turn_view(turn: "RenderedTurn", before: tuple[int, ...], dialect: "Dialect", step: int, recorded: bool) -> TurnView:
@@ -90,6 +140,7 @@ def _turn_view(turn: "RenderedTurn", before: tuple[int, ...], dialect: "Dialect"
         seen=seen,
         context=pieces(dialect, turn.context[seen:]),
         trained=pieces(dialect, turn.completion),
+        figures={"sampler": [*turn.logprobs]} if len(turn.logprobs) == len(turn.completion) else {},
         recorded=recorded,
         rerendered=turn.rerendered,
     )

@@ -18,10 +18,10 @@ from agentalign.records.base import canonical_json
 from agentalign.records.criterion import Score
 from agentalign.records.preference import Preference
 
-SCORE_COLUMNS = ("id", "trajectory", "step", "criterion", "status", "value", "rater_kind", "rater", "note", "time")
+SCORE_COLUMNS = ("id", "trajectory", "step", "criterion", "status", "value", "rater_kind", "rater", "chips", "note", "time")
 PREFERENCE_COLUMNS = (
     "id", "taskset", "criterion", "better", "better_step", "worse", "worse_step", "others", "strength", "tie", "both_bad",
-    "left", "source", "rater", "note", "time",
+    "withdrawn", "left", "source", "rater", "note", "time",
 )  # fmt: skip
 
 FORMULA_STARTS = frozenset("=+-@|%\t\r\n")
@@ -52,7 +52,7 @@ def read_rating_line(line: str, source: str) -> Score | Preference:
 
 def score_table(scores: Iterable[Score]) -> Iterator[str]:
     """CSV lines of scores, the header first."""
-    rows = (score.model_dump(mode="json") for score in scores)
+    rows = (score.model_dump(mode="json") | {"chips": "; ".join(score.chips)} for score in scores)
     yield from _csv(SCORE_COLUMNS, ([row[column] for column in SCORE_COLUMNS] for row in rows))
 
 

@@ -18,6 +18,7 @@ from agentalign.environments.team_code import Pool
 from agentalign.errors import AgentAlignError, DataError
 from agentalign.recipes.data import RunData, end_rewards, whole
 from agentalign.recipes.experience import REWARD, Experience, gather, lesson
+from agentalign.recipes.token_notes import note_experience
 from agentalign.recipes.workspace import Workspace
 from agentalign.records.adapter import AdapterCard
 from agentalign.records.criterion import Score, overall
@@ -108,6 +109,7 @@ class Acting:
         chosen = unsettled(worth, groups, at_least=config.num_mini_batches, alone=config.samples_per_task == 1)
         found = gather(model, [known[i][0] for i in chosen], [worth[i] for i in chosen], [groups[i] for i in chosen], config)
         written = [sum(len(turn.completion) for turn in record.turns) for record in tokens.values() if record]
+        ranks.first(lambda: note_experience(self.work.project.trainings / self.training, iteration, found))
         self._say(iteration, runs, worth, found, scores, _mean(written))
         return found
 

@@ -107,9 +107,9 @@ def token_stats(rendered: Sequence[Rendered], *, batch_size: int) -> TokenStats:
 
 
 def sft_batches(runs: Sequence[Rendered], max_tokens: int) -> list[MicroBatch]:
-    """Micro-batches whose items are trainable tokens."""
+    """Micro-batches whose items are trainable tokens; of a corrected or forked run those that its own maker wrote."""
     found = []
-    for members in pack(runs, max_tokens=max_tokens, runs_of=lambda run: [run]):
+    for members in pack([run.own for run in runs], max_tokens=max_tokens, runs_of=lambda run: [run]):
         tree = build_tree(members)
         found.append(MicroBatch(tree, {"sft": float(len(tree.occurrences))}, trajectories=tuple(run.trajectory for run in members)))
     return found

@@ -26,11 +26,13 @@ from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logpro
 from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.preferences import choose_preferences
+from agentalign.recipes.token_notes import note_pairs
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.pairs import Group, balance, parting_step
+from agentalign.training import ranks
 from agentalign.training.batches import even_items, step_items, steps_for
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import train
@@ -102,6 +104,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             pairs = balanced(with_reference(model, pairs, config, cache), runs, work.tasks(), config)
             if config.contrasts:
                 pairs += with_contrasts(model, pairs, data, replay, config, cache)
+            ranks.first(lambda: note_pairs(folder, pairs, data.rendered))
             counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": sum(len(family) for family in replay)})
             total = _total_steps(pairs, config)
 
@@ -274,8 +277,8 @@ def pair_batches(pairs: Sequence[Pair], replay: Sequence[Rendered], rendered: di
 
     def parts_of(group: Pair | Rendered) -> list[Part]:
         if isinstance(group, Rendered):
-            return [whole(group)]
-        return [group.chosen, group.rejected, *([whole(rendered[group.anchor])] if group.anchor else [])]
+            return [whole(group.own)]
+        return [group.chosen, group.rejected, *([whole(rendered[group.anchor].own)] if group.anchor else [])]
 
     return [_micro(members, [parts_of(member) for member in members]) for members in pack(groups, max_tokens=max_tokens, runs_of=parts_of)]
 

@@ -115,7 +115,7 @@ def policy_batches(runs: Sequence[Experience], replay: Sequence[Rendered], max_t
 
 
 def _part(item: Experience | Rendered) -> Part:
-    return item.part if isinstance(item, Experience) else whole(item)
+    return item.part if isinstance(item, Experience) else whole(item.own)
 
 
 def _policy_micro(members: Sequence[Experience | Rendered]) -> MicroBatch:

@@ -131,7 +131,7 @@ def sides(runs: Sequence[Trajectory], values: dict[str, float], data: RunData, c
     Raises:
         DataError: one side is empty.
     """
-    rated = [Rated(whole(data.rendered[r.id]), values[r.id] >= config.good, r.id) for r in runs if r.id in data.rendered]
+    rated = [Rated(whole(data.rendered[r.id].own), values[r.id] >= config.good, r.id) for r in runs if r.id in data.rendered]
     good, bad = [one for one in rated if one.desirable], [one for one in rated if not one.desirable]
     if not good or not bad:
         raise DataError(

@@ -18,6 +18,7 @@ from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.trajectory import Trajectory
+from agentalign.scoring.corrected import standing
 from agentalign.training.batches import step_items, steps_for
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import train
@@ -74,17 +75,18 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
 
 
 def choose_runs(work: Workspace, config: SFTConfig) -> list[Trajectory]:
-    """Runs of the chosen origins that are good enough; exact duplicates once.
+    """Runs of the chosen origins that are good enough, and corrected steps that stand; exact duplicates once.
 
     Raises:
         DataError: there is none.
     """
     runs = work.train_runs(config.origins)
     values = work.overalls(runs)
+    corrected = standing(runs, work.store.preferences(work.taskset.name, source="correction"))
     chosen: dict[str, Trajectory] = {}
     for run in runs:
-        value = values.get(run.id)
-        trusted = run.id not in values and run.origin.kind in ("expert", "correction")
+        value = None if run.is_corrected_step else values.get(run.id)
+        trusted = run.id in corrected if run.is_corrected_step else run.id not in values and run.origin.kind in ("expert", "correction")
         if run.steps and (trusted or (value is not None and value >= config.min_overall)):
             chosen.setdefault(run.content_digest, run)
     if not chosen:

@@ -38,6 +38,8 @@ class Criterion(Record):
     """A gate passes when its value, mapped to [0, 1], is at least this."""
     anchors: dict[str, str] = {}
     """What a value means, for raters: {"1": "rude", "5": "warm and to the point"}."""
+    chips: tuple[str, ...] = Field(default=(), max_length=9)
+    """Short reasons that a rater may tick beside a value: ["wrong tool", "needless"]."""
 
     @model_validator(mode="after")
     def _sound(self) -> "Criterion":
@@ -46,6 +48,10 @@ class Criterion(Record):
             raise ValueError(f"criterion '{self.name}' has scale [{low:g}, {high:g}]; low must be below high. Write e.g. scale: [0, 1].")
         if (self.kind == "check") != bool(self.check):
             raise ValueError(f"criterion '{self.name}': `check:` names a function exactly when kind is check.")
+        if len(set(self.chips)) < len(self.chips) or not all(1 <= len(chip) <= 40 for chip in self.chips):
+            raise ValueError(
+                f"criterion '{self.name}': chips are different short texts of 1 to 40 characters. Write e.g. [wrong tool, needless]."
+            )
         return self
 
     @property
@@ -68,7 +74,14 @@ class ScoreStatus(StrEnum):
     """The criterion does not apply to this run; it takes no part in the overall value."""
     ERROR = "error"
     """The check or judge broke; `note` says how."""
+    CANT_JUDGE = "cant_judge"
+    """It applies, but this rater cannot tell. Counts as no answer, and is kept: where many cannot tell, the criterion is unclear."""
+    WITHDRAWN = "withdrawn"
+    """The rater took an earlier answer back and has none now."""
 
+
+NO_ANSWER = frozenset({ScoreStatus.CANT_JUDGE, ScoreStatus.WITHDRAWN})
+"""What supersedes a rater's earlier answer and then counts as none."""
 
 RaterKind = Literal["human", "check", "judge", "reward_model", "adjudicator"]
 """Who answered. An adjudicator is a person who decides what holds after seeing everyone's answers, and says why in `note`."""
@@ -89,6 +102,8 @@ class Score(Record):
     """A person's name, "check", a judge's model, or an adapter reference."""
     rater_kind: RaterKind
     note: str = ""
+    chips: tuple[str, ...] = ()
+    """Those of the criterion's chips that the rater ticked."""
     time: str = Field(default_factory=now)
     id: str = ""
     """Idempotency key: storing a score twice under one id stores it once. Made from the content when left empty."""
@@ -157,6 +172,8 @@ def in_force(scores: Iterable[Score]) -> list[Score]:
         newest[(*place, score.rater_kind, score.rater)] = score
         if score.rater_kind == "adjudicator":
             decisions[place] = score
+            if score.status in NO_ANSWER:  # a decision taken back leaves the question to the raters again
+                del decisions[place]
     return [score for key, score in newest.items() if decisions.get(key[:3], score) is score]
 
 
@@ -164,7 +181,8 @@ def effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
     """The scores that count, by criterion key: those in force, and of them those of the highest rank that gave a value."""
     groups: dict[str, list[Score]] = {}
     for score in in_force(scores):
-        groups.setdefault(score.criterion, []).append(score)
+        if score.status not in NO_ANSWER:
+            groups.setdefault(score.criterion, []).append(score)
     # An error or "does not apply" of a higher-ranked rater does not hide a lower-ranked answer unless it is the only one.
     for key, group in groups.items():
         valued = [s for s in group if s.status == ScoreStatus.VALUE]

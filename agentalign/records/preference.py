@@ -28,6 +28,8 @@ class Preference(Record):
     """How clear it is; multiplies the loss (1 slightly, 2 clearly, 3 far better)."""
     tie: bool = False
     both_bad: bool = False
+    withdrawn: bool = False
+    """The rater took an earlier answer on these items back and has none now."""
     left: str | None = None
     """Trajectory id that was shown on the left; None where no person compared."""
     source: Literal["human", "scores", "correction", "judge", "adjudicator"]
@@ -45,8 +47,8 @@ class Preference(Record):
             raise ValueError(f"a preference orders at least two different items; got {count}, {different} of them different.")
         if len({item.step is None for item in self.items}) > 1:
             raise ValueError("a preference compares whole runs with whole runs, or steps with steps, not one with the other.")
-        if self.tie and self.both_bad:
-            raise ValueError("a preference is a tie or both bad, not both at once.")
+        if self.tie + self.both_bad + self.withdrawn > 1:
+            raise ValueError("a preference is a tie, both bad or withdrawn, not two of them at once.")
         return self
 
     def model_post_init(self, _context: object) -> None:
@@ -57,7 +59,7 @@ class Preference(Record):
     @property
     def decided(self) -> bool:
         """True where there is a better and a worse item to learn from."""
-        return not self.tie and not self.both_bad
+        return not self.tie and not self.both_bad and not self.withdrawn
 
 
 def in_force(preferences: Iterable[Preference]) -> list[Preference]:
@@ -73,4 +75,6 @@ def in_force(preferences: Iterable[Preference]) -> list[Preference]:
         newest[(*place, preference.source, preference.rater)] = preference
         if preference.source == "adjudicator":
             decisions[place] = preference
+            if preference.withdrawn:  # a decision taken back leaves the question to the raters again
+                del decisions[place]
     return [preference for key, preference in newest.items() if decisions.get(key[:2], preference) is preference]

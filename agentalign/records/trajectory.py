@@ -30,7 +30,7 @@ class StopReason(StrEnum):
     ERROR = "error"
     """Environment, tool or policy broke; `Trajectory.error` has the traceback."""
     UNKNOWN = "unknown"
-    """Imported without a reason."""
+    """Imported without a reason; or one step that a person corrected, after which nothing was acted out."""
 
 
 class ToolCall(Record):
@@ -155,6 +155,12 @@ class Trajectory(Record):
             return f"{self.taskset}/{self.task_id}"
         first = self.steps[0].message_index if self.steps else len(self.messages)
         return "digest/" + digest([self.tools, [m.model_dump(mode="json") for m in self.messages[:first]]])
+
+    @property
+    def is_corrected_step(self) -> bool:
+        """True for a run that ends with one step that a person wrote anew: it shows a better act, not how well a task was done."""
+        at_end = bool(self.steps) and self.steps[-1].message_index == len(self.messages) - 1
+        return self.origin.kind == "correction" and self.parent is not None and at_end and self.parent[1] == len(self.steps) - 1
 
     @property
     def answer(self) -> str:

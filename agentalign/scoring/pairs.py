@@ -171,10 +171,14 @@ def describe(preferences: Iterable[Preference], group_of: Callable[[Preference],
         counts["criterion"][preference.criterion] += 1
         counts["source"][preference.source] += 1
         counts["level"]["run" if preference.items[0].step is None else "step"] += 1
-        counts["outcome"]["tie" if preference.tie else "both bad" if preference.both_bad else "decided"] += 1
+        counts["outcome"][_outcome(preference)] += 1
         counts["family"][family] += 1
         counts["branch"][f"{family}/{branch}" if branch else family] += 1
     return {name: dict(sorted(counter.items())) for name, counter in counts.items()}
+
+
+def _outcome(preference: Preference) -> str:
+    return "tie" if preference.tie else "both bad" if preference.both_bad else "withdrawn" if preference.withdrawn else "decided"
 
 
 def runs_by_task(trajectories: Iterable[Trajectory]) -> dict[tuple[str, str], list[Trajectory]]:

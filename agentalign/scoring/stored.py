@@ -10,6 +10,7 @@ from agentalign.errors import AgentAlignError, DataError
 from agentalign.records.criterion import Criterion, Score, ScoreStatus, overall
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
+from agentalign.scoring.corrected import corrected_pairs
 from agentalign.scoring.pairs import Group, balance, corrections, describe, step_pairs, task_pairs
 from agentalign.scoring.score import score_trajectories
 from agentalign.store.filters import RunFilter
@@ -57,7 +58,8 @@ def score_stored(
 ) -> ScoringReport:
     """Run the taskset's checks on its stored runs and store the scores; with `only_new` on runs that lack an answer to a current one.
 
-    A check that broke has not answered: it may have been mended, or a worker may have died under it.
+    A check that broke has not answered: it may have been mended, or a worker may have died under it. Corrected steps are passed over:
+    nothing was acted out after them that a check could look at.
     """
     for name in criteria or ():
         taskset.criterion(name)
@@ -77,7 +79,7 @@ def score_stored(
         waiting.clear()
 
     for number, run in enumerate(store.trajectories(runs), 1):
-        if wanted - done.get(run.id, set()):
+        if not run.is_corrected_step and wanted - done.get(run.id, set()):
             waiting.append(run)
             scored += 1
         if len(waiting) >= BATCH:
@@ -156,7 +158,7 @@ def make_pairs(
     by_run: dict[str, list[Score]] = {}
     for score in store.scores(taskset=taskset.name):
         by_run.setdefault(score.trajectory, []).append(score)
-    scored = [(run, overall(taskset.criteria, by_run.get(run.id, []))) for run in runs]
+    scored = [(run, overall(taskset.criteria, by_run.get(run.id, []))) for run in runs if not run.is_corrected_step]
     experts = [pair for pair in scored if pair[0].origin.kind in TEACHERS]
     others = [pair for pair in scored if pair[0].origin.kind not in TEACHERS]
     found: list[Preference] = []
@@ -165,6 +167,7 @@ def make_pairs(
     if level != "run":
         found += step_pairs(others, margin=margin, per_task=per_task, seed=seed)
         found += corrections(experts, others, margin=margin, per_task=per_task, seed=seed)
+        found += corrected_pairs({run.id: run for run in runs}, store.preferences(taskset.name, source="correction"))
     tasks = {task.id: task for task in taskset.tasks()}
     groups: dict[str, Group] = {
         run.id: (run.family, tasks[run.task_id].branch if run.task_id and run.task_id in tasks else "") for run in runs
@@ -177,4 +180,4 @@ def make_pairs(
     kept = balance(found, group_of, cap, name_of=lambda preference: preference.id, seed=seed, branches=branches)
     counts = describe(kept, group_of)
     report = (0, 0) if dry_run else store.add_preferences(kept)
-    return MadePairs(kept, counts, len(runs), sum(value is None for _, value in scored), report[0], report[1])
+    return MadePairs(kept, counts, len(scored), sum(value is None for _, value in scored), report[0], report[1])

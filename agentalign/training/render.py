@@ -5,7 +5,7 @@ template writes for it. The judge is the inverse: what was rendered must parse b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentalign.errors import DataError, TemplateError
 from agentalign.records.trajectory import Message, TokenRecord, Trajectory, TurnTokens
@@ -35,6 +35,13 @@ class Rendered:
 
     trajectory: str
     turns: tuple[RenderedTurn, ...]
+    inherited: int = 0
+    """How many of the first turns another run's maker wrote: a correction or fork begins after them."""
+
+    @property
+    def own(self) -> "Rendered":
+        """The run with the turns alone that its maker wrote: what may be imitated. Those before stand in the first one's context."""
+        return replace(self, turns=self.turns[self.inherited :], inherited=0) if self.inherited else self
 
     @property
     def n_tokens(self) -> int:
@@ -43,8 +50,8 @@ class Rendered:
 
     @property
     def n_trainable(self) -> int:
-        """Tokens that the agent wrote."""
-        return sum(len(turn.completion) for turn in self.turns)
+        """Tokens that the run's own maker wrote."""
+        return sum(len(turn.completion) for turn in self.turns[self.inherited :])
 
 
 def render(trajectory: Trajectory, dialect: Dialect, *, tokens: TokenRecord | None = None, max_tokens: int) -> Rendered:
@@ -71,7 +78,7 @@ def render(trajectory: Trajectory, dialect: Dialect, *, tokens: TokenRecord | No
             turns.append(_recorded_turn(recorded[index]) if index in recorded else _turn(trajectory, index, dialect, turns, where))
     except TemplateError as error:
         raise DataError(f"{where}: {error}") from error
-    rendered = Rendered(trajectory.id, tuple(turns))
+    rendered = Rendered(trajectory.id, tuple(turns), trajectory.parent[1] if trajectory.parent else 0)
     if rendered.n_trainable == 0:
         raise DataError(f"{where}: the agent wrote nothing in it, so there is nothing to train on. Leave it out.")
     if rendered.n_tokens > max_tokens:

@@ -137,10 +137,12 @@ function tokenView(run, rows) {
     box.hidden = !box.hidden;
     rows.hidden = !box.hidden;
     button.setAttribute("aria-pressed", String(rows.hidden));
-    if (box.childNodes.length) return;
-    box.append(h("p", { class: "dim" }, "Reading the tokenizer …"));
+    if (!box.childNodes.length) await ask("sft");
+  };
+  const ask = async (seenAs) => {
+    if (!box.childNodes.length) box.append(h("p", { class: "dim" }, "Reading the tokenizer …"));
     try {
-      box.replaceChildren(...tokenTurns(await read(`/api/runs/${run.id}/tokens`)));
+      box.replaceChildren(...tokenTurns(await read(`/api/runs/${run.id}/tokens?seen_as=${encodeURIComponent(seenAs)}`), ask));
     } catch (error) {
       box.replaceChildren(h("p", { class: "fault" }, visible(error.message)));
     }

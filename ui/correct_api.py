@@ -1,0 +1,119 @@
+"""Routes of corrections: a step as it should have been, saved as a run of its own with the pair that it makes, and taken back."""
+
+from typing import Annotated
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from agentalign.errors import DataError
+from agentalign.records.base import digest
+from agentalign.records.preference import Preference
+from agentalign.scoring.corrected import Act, correct_step, correction_pair, inherited_tokens, offered_tools
+from agentalign.ui import views
+from agentalign.ui.api import House, Key, Note, Rater, RunId, Saved, ascii_json, stored_run
+
+MOST_CALLS = 32
+
+
+class CallIn(BaseModel):
+    """A tool call as the rater wrote it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(max_length=200)]
+    arguments: Annotated[str, Field(max_length=100_000)]
+    """JSON text."""
+
+
+class CorrectionIn(BaseModel):
+    """The step as it should have been. Whose word that is, is read from the cookie."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Key
+    trajectory: RunId
+    step: Annotated[int, Field(ge=0)]
+    content: Annotated[str, Field(max_length=100_000)] = ""
+    reasoning: Annotated[str, Field(max_length=100_000)] = ""
+    calls: Annotated[list[CallIn], Field(max_length=MOST_CALLS)] = []
+    note: Note = ""
+
+
+class WithdrawalIn(BaseModel):
+    """Whose correction is taken back is read from the cookie."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Key
+    trajectory: RunId
+    step: Annotated[int, Field(ge=0)]
+
+
+class CorrectionView(BaseModel):
+    """The rater's own correction of a step that stands."""
+
+    step: int
+    run: str
+    entry: views.Entry
+    note: str
+
+
+class CorrectionsView(BaseModel):
+    """The rater's own corrections of one run."""
+
+    corrections: list[CorrectionView]
+    tools: list[str]
+    """Names that a call may have here."""
+
+
+def add(app: FastAPI, house: House) -> None:
+    """Add the routes."""
+
+    @app.get("/api/runs/{run}/corrections", response_model=CorrectionsView)
+    def corrections(rater: Rater, run: RunId) -> Response:
+        """What this rater corrected in a run, and which tools a correction may call."""
+        found = stored_run(house.store, run)
+        words = {step: word for step, word in own_words(house, found.id, found.taskset, rater).items() if not word.withdrawn}
+        shown = [_view(house, step, word) for step, word in sorted(words.items())]
+        return ascii_json(CorrectionsView(corrections=shown, tools=list(offered_tools(found))))
+
+    @app.post("/api/corrections", response_model=Saved)
+    def correct(rater: Rater, wanted: CorrectionIn) -> Response:
+        """Save a step as it should have been."""
+        original = stored_run(house.store, wanted.trajectory)
+        act = Act(wanted.content, wanted.reasoning, tuple((call.name, call.arguments) for call in wanted.calls))
+        corrected = correct_step(original, wanted.step, act, rater)
+        pair = correction_pair(corrected, original, note=wanted.note, id=digest(["correction", rater, wanted.key]))
+        house.store.add([corrected], inherited_tokens(corrected, house.store.tokens(original.id)))
+        # Two commits; the answer comes after both, and whoever lost it sends the same again.
+        report = house.store.add_preferences([pair])
+        return ascii_json(Saved(id=corrected.id, known=report.stored == 0))
+
+    @app.post("/api/corrections/withdrawn", response_model=Saved)
+    def withdraw(rater: Rater, wanted: WithdrawalIn) -> Response:
+        """Take the rater's correction of a step back; it is kept, and no longer learned from."""
+        original = stored_run(house.store, wanted.trajectory)
+        word = own_words(house, original.id, original.taskset, rater).get(wanted.step)
+        if word is None:
+            raise DataError(f"you have not corrected step {wanted.step} of this run, so there is nothing to take back. Reload the page.")
+        id = digest(["correction", rater, wanted.key])
+        report = house.store.add_preferences([word.model_copy(update={"withdrawn": True, "id": id})])
+        return ascii_json(Saved(id=word.items[0].trajectory, known=report.stored == 0))
+
+
+def own_words(house: House, run: str, taskset: str, rater: str) -> dict[int, Preference]:
+    """By step the rater's newest word on their corrections of a run, a withdrawal included."""
+    found = [p for p in house.store.preferences(taskset, source="correction") if p.rater == rater and p.items[-1].trajectory == run]
+    return {p.items[-1].step: p for p in found if p.items[-1].step is not None and _is_own(house, p, rater)}
+
+
+def _is_own(house: House, word: Preference, rater: str) -> bool:
+    """Whether the better side was written here: pairs made from an expert's runs have the source "correction" too."""
+    better = house.store.trajectory(word.items[0].trajectory)
+    return better.is_corrected_step and better.parent == tuple(word.items[-1]) and better.origin.reference == rater
+
+
+def _view(house: House, step: int, word: Preference) -> CorrectionView:
+    run = house.store.trajectory(word.items[0].trajectory)
+    return CorrectionView(step=step, run=run.id, entry=views.timeline(run.messages, run.steps)[-1], note=word.note)
