@@ -92,7 +92,8 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         pairs = make_pairs(preferences, runs, data, config, good)
         ids = [*(p.id for p in preferences), *(run.id for run in replay_runs)]
         if dry_run:
-            return _dry_run(work, config, data, balanced(pairs, runs, work.tasks(), config), ids)
+            pairs = balanced(pairs, runs, work.tasks(), config)
+            return _dry_run(work, config, data, [*pairs, *contrast_pairs(pairs, data, replay, config)], ids)
         training, folder = work.begin("dpo", config, ids)
         if training.status == "done":
             return training
@@ -102,8 +103,8 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             model.load_adapter(ADAPTER, parent, trainable=True)
             cache = project.cache / "logprobs"
             pairs = balanced(with_reference(model, pairs, config, cache), runs, work.tasks(), config)
-            if config.contrasts:
-                pairs += with_contrasts(model, pairs, data, replay, config, cache)
+            if more := contrast_pairs(pairs, data, replay, config):
+                pairs += with_reference(model, more, config.model_copy(update={"min_reference_prob": 0.0}), cache)
             ranks.first(lambda: note_pairs(folder, pairs, data.rendered))
             counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": sum(len(family) for family in replay)})
             total = _total_steps(pairs, config)
@@ -230,18 +231,14 @@ def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig, cache
     return kept
 
 
-def with_contrasts(
-    model: Model, pairs: Sequence[Pair], data: RunData, replay: Sequence[Sequence[Rendered]], config: DPOConfig, cache: Path
-) -> list[Pair]:
-    """Pairs for what the preferences mostly reject, from demonstrations that take them; with credit: token only."""
-    if config.credit != "token":
+def contrast_pairs(pairs: Sequence[Pair], data: RunData, replay: Sequence[Sequence[Rendered]], config: DPOConfig) -> list[Pair]:
+    """Pairs for what the preferences mostly reject, from demonstrations that take them; none unless asked for, with credit: token only."""
+    if not config.contrasts or config.credit != "token":
         return []
     sides = [(pair.chosen, pair.rejected, pair.trajectories[1]) for pair in pairs]
     found = contrasts(sides, data.rendered, [run for family in replay for run in family])
-    made = [Pair(one.chosen, one.rejected, 1.0, (one.demonstration,) * 2, one.demonstration, "contrast") for one in found]
-    if made:
-        logger.info("pairs: %d more from demonstrations, for what the preferences mostly reject", len(made))
-    return with_reference(model, made, config.model_copy(update={"min_reference_prob": 0.0}), cache) if made else []
+    logger.info("pairs: %d more from demonstrations, for what the preferences mostly reject", len(found))
+    return [Pair(one.chosen, one.rejected, 1.0, (one.demonstration,) * 2, one.demonstration, "contrast") for one in found]
 
 
 def balanced(pairs: Sequence[Pair], runs: Mapping[str, Trajectory], tasks: Mapping[str, Task], config: DPOConfig) -> list[Pair]:
