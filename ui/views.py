@@ -60,6 +60,7 @@ class CriterionView(BaseModel):
     level: Literal["trajectory", "step"]
     kind: Literal["check", "human", "judge"]
     gate: bool
+    higher_is_better: bool
     weight: float
     marks: list[Mark]
 
@@ -102,6 +103,8 @@ class RunView(BaseModel):
     overall: float | None
     bases: int
     """How many cached bases could show the run as tokens."""
+    hidden: bool = False
+    """It is open in the rater's queue: who made it and what others said is left out."""
 
 
 class ListRow(BaseModel):
@@ -207,6 +210,7 @@ def criterion_view(criterion: Criterion) -> CriterionView:
         level=criterion.level,
         kind=criterion.kind,
         gate=criterion.gate,
+        higher_is_better=criterion.higher_is_better,
         weight=criterion.weight,
         marks=marks(criterion),
     )
