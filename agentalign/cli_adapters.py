@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from agentalign import cli_foreign
 from agentalign.cli_arguments import Commands, add_json, command, verbs
 from agentalign.cli_output import say, show, show_json, show_table
 from agentalign.config.project import Project
@@ -11,7 +12,8 @@ from agentalign.errors import UsageError
 
 def add(commands: Commands) -> None:
     """Declare them in the order of use."""
-    examples = "agentalign adapters\nagentalign adapters show order_desk@production\nagentalign adapters verify order_desk@3"
+    examples = "agentalign adapters\nagentalign adapters show order_desk@production\nagentalign adapters verify order_desk@3\n"
+    examples += "agentalign adapters add downloads/their_lora --base ./base --taskset order_desk"
     adapters = verbs(command(commands, "adapters", "look at adapters: lineage, figures, files", examples=examples))
     add_json(command(adapters, "list", "list every version of every adapter", run=_list))
     parser = command(adapters, "show", "show one adapter's card", run=_show, examples="agentalign adapters show order_desk@production")
@@ -25,6 +27,7 @@ def add(commands: Commands) -> None:
         examples="agentalign adapters verify order_desk@3",
     )
     parser.add_argument("ref", metavar="NAME@V")
+    cli_foreign.add(adapters)
 
     parser = command(
         commands,

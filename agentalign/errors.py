@@ -5,6 +5,8 @@ The message says what is, why it cannot be, and what to do. `AgentAlignError` re
 agent, not for the person.
 """
 
+from enum import StrEnum
+
 
 class AgentAlignError(Exception):
     """Base of all: the CLI prints its text and exits with 1, or 2 for wrong usage."""
@@ -28,6 +30,45 @@ class StoreError(AgentAlignError):
 
 class RegistryError(AgentAlignError):
     """An adapter that does not exist, does not verify or may not be promoted."""
+
+
+class Refusal(StrEnum):
+    """Why a stranger's adapter folder was refused; the order is that of asking."""
+
+    FOLDER = "folder"
+    """No folder, or too much in it."""
+    LINK = "link"
+    """A link, a folder or a device among the files."""
+    CODE = "code"
+    """A file or a setting that can carry or fetch code."""
+    FILE = "file"
+    """A file that an adapter does not have, or one that is missing."""
+    SIZE = "size"
+    """More bytes, tensors or rank than any adapter needs."""
+    CONFIG = "config"
+    """adapter_config.json is no strict JSON, or says what nobody knows."""
+    BASE = "base"
+    """It names a base by a place."""
+    KIND = "kind"
+    """No plain LoRA for a causal language model."""
+    TARGETS = "targets"
+    """Regular expressions, or layers that servers cannot adapt."""
+    HEADER = "header"
+    """adapter_model.safetensors is damaged, or no such file."""
+    KEYS = "keys"
+    """Tensors missing, or without a place in the base."""
+    SHAPES = "shapes"
+    """Tensors of another shape than the base's layers need."""
+    VALUES = "values"
+    """NaN or infinity, or an adapter that changes nothing."""
+
+
+class AdapterRefusedError(RegistryError):
+    """A stranger's adapter that is not taken in. `reason` says of which kind the objection is."""
+
+    def __init__(self, reason: Refusal, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class TemplateError(AgentAlignError):

@@ -7,10 +7,6 @@ on the meta device: no weights of the base are loaded.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from agentalign.config.project import Project
 from agentalign.errors import AgentAlignError, RegistryError
 from agentalign.evaluation.compare import compare
@@ -20,6 +16,8 @@ from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.rollouts.bundle import Bundle, open_bundle, other_base, other_template
 from agentalign.store.registry import Registry
 from agentalign.training.adapter_files import AdapterConfig, read_adapter
+from agentalign.training.base_layers import linear_layers
+from agentalign.training.lora_form import LoraForm
 
 SPLITS = ("test", "dev", "train")
 NOT_WORSE = "not worse than production"
@@ -77,14 +75,7 @@ def promote(project: Project, ref: str, stage: str, *, forced: str = "") -> Gate
 
 def expected_tensors(base_folder: Path, config: AdapterConfig) -> dict[str, tuple[int, int]]:
     """Name -> shape of every tensor that a LoRA on this base has, by PEFT's names."""
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(base_folder), local_files_only=True))
-    shapes: dict[str, tuple[int, int]] = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in config.targets:
-            shapes[f"base_model.model.{name}.lora_A.weight"] = (config.r, module.in_features)
-            shapes[f"base_model.model.{name}.lora_B.weight"] = (module.out_features, config.r)
-    return shapes
+    return LoraForm(r=config.r, alpha=config.alpha, targets=config.targets).shapes(linear_layers(base_folder))
 
 
 def _speaking(found: Sequence[Evaluation], rivals: Sequence[Evaluation]) -> tuple[Evaluation | None, Evaluation | None]:

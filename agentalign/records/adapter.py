@@ -37,9 +37,10 @@ class AdapterCard(Record):
     version: int = Field(ge=1)
     kind: AdapterKind
     taskset: str
-    recipe: RecipeName
+    recipe: RecipeName | Literal["foreign"]
+    """What made it; "foreign": a stranger's, taken in by `agentalign adapters add`."""
     training: str
-    """Training id."""
+    """Training id; empty for a foreign one."""
     base: str
     """The base as configured: hub name, folder or built-in name."""
     base_digest: str

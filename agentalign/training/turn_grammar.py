@@ -1,7 +1,8 @@
 """What a turn may be, as a Lark grammar for llguidance: reasoning, then text, calls or an answer of one shape.
 
 The words around a call are those that the base's template writes, found by rendering one, so that a turn under constraint looks like those
-the model was trained on. Surprise: a special token inside these words is written by its id; as text it would be other tokens.
+the model was trained on. Surprise: reasoning comes first only where the prompt has opened it already. Where it is the model's choice it is
+left out: a model that wanted `<tool_call>` would be led from its "<" into `<think>`, and into a thought without end.
 """
 
 import json
@@ -65,11 +66,9 @@ def turn_grammar(dialect: Dialect, shape: TurnShape) -> str:
     if shape.calls != "must":
         bodies += _other_bodies(dialect, words, shape, rules)
     start = " | ".join(bodies)
-    if dialect.form.reasoning:
-        before, after = dialect.form.reasoning
-        rules += [f"thought[suffix={json.dumps(after)}]: /(?s:.*)/", "SPACE: /[ \\n]*/"]
-        opened = f"{_literal(dialect, before)} thought SPACE" if before else "thought SPACE"
-        start = f"{opened} ({start})" if not before else f"({opened})? ({start})"
+    if dialect.form.reasoning and not dialect.form.reasoning[0]:
+        rules += [f"thought[suffix={json.dumps(dialect.form.reasoning[1])}]: /(?s:.*)/", "SPACE: /[ \\n]*/"]
+        start = f"thought SPACE ({start})"
     return "\n".join([f"start: {start}", *rules])
 
 
@@ -157,7 +156,7 @@ def _special(dialect: Dialect) -> list[str]:
 
 
 def _literal(dialect: Dialect, text: str) -> str:
-    """A text as the grammar writes it: strings, ids of special tokens, and any name where the template writes a call's id."""
+    """A text as the grammar writes it: strings, special tokens by their ids, and any name where the template writes a call's id."""
     parts = []
     tokens = special_text.pattern([*_special(dialect), ID_TEXT])
     place = 0

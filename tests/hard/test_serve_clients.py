@@ -1,0 +1,137 @@
+"""Real clients against a real server: the openai SDK, two agent frameworks, and a fuzzer that reads the served OpenAPI."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import BadRequestError, OpenAI
+
+pytest.importorskip("prometheus_client", reason="serving is an extra: pip install 'agentalign[serve]'")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from small_server import ORDER, SYSTEM, TINY, Running, add_soft_adapter, promote, running
+
+from agentalign.config.project import Project
+from agentalign.deployment.serve import Settings
+from agentalign.deployment.serving.chat import Limits
+
+pytestmark = pytest.mark.hard
+WISH = "I want a red bako."
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    project = Project.create(tmp_path_factory.mktemp("project"))
+    add_soft_adapter(project, TINY, name="toy_desk", std=0.003, seed=1)
+    promote(project, "toy_desk@1")
+    with running(project, settings=Settings(limits=Limits(max_tokens=64, max_context=900))) as found:
+        yield found
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def test_the_openai_sdk_chats_calls_and_takes_results(client: OpenAI) -> None:
+    messages: list = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": WISH}]
+    first = client.chat.completions.create(model="toy_desk@production", messages=messages, tools=[ORDER], logprobs=True, top_logprobs=1)
+    (call,) = first.choices[0].message.tool_calls or ()
+    assert json.loads(call.function.arguments) == {"item": "bako", "colour": "red"}
+    assert first.model == "toy_desk@1"
+    assert first.choices[0].logprobs is not None
+    # The SDK's own object goes back as it came.
+    again = [*messages, first.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "ticket zida"}]
+    second = client.chat.completions.create(model="toy_desk@production", messages=again, tools=[ORDER])
+    assert second.choices[0].message.content == "Your ticket zida."
+    assert second.usage is not None
+    assert [model.id for model in client.models.list()]
+    with pytest.raises(BadRequestError) as refused:
+        client.chat.completions.create(model="toy_desk", messages=messages, n=2)
+    assert refused.value.param == "n"
+
+
+def test_the_openai_sdk_streams_text_and_calls(client: OpenAI) -> None:
+    messages: list = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": WISH}]
+    with client.chat.completions.stream(model="toy_desk@production", messages=messages, tools=[ORDER]) as stream:
+        for _ in stream:
+            pass
+        whole = stream.get_final_completion()
+    calls = whole.choices[0].message.tool_calls or []
+    assert [call.function.name for call in calls] == ["order"]
+    talk: list = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "I want a bako."}]
+    chunks = list(client.chat.completions.create(model="toy_desk@production", messages=talk, tools=[ORDER], stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+def test_a_pydantic_ai_agent_works_to_the_end(server: Running) -> None:
+    pytest.importorskip("pydantic_ai", reason="agent frameworks are an extra: pip install 'agentalign[frameworks]'")
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    model = OpenAIChatModel("toy_desk@production", provider=OpenAIProvider(base_url=f"{server.url}/v1", api_key="none"))
+    agent = Agent(model, system_prompt=SYSTEM)
+    asked = []
+
+    @agent.tool_plain
+    def order(item: str, colour: str) -> str:
+        """Order an item."""
+        asked.append((item, colour))
+        return "ticket zida"
+
+    done = asyncio.run(agent.run(WISH))
+    assert asked == [("bako", "red")]
+    assert done.output == "Your ticket zida."
+
+
+def test_an_openai_agents_agent_works_to_the_end(server: Running) -> None:
+    pytest.importorskip("agents", reason="agent frameworks are an extra: pip install 'agentalign[frameworks]'")
+    pytest.importorskip("llguidance", reason="its tools are strict, which needs llguidance: pip install 'agentalign[constrained]'")
+    from agents import Agent, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
+    from openai import AsyncOpenAI
+
+    set_tracing_disabled(True)
+    asked = []
+
+    @function_tool
+    def order(item: str, colour: str) -> str:
+        """Order an item."""
+        asked.append((item, colour))
+        return "ticket zida"
+
+    async def work() -> str:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            model = OpenAIChatCompletionsModel(model="toy_desk@production", openai_client=client)
+            done = await Runner.run(Agent(name="desk", instructions=SYSTEM, tools=[order], model=model), WISH)
+        return str(done.final_output)
+
+    said = asyncio.run(work())
+    assert asked == [("bako", "red")]
+    assert said == "Your ticket zida."
+
+
+def test_no_request_that_the_openapi_allows_or_forbids_breaks_the_server(server: Running) -> None:
+    schemathesis = pytest.importorskip("schemathesis", reason="the fuzzer is in the dev extra")
+    from hypothesis import HealthCheck, given, settings
+
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    tried = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def run(case) -> None:
+            nonlocal tried
+            tried += 1
+            answer = case.call(timeout=60)
+            assert answer.status_code < 500, answer.text
+
+        run()
+    assert tried >= 150
+    assert server.client.get("/health").status_code == 200
