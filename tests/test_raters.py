@@ -154,6 +154,14 @@ def test_an_answer_changed_within_the_hour_is_a_correction_and_a_later_one_a_rep
     assert (ada.repeat.share, ada.repeat.n) == (0.5, 2)
 
 
+def test_an_answer_after_ten_other_runs_is_a_repeat_however_soon_it_comes():
+    between = [mark(n, 3, seconds=n) for n in range(2, 13)]
+    (ada,) = report([mark(1, 4, seconds=0), *between, mark(1, 4, seconds=20)]).people
+    assert (ada.repeat.share, ada.repeat.n) == (1, 1)
+    (ada,) = report([mark(1, 4, seconds=0), *between[:9], mark(1, 2, seconds=20)]).people
+    assert ada.repeat is None
+
+
 def test_upheld_is_how_often_a_person_had_said_what_was_decided():
     scores = [mark(1, 3, "ada"), mark(1, 4, "bob"), mark(2, 3, "ada"), mark(2, 1, "bob")]
     decisions = [mark(1, 3, "lead", "adjudicator"), mark(2, 3, "lead", "adjudicator")]

@@ -143,6 +143,23 @@ def test_a_conversation_keeps_its_version_while_the_stage_moves(server: Running,
         promote(project, "odd@1")
 
 
+def test_a_candidate_answers_its_share_of_the_conversations_and_keeps_them(server: Running, project: Project) -> None:
+    promote(project, "odd@1")
+    promote(project, "odd@2", "candidate")
+    registry = Registry(project.adapters)
+    registry.set_canary("odd", 0.5)
+
+    def who(conversation: str) -> str:
+        more = {"model": "odd@production", "max_tokens": 1, "metadata": {"conversation_id": conversation}}
+        return str(ask(server, "hi", **more).json()["model"])
+
+    begun = {f"canary {i}": who(f"canary {i}") for i in range(20)}
+    assert set(begun.values()) == {"odd@1", "odd@2"}
+    registry.set_canary("odd", 0)
+    assert {conversation: who(conversation) for conversation in begun} == begun, "they end as they began"
+    assert {who(f"after {i}") for i in range(10)} == {"odd@1"}
+
+
 @pytest.mark.hard
 def test_a_thousand_requests_through_swaps_and_rollbacks_none_fails_and_none_is_mixed(project: Project) -> None:
     promote(project, "odd@1")

@@ -524,3 +524,25 @@ def test_the_list_is_narrowed_by_score_disagreement_and_errors(client: TestClien
     assert asked(errors="true") == []
     assert "has its own scale" in client.get("/api/runs", params={"score_at_most": "2"}).json()["detail"]
     assert client.get("/api/runs").json()["is_exact"] is True
+
+
+def test_who_cannot_judge_and_who_takes_back_is_told_apart_from_not_applicable(client: TestClient, store: Store) -> None:
+    run = make_run()
+    store.add([run])
+    for status in ("cant_judge", "withdrawn"):
+        assert client.post("/api/scores", json=mark(run, value=None, status=status)).status_code == 200
+    assert client.post("/api/scores", json=mark(run, value=None)).status_code == 200
+    assert [s.status.value for s in store.scores()] == ["cant_judge", "withdrawn", "not_applicable"]
+    refused = client.post("/api/scores", json=mark(run, value=3, status="cant_judge"))
+    assert "has no value" in refused.json()["detail"]
+    assert client.post("/api/scores", json=mark(run, value=None, status="error")).status_code == 422
+
+
+def test_guidelines_are_read_from_the_tasksets_folder_only(client: TestClient, project: Project) -> None:
+    assert client.get("/api/guidelines", params={"taskset": "desk"}).json() == {"text": ""}
+    (project.tasks / "desk" / "guidelines.md").write_bytes(b"Look <b>twice</b>. \xff" + b"x" * 100_000)
+    text = client.get("/api/guidelines", params={"taskset": "desk"}).json()["text"]
+    assert text.startswith("Look <b>twice</b>. \ufffd")
+    assert len(text) == 64 * 1024
+    for name in ("../desk", "gone", "/etc", ""):
+        assert client.get("/api/guidelines", params={"taskset": name}).status_code == 422, name

@@ -83,7 +83,9 @@ class ScoreIn(BaseModel):
     criterion: Annotated[str, Field(max_length=100)]
     step: Annotated[int | None, Field(ge=0)] = None
     value: float | None = None
-    """None: the criterion does not apply."""
+    """None: the criterion does not apply, unless `status` says otherwise."""
+    status: Literal["cant_judge", "withdrawn"] | None = None
+    """The rater cannot tell, or takes an earlier answer back; without a value."""
     note: Note = ""
 
 
@@ -261,6 +263,8 @@ def score_of(mark: ScoreIn, criteria: Sequence[Criterion], missing: str, rater: 
     if (criterion.level == "step") != (mark.step is not None):
         where = "single steps" if criterion.level == "step" else "the whole run"
         raise DataError(f"criterion '{criterion.name}' is about {where}. Mark {where} by it.")
+    if mark.status and mark.value is not None:
+        raise DataError(f"criterion '{criterion.name}': '{mark.status}' has no value. Send the one or the other.")
     low, high = criterion.scale
     if mark.value is not None and not low <= mark.value <= high:
         raise DataError(f"criterion '{criterion.name}' runs from {low:g} to {high:g}; {mark.value:g} lies outside. Choose a value between.")
@@ -268,7 +272,7 @@ def score_of(mark: ScoreIn, criteria: Sequence[Criterion], missing: str, rater: 
         trajectory=mark.trajectory,
         criterion=criterion.key,
         step=mark.step,
-        status=ScoreStatus.NOT_APPLICABLE if mark.value is None else ScoreStatus.VALUE,
+        status=ScoreStatus(mark.status or ("not_applicable" if mark.value is None else "value")),
         value=mark.value,
         rater=rater,
         rater_kind="human",

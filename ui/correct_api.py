@@ -1,11 +1,13 @@
-"""Routes of corrections: a step as it should have been, saved as a run of its own with the pair that it makes, and taken back."""
+"""Routes of corrections (a step as it should have been, saved with the pair that it makes, and taken back) and of the guidelines."""
 
+from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from agentalign.environments.taskset import find_taskset
 from agentalign.errors import DataError
 from agentalign.records.base import digest
 from agentalign.records.preference import Preference
@@ -14,6 +16,7 @@ from agentalign.ui import views
 from agentalign.ui.api import House, Key, Note, Rater, RunId, Saved, ascii_json, stored_run
 
 MOST_CALLS = 32
+MOST_GUIDELINES = 64 * 1024
 
 
 class CallIn(BaseModel):
@@ -78,6 +81,11 @@ def add(app: FastAPI, house: House) -> None:
         shown = [_view(house, step, word) for step, word in sorted(words.items())]
         return ascii_json(CorrectionsView(corrections=shown, tools=list(offered_tools(found))))
 
+    @app.get("/api/guidelines")
+    def guidelines(_rater: Rater, taskset: Annotated[str, Query(max_length=500)]) -> Response:
+        """The team's guidelines for raters, as they were written."""
+        return ascii_json({"text": guidelines_of(house.project.tasks, taskset)})
+
     @app.post("/api/corrections", response_model=Saved)
     def correct(rater: Rater, wanted: CorrectionIn) -> Response:
         """Save a step as it should have been."""
@@ -100,6 +108,15 @@ def add(app: FastAPI, house: House) -> None:
         id = digest(["correction", rater, wanted.key])
         report = house.store.add_preferences([word.model_copy(update={"withdrawn": True, "id": id})])
         return ascii_json(Saved(id=word.items[0].trajectory, known=report.stored == 0))
+
+
+def guidelines_of(tasks: Path, taskset: str) -> str:
+    """guidelines.md of a taskset; empty where the team wrote none."""
+    path = find_taskset(taskset, tasks) / "guidelines.md"
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(MOST_GUIDELINES)
 
 
 def own_words(house: House, run: str, taskset: str, rater: str) -> dict[int, Preference]:

@@ -22,6 +22,7 @@ HEAD = """
 <link rel="stylesheet" href="/ui/app.css">
 <link rel="stylesheet" href="/ui/training.css">
 <link rel="stylesheet" href="/ui/agreement.css">
+<link rel="stylesheet" href="/ui/judge.css">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 """

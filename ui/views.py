@@ -60,6 +60,7 @@ class CriterionView(BaseModel):
     level: Literal["trajectory", "step"]
     kind: Literal["check", "human", "judge"]
     gate: bool
+    higher_is_better: bool
     weight: float
     marks: list[Mark]
 
@@ -207,6 +208,7 @@ def criterion_view(criterion: Criterion) -> CriterionView:
         level=criterion.level,
         kind=criterion.kind,
         gate=criterion.gate,
+        higher_is_better=criterion.higher_is_better,
         weight=criterion.weight,
         marks=marks(criterion),
     )

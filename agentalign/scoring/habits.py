@@ -1,7 +1,7 @@
 """How each person rates: the side they favour, whether they would say it again, whether they drift, and how fast they are.
 
 Every figure has its n, and flags are for talking to someone, not for deleting their marks: a fast rater may be a good one. Surprise: an
-answer changed within the hour is a correction; only a later one is a second opinion that self-consistency may be read from.
+answer changed within the hour is a correction, unless ten other runs lie between; only a second look tells self-consistency.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +18,8 @@ from agentalign.scoring.cases import Answer, Case, Panel, Rater
 from agentalign.scoring.intervals import Share, bootstrap, share_of
 
 REPEAT_SECONDS = 3600.0
+REPEAT_RUNS = 10
+"""So many other runs or pairs between two answers, and the second is a new look however soon it comes."""
 PAUSE_SECONDS = 1800.0
 """A longer gap between two marks is a break, not work on a run."""
 FAST_SECONDS = 5.0
@@ -59,7 +61,7 @@ class Habits(Record):
     left: Share | None
     """Of clear choices between two sides, how often the left one."""
     repeat: Share | None
-    """Of cases answered again after an hour or more, how often alike."""
+    """Of cases answered again after an hour, or after ten other runs, how often alike."""
     upheld: Share | None
     """Of decided cases, how often this person's answer was the decision. Mostly disputed cases are decided: low for everyone."""
     seconds_per_run: float | None
@@ -94,7 +96,7 @@ def _habits(
     scales: Mapping[str, Criterion],
 ) -> Habits:
     left = _left(said)
-    repeat, upheld = _repeat(found, rater), _upheld(found, rater)
+    repeat, upheld = _repeat(said), _upheld(found, rater)
     weeks, streaks = _weeks(found, rater, scales), _streaks(found, rater)
     pace = paces[rater]
     others = [seconds for other, list_ in paces.items() if other != rater for seconds in list_]
@@ -120,15 +122,19 @@ def _left(said: Sequence[tuple[Case, Answer]]) -> Share | None:
     return share_of(sum(picked), len(picked)) if picked else None
 
 
-def _repeat(found: Panel, rater: Rater) -> Share | None:
-    alike = total = 0
-    for answers in found.events.values():
-        own = [answer for answer in answers if answer.rater == rater]
-        for before, after in pairwise(own):
-            if _apart(before, after) >= REPEAT_SECONDS:
-                total += 1
-                alike += before.value == after.value
-    return share_of(alike, total) if total else None
+def _repeat(said: Sequence[tuple[Case, Answer]]) -> Share | None:
+    pieces = enumerate(list(answers) for _, answers in groupby(said, key=lambda one: one[0].run))
+    own: dict[Case, list[tuple[int, Answer]]] = {}
+    for number, answers in pieces:
+        for case, answer in answers:
+            own.setdefault(case, []).append((number, answer))
+    again = [
+        before.value == after.value
+        for answers in own.values()
+        for (first, before), (second, after) in pairwise(answers)
+        if second - first > REPEAT_RUNS or _apart(before, after) >= REPEAT_SECONDS
+    ]
+    return share_of(sum(again), len(again)) if again else None
 
 
 def _upheld(found: Panel, rater: Rater) -> Share | None:

@@ -102,6 +102,7 @@ def test_a_cell_is_opened_and_a_case_decided_by_keyboard(browser: Browser, proje
         assert (decision.value, decision.rater, decision.note) == (2, "lead", "short, 5 words, but kind")
         assert len(store.scores()) == 91, "everyone's answers are still there"
     page.goto(url + "/#/agreement/cases?taskset=desk&criterion=overall&kind=pair")
+    expect(page.locator(".filters b")).to_contain_text("which run is better", timeout=PATIENCE)
     expect(page.locator("a.open-case").first).to_be_focused(timeout=PATIENCE)
     page.keyboard.press("Enter")
     page.wait_for_selector(".pair .side")

@@ -150,7 +150,7 @@ export function caseAddress(taskset, question, items) {
 }
 
 function peopleBox(people) {
-  const heads = [["Person"], ["Marks"], ["Pairs"], ["Left side", "Of clear choices between two sides; 50 % is fair"], ["Said again alike", "Of cases answered again after an hour or more"], ["Upheld", "Of decided cases; mostly disputed ones are decided"], ["Time per run", "Median, without breaks"], ["Beside the others, by week", "Own marks minus the others' on the same cases, from −1 stricter to +1 milder"]];
+  const heads = [["Person"], ["Marks"], ["Pairs"], ["Left side", "Of clear choices between two sides; 50 % is fair"], ["Said again alike", "Of cases answered again after an hour, or after ten other runs"], ["Upheld", "Of decided cases; mostly disputed ones are decided"], ["Time per run", "Median, without breaks"], ["Beside the others, by week", "Own marks minus the others' on the same cases, from −1 stricter to +1 milder"]];
   const week = (w) => h("span", { class: "chip calm", title: w.low === null ? `${w.shared} in common: too few for an interval` : `95 % from ${signed(w.low)} to ${signed(w.high)}` }, `${w.week.slice(2)} ${w.lean === null ? "–" : signed(w.lean)} n ${w.shared}`);
   const rows = people.map((p) => [
     h("tr", {}, h("th", { scope: "row" }, visible(p.name)), h("td", {}, String(p.marks)), h("td", {}, String(p.pairs)), h("td", {}, percent(p.left)), h("td", {}, percent(p.repeat)), h("td", {}, percent(p.upheld)), h("td", {}, p.seconds_per_run === null ? "–" : [`${Math.round(p.seconds_per_run)} s`, h("small", { class: "dim" }, ` n ${p.runs}`)]), h("td", { class: "weeks" }, p.weeks.slice(-6).map(week))),

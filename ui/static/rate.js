@@ -5,18 +5,32 @@ import { save, unsaved } from "./save.js";
 
 const SCORES = "/api/scores";
 
+/** Answers that are no value: the rater cannot tell, and an answer taken back. null is "does not apply". */
+export const CANT_JUDGE = "cant_judge";
+export const WITHDRAWN = "withdrawn";
+const SILENT = [CANT_JUDGE, WITHDRAWN];
+
+/** What a mark says: a value, null, or CANT_JUDGE. */
+export function answerOf(mark) {
+  return mark.status === CANT_JUDGE ? CANT_JUDGE : mark.value;
+}
+
 /** The newest word on every criterion and step: what the server knows, overlaid with what this browser has not saved yet. */
 export function makeMarks(run) {
   const mine = new Map();
   const verdicts = new Map();
   for (const score of run.scores) {
     const place = placeOf(score.criterion, score.step);
-    if (score.mine) mine.set(place, { value: score.value, note: score.note, state: "saved" });
+    if (score.mine && score.status === WITHDRAWN) mine.delete(place);
+    else if (score.mine) mine.set(place, { value: score.value, status: score.status, note: score.note, state: "saved" });
+    else if (SILENT.includes(score.status)) continue;
     else verdicts.set(place, [...(verdicts.get(place) ?? []), score]);
   }
   for (const item of unsaved()) {
     const body = item.body;
-    if (item.url === SCORES && body.trajectory === run.id) mine.set(placeOf(body.criterion, body.step), { value: body.value, note: body.note, state: "pending", key: body.key });
+    if (item.url !== SCORES || body.trajectory !== run.id) continue;
+    if (body.status === WITHDRAWN) mine.delete(placeOf(body.criterion, body.step));
+    else mine.set(placeOf(body.criterion, body.step), { value: body.value, status: body.status, note: body.note, state: "pending", key: body.key });
   }
   return { mine, verdicts };
 }
@@ -25,12 +39,15 @@ export function placeOf(criterion, step) {
   return `${criterion}|${step ?? ""}`;
 }
 
-/** Save a mark. It shows at once as pending and as given only when acknowledged. */
-export function giveMark(run, marks, criterion, step, value, text) {
+/** Save a mark: a value, null, CANT_JUDGE or WITHDRAWN. It shows at once as pending and as given only when acknowledged. */
+export function giveMark(run, marks, criterion, step, answer, text) {
   const place = placeOf(criterion.key, step);
   const note = text ?? marks.mine.get(place)?.note ?? "";
-  const key = save(SCORES, { trajectory: run.id, criterion: criterion.key, step, value, note });
-  marks.mine.set(place, { value, note, state: "pending", key });
+  const status = SILENT.includes(answer) ? answer : null;
+  const value = status ? null : answer;
+  const key = save(SCORES, { trajectory: run.id, criterion: criterion.key, step, value, status, note });
+  if (status === WITHDRAWN) marks.mine.delete(place);
+  else marks.mine.set(place, { value, status, note, state: "pending", key });
 }
 
 /** Take an acknowledgement or refusal; true if it was about one of these marks. */
@@ -74,7 +91,7 @@ function cardBox(card, index, marks, isActive, actions) {
   const place = placeOf(criterion.key, step);
   const mine = marks.mine.get(place);
   const verdicts = marks.verdicts.get(place) ?? [];
-  const choices = [...criterion.marks.map((mark) => ({ ...mark, label: number(mark.value) })), { value: null, key: "x", anchor: "does not apply here", label: "n/a" }];
+  const choices = [...criterion.marks.map((mark) => ({ ...mark, label: number(mark.value) })), { value: null, key: "x", anchor: "does not apply here", label: "n/a" }, { value: CANT_JUDGE, key: "d", anchor: "I can't judge it", label: "?" }];
   const anchors = criterion.marks.filter((mark) => mark.anchor);
   const noted = mine?.note;
   const box = h(
@@ -91,12 +108,12 @@ function cardBox(card, index, marks, isActive, actions) {
 }
 
 function markButton(choice, mine, index, actions) {
-  const chosen = mine && mine.value === choice.value;
+  const chosen = mine && answerOf(mine) === choice.value;
   return h(
     "button",
     {
       type: "button",
-      class: "mark" + (chosen ? ` chosen ${mine.state}` : "") + (choice.value === null ? " none" : ""),
+      class: "mark" + (chosen ? ` chosen ${mine.state}` : "") + (choice.value === null || choice.value === CANT_JUDGE ? " none" : ""),
       title: choice.anchor ? `${choice.key}: ${choice.anchor}` : `key ${choice.key}`,
       "aria-pressed": chosen ? "true" : "false",
       onclick: (event) => (event.stopPropagation(), actions.mark(index, choice.value)),

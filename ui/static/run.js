@@ -1,12 +1,14 @@
 // One run: what happened on the left, how good it was on the right. Everything works without a mouse.
 
+import { corrections } from "./correct.js";
 import { h, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
 import { relatives } from "./links.js";
 import { listed, maker, meter, readMore, stopChip } from "./list.js";
 import { minimap } from "./minimap.js";
 import { addressOf, go, note, notice } from "./place.js";
-import { cardsOf, giveMark, makeMarks, number, panel, placeOf, settle, verdict } from "./rate.js";
+import { toggleGuidelines } from "./guidelines.js";
+import { answerOf, CANT_JUDGE, cardsOf, giveMark, makeMarks, number, panel, placeOf, settle, verdict, WITHDRAWN } from "./rate.js";
 import { onSave, read } from "./save.js";
 import { timeline, toggle } from "./timeline.js";
 import { tokenTurns } from "./tokens.js";
@@ -37,7 +39,11 @@ export async function showRun(view, { id, query, root }) {
     box.scrollIntoView({ block: "nearest" });
   });
 
+  const mended = corrections(run, rows);
+  mended.ready.catch((error) => notice(root, error.message));
+
   let cards = [];
+  const past = [];
   const drawMarks = () => {
     cards = cardsOf(run.criteria, screen.step);
     if (!cards.some((card) => card.criterion.key === screen.card)) screen.card = cards[0]?.criterion.key ?? null;
@@ -54,6 +60,7 @@ export async function showRun(view, { id, query, root }) {
     },
     mark: (index, value) => {
       const { criterion, step } = cards[index];
+      past.push([before(criterion, step)]);
       giveMark(run, marks, criterion, step, value);
       screen.card = criterion.key;
       advance(index);
@@ -61,9 +68,27 @@ export async function showRun(view, { id, query, root }) {
     note: (index, text) => {
       const { criterion, step } = cards[index];
       const given = marks.mine.get(placeOf(criterion.key, step));
-      if (given) giveMark(run, marks, criterion, step, given.value, text);
+      if (given) giveMark(run, marks, criterion, step, answerOf(given), text);
       drawMarks();
     },
+  };
+  const before = (criterion, step) => ({ criterion, step, was: marks.mine.get(placeOf(criterion.key, step)) });
+  const undo = () => {
+    for (const { criterion, step, was } of past.pop() ?? []) giveMark(run, marks, criterion, step, was ? answerOf(was) : WITHDRAWN, was?.note ?? "");
+    drawMarks();
+  };
+  // Every step before the first error is as good as can be, that step and all after it are not; single ones can be marked otherwise.
+  const firstError = () => {
+    const active = cards.find((card) => card.criterion.key === screen.card)?.criterion;
+    const criterion = active?.level === "step" ? active : run.criteria.find((one) => one.level === "step" && one.kind !== "check");
+    if (screen.step === null || !criterion) return notice(root, criterion ? "Select the first wrong step (j, k), then press f." : "No criterion of this taskset is about single steps.");
+    const values = criterion.marks.map((mark) => mark.value);
+    const [worst, best] = criterion.higher_is_better ? [values[0], values[values.length - 1]] : [values[values.length - 1], values[0]];
+    const steps = Array.from({ length: nSteps }, (_, step) => step);
+    past.push(steps.map((step) => before(criterion, step)));
+    for (const step of steps) giveMark(run, marks, criterion, step, step < screen.step ? best : worst);
+    screen.card = criterion.key;
+    drawMarks();
   };
   // After a mark the next open question is at hand: the next step for steps, the next unmarked card for the run.
   const advance = (index) => {
@@ -100,7 +125,7 @@ export async function showRun(view, { id, query, root }) {
   const press = (key) => {
     const index = cards.findIndex((card) => card.criterion.key === screen.card);
     if (index < 0) return;
-    const value = key === "x" ? null : cards[index].criterion.marks.find((mark) => mark.key === key)?.value;
+    const value = key === "x" ? null : key === "d" ? CANT_JUDGE : cards[index].criterion.marks.find((mark) => mark.key === key)?.value;
     if (value !== undefined) actions.mark(index, value);
   };
   const neighbours = await neighboursOf(run.id).catch(() => ({ before: null, next: null, text: "" }));
@@ -120,13 +145,13 @@ export async function showRun(view, { id, query, root }) {
   const stop = onSave((change) => {
     if (settle(marks, change)) drawMarks();
   });
-  view.addEventListener("gone", () => stop());
+  view.addEventListener("gone", () => (stop(), mended.stop()));
   if (screen.step !== null)
     view.addEventListener("shown", () => {
       toggle(rows.querySelector(`.entry[data-step="${screen.step}"]`), false);
       selectStep(screen.step);
     });
-  useKeys(keysOf(run, { press, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours }));
+  useKeys(keysOf(run, { press, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root }));
 }
 
 /** The token view: its button, its box, and `toggle`, which reads the tokens on first use. */
@@ -150,10 +175,15 @@ function tokenView(run, rows) {
   return { button, box, toggle };
 }
 
-function keysOf(run, { press, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours }) {
+function keysOf(run, { press, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root }) {
   return [
     { keys: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"], label: "0 … 9", does: "give the mark with this digit, then on to the next question", act: press },
     { keys: ["x"], label: "x", does: "the criterion does not apply", act: press },
+    { keys: ["d"], label: "d", does: "it applies, but I can't judge it", act: press },
+    { keys: ["u"], label: "u", does: "undo the last mark", act: undo },
+    { keys: ["f"], label: "f", does: "the selected step is the first error: good before it, bad from it on", act: firstError },
+    { keys: ["c"], label: "c", does: "correct the selected step (Ctrl+Enter saves)", act: () => (screen.step === null ? notice(root, "Select a step first (j, k).") : mended.open(screen.step)) },
+    { keys: ["g"], label: "g", does: "guidelines of this taskset", act: () => toggleGuidelines(root, run.taskset) },
     { keys: ["m"], label: "m", does: "note on the marked criterion (Enter saves)", act: () => side.querySelector(".card.active textarea")?.focus() },
     { keys: ["ArrowDown"], label: "↓", does: "next criterion", act: () => moveCard(1) },
     { keys: ["ArrowUp"], label: "↑", does: "criterion before", act: () => moveCard(-1) },
@@ -205,7 +235,7 @@ function stepChips(run, marks, step) {
     const place = placeOf(criterion.key, step);
     chips.push(...(marks.verdicts.get(place) ?? []).filter((score) => score.unit !== 1).map(verdict));
     const mine = marks.mine.get(place);
-    if (mine) chips.push(h("span", { class: `chip mine ${mine.state}`, title: `${criterion.name}: my mark` }, mine.value === null ? "n/a" : number(mine.value)));
+    if (mine) chips.push(h("span", { class: `chip mine ${mine.state}`, title: `${criterion.name}: my mark` }, mine.status === "cant_judge" ? "?" : mine.value === null ? "n/a" : number(mine.value)));
   }
   return chips;
 }

@@ -5,6 +5,7 @@ to be told to the server. Surprise: a conversation is known by its id, or else b
 conversations whose histories are equal to the letter are one to the server.
 """
 
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -51,12 +52,15 @@ class Adapters:
         """
         if ref == BASE and not (self._project.adapters / BASE).is_dir():
             return BASE
-        if ref.rpartition("@")[2].isdigit():
+        name, _, wanted = ref.partition("@")
+        if wanted[:1].isdigit():
             return self._registry.resolve(ref)[0].ref  # asked for by number, it is what was asked for
         with self._lock:
             held = self._bound.get(conversation or "")
-        if held is not None and held.rpartition("@")[0] == ref.partition("@")[0]:
+        if held is not None:
             return held
+        if wanted == "production":  # or the candidate, for its share of the conversations
+            return self._registry.for_session(name, conversation or secrets.token_hex(16)).ref
         return self._registry.resolve(ref)[0].ref
 
     def bind(self, conversation: str, version: str) -> str:
