@@ -81,7 +81,7 @@ bench-gpu: $(STAMP) $(BASE_STAMP) ## training steps on one NVIDIA GPU
 bench-full: ARGS += --full
 bench-full: bench ## every benchmark, as long as it takes
 
-screenshots: $(STAMP) ## pictures of the UI for README, into ui/screenshots
+screenshots: $(STAMP) ## pictures of every screen, light and dark, into ui/screenshots
 	@.ci/system-packages
 	$(BIN)/python ui/screenshots/make.py $(ARGS)
 

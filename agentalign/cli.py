@@ -11,12 +11,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from agentalign import cli_adapters, cli_agreement, cli_project, cli_runs, cli_serve, cli_train
+from agentalign import cli_adapters, cli_agreement, cli_project, cli_runs, cli_serve, cli_team, cli_train
 from agentalign.cli_arguments import Help
 from agentalign.cli_output import say, show
 from agentalign.errors import AgentAlignError, UsageError
 
-NOUNS = ("tasks", "runs", "adapters")
+NOUNS = ("tasks", "runs", "adapters", "queue", "users")
 """Commands that list when no verb is given."""
 
 ORDER = """\
@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_agreement.add(commands)
     cli_train.add(commands)
     cli_adapters.add(commands)
+    cli_team.add(commands)
     cli_serve.add(commands)
     cli_project.add_last(commands)
     return parser

@@ -6,6 +6,7 @@ from pathlib import Path
 from agentalign.cli_arguments import Commands, add_json, command, verbs
 from agentalign.cli_output import say, show, show_json, show_table
 from agentalign.config.project import Project
+from agentalign.errors import UsageError
 
 
 def add_first(commands: Commands) -> None:
@@ -55,9 +56,13 @@ def add_last(commands: Commands) -> None:
         "ui",
         "look at runs and rate them in a browser",
         run=_ui,
-        more="It is served on this machine only, until Ctrl+C.",
-        examples="agentalign ui\nagentalign ui --port 8000",
+        more="It is served on this machine only, until Ctrl+C; with --team people log in (`agentalign users add` makes accounts).",
+        examples="agentalign ui\nagentalign ui --port 8000\nagentalign ui --team --url https://rate.example.org",
     )
+    parser.add_argument("--team", action="store_true", help="ask for a login")
+    parser.add_argument("--url", metavar="URL", help="with --team: the https address that people open")
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="with --team: certificate, where no proxy in front speaks TLS")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="with --team: the certificate's key")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
 
@@ -155,7 +160,10 @@ def _tasks_check(arguments: argparse.Namespace) -> int:
 def _ui(arguments: argparse.Namespace) -> None:
     from agentalign.ui.app import serve_ui
 
-    serve_ui(Project.find(), arguments.host, arguments.port)
+    if bool(arguments.tls_cert) != bool(arguments.tls_key):
+        raise UsageError("--tls-cert and --tls-key go together. Give both or neither.")
+    certificate = (arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
+    serve_ui(Project.find(), arguments.host, arguments.port, team=arguments.team, home=arguments.url, certificate=certificate)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -18,9 +18,9 @@ from agentalign.records.preference import Item, Preference
 from agentalign.scoring.agreement_report import AgreementReport, agreement_report, stored_panel
 from agentalign.scoring.cases import Case, Panel, Question, Rater
 from agentalign.scoring.disputes import Dispute, dispute, disputes
-from agentalign.ui import align, compare, views
+from agentalign.ui import align, compare, hidden, views
 from agentalign.ui.api import House, Key, RunId, Saved, ScoreIn, ascii_json, score_of, stored_run
-from agentalign.ui.auth import require_lead
+from agentalign.ui.auth import Person, require_lead
 
 MOST_CASES = 200
 
@@ -120,6 +120,8 @@ def add(app: FastAPI, house: House) -> None:
     @app.get("/api/agreement/case", response_model=CaseView)
     def case(lead: Lead, wanted: Annotated[CaseQuery, Query()]) -> Response:
         """One case, to decide."""
+        if wanted.run is not None:
+            hidden.refuse_hidden(house.store, Person(lead, "lead"), wanted.run)
         return ascii_json(case_view(house, wanted, lead))
 
     @app.post("/api/decisions", response_model=Saved)

@@ -25,16 +25,21 @@ from agentalign.records.base import digest
 from agentalign.records.criterion import Criterion, Score, ScoreStatus
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
+from agentalign.store.queue import Rules
 from agentalign.store.store import Store
-from agentalign.ui import align, compare, tokens, views
-from agentalign.ui.auth import Guard, Signer, project_signer, require_rater
+from agentalign.ui import align, compare, hidden, tokens, views
+from agentalign.ui.access import enforce
+from agentalign.ui.auth import Guard, Person, Signer, project_signer, require_person, require_rater
 from agentalign.ui.files import project_secret
 from agentalign.ui.inspect_api import inspect_routes
 from agentalign.ui.listing import ListQuery, RunsView, list_page
+from agentalign.ui.queue_api import add_queue
+from agentalign.ui.team import add_team
 
 STATIC = Path(__file__).parent / "static"
 
 Rater = Annotated[str, Depends(require_rater)]
+Asking = Annotated[Person, Depends(require_person)]
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Note = Annotated[str, Field(max_length=4000)]
@@ -132,12 +137,15 @@ class DrawView(BaseModel):
     right: views.BlindRun | None = None
 
 
-def create_api(project: Project, *, rater: str) -> FastAPI:
+def create_api(project: Project, *, rater: str, team: bool = False, home: str | None = None, rules: Rules = Rules()) -> FastAPI:
     """The parent app with everything but the page itself.
 
     Args:
         project: Whose runs are shown.
-        rater: Name under which this machine's person rates.
+        rater: Name under which this machine's person rates; nobody's on a team's server.
+        team: People log in to accounts of their own.
+        home: Address under which a team reaches this server, where that is not this machine.
+        rules: How the queue hands out runs.
     """
     house = House(project, Store(project.store_url), project_secret(project.state / "ui"))
 
@@ -147,13 +155,16 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
         house.store.close()
 
     # The interactive documentation would load its scripts from elsewhere.
-    app = FastAPI(title="agentalign", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(title="agentalign", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan, dependencies=[Depends(enforce)])
     app.add_exception_handler(AgentAlignError, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)
     signer = project_signer(house.secret)
     _reading(app, house, signer)
     _rating(app, house)
     _exporting(app, house)
+    accounts = house.store.accounts if team else None
+    add_queue(app, project, house.store, rules)
+    add_team(app, accounts, signer, secure=bool(home and home.startswith("https://")))
     app.include_router(inspect_routes(house.store))
     from agentalign.ui import agreement_api, correct_api, lineage_api, training_api  # they stand on this module
 
@@ -162,7 +173,7 @@ def create_api(project: Project, *, rater: str) -> FastAPI:
     lineage_api.add(app, house)
     training_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
-    app.add_middleware(Guard, signer=signer, owner=rater)
+    app.add_middleware(Guard, signer=signer, owner=rater, accounts=accounts, home=home)
     return app
 
 
@@ -186,9 +197,10 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
 
 def _reading(app: FastAPI, house: House, signer: Signer) -> None:
     @app.get("/api/session")
-    def session(rater: Rater) -> Response:
+    def session(person: Asking) -> Response:
         """Who I am, and what there is to look at."""
-        return ascii_json({"rater": rater, "id": signer.project, "tasksets": house.store.choices().taskset})
+        tasksets = house.store.choices().taskset
+        return ascii_json({"rater": person.name, "role": person.role, "id": signer.project, "tasksets": tasksets})
 
     @app.get("/api/choices")
     def choices(_rater: Rater, taskset: Name = None) -> Response:
@@ -196,22 +208,24 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
         return ascii_json(house.store.choices(taskset or None)._asdict())
 
     @app.get("/api/runs", response_model=RunsView)
-    def runs(rater: Rater, filter: Annotated[ListQuery, Query()]) -> Response:
-        """One page of the list of runs, newest first."""
-        return ascii_json(list_page(house.store, lambda taskset: house.criteria(taskset)[0], filter, rater))
+    def runs(person: Asking, filter: Annotated[ListQuery, Query()]) -> Response:
+        """One page of the list of runs, newest first; those that this person rates blind are left out."""
+        return ascii_json(list_page(house.store, lambda taskset: house.criteria(taskset)[0], filter, person))
 
     @app.get("/api/runs/{run}", response_model=views.RunView)
-    def run(rater: Rater, run: RunId) -> Response:
+    def run(person: Asking, run: RunId) -> Response:
         """One run with the criteria to rate it by and all verdicts on it."""
         found = stored_run(house.store, run)
         criteria, missing = house.criteria(found.taskset)
-        scores = house.store.scores([run])
+        scores, is_hidden = hidden.told(house.store, person, run, house.store.scores([run]))
         bases = len(tokens.known_bases(house.project, found.origin.reference))
-        return ascii_json(views.run_view(found, scores, criteria, criteria_missing=missing, rater=rater, bases=bases))
+        view = views.run_view(found, scores, criteria, criteria_missing=missing, rater=person.name, bases=bases)
+        return ascii_json(hidden.without_origin(view) if is_hidden else view)
 
     @app.get("/api/runs/{run}/tokens", response_model=tokens.TokensView)
-    def run_tokens(_rater: Rater, run: RunId, seen_as: Name = None) -> Response:
+    def run_tokens(person: Asking, run: RunId, seen_as: Name = None) -> Response:
         """The run as a recipe, or one training, sees it."""
+        hidden.refuse_hidden(house.store, person, run)
         found = stored_run(house.store, run)
         return ascii_json(tokens.tokens_view(found, house.store.tokens(run), house.project, seen_as or "sft"))
 
@@ -292,17 +306,20 @@ def draw_view(house: House, kept: compare.Kept, left_open: int) -> DrawView:
 
 def _exporting(app: FastAPI, house: House) -> None:
     @app.get("/api/export/{what}.{form}")
-    def export(_rater: Rater, what: Literal["scores", "preferences"], form: Literal["jsonl", "csv"], taskset: Name = None) -> Response:
+    def export(person: Asking, what: Literal["scores", "preferences"], form: Literal["jsonl", "csv"], taskset: Name = None) -> Response:
         """All ratings, or a taskset's, as a file."""
-        lines = export_lines(house.store, what, form, taskset or None)
+        lines = export_lines(house.store, what, form, taskset or None, person)
         kind = "text/csv; charset=utf-8" if form == "csv" else "application/x-ndjson"
         return StreamingResponse(lines, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{what}.{form}"'})
 
 
-def export_lines(store: Store, what: Literal["scores", "preferences"], form: Literal["jsonl", "csv"], taskset: str | None) -> Iterator[str]:
+def export_lines(
+    store: Store, what: Literal["scores", "preferences"], form: Literal["jsonl", "csv"], taskset: str | None, person: Person
+) -> Iterator[str]:
     """The lines of an exported file."""
     if what == "scores":
-        scores = store.scores(taskset=taskset)
+        scores = hidden.shown_scores(store, person, store.scores(taskset=taskset))
         return score_table(scores) if form == "csv" else rating_lines(scores)
-    preferences: Iterable[Preference] = (p for name in ([taskset] if taskset else store.choices().taskset) for p in store.preferences(name))
+    every: Iterable[Preference] = (p for name in ([taskset] if taskset else store.choices().taskset) for p in store.preferences(name))
+    preferences = hidden.shown_preferences(store, person, every)
     return preference_table(preferences) if form == "csv" else rating_lines(preferences)

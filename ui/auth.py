@@ -3,28 +3,34 @@
 One ASGI layer stands in front of everything, Gradio's routes included: it checks Host and Origin, caps bodies, reads the rater from
 a signed cookie and sets the security headers. Nobody's word in a payload says who they are. The surprise: on one's own machine
 there is no login; opening the page signs the cookie for the person whose account runs the server, and other web pages are kept
-out by the Host and Origin checks and by SameSite=Strict.
+out by the Host and Origin checks and by SameSite=Strict. A team's server signs it at the login only, and asks the accounts anew at
+every request, so that a removed account or a new password ends a session at once.
 """
 
 import hashlib
 from collections.abc import MutableMapping
 from http.cookies import CookieError, SimpleCookie
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from anyio import to_thread
 from fastapi import HTTPException, Request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agentalign.store.accounts import Accounts, Role
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 COOKIE_SECONDS = 30 * 24 * 3600
+TEAM_SECONDS = 12 * 3600
+"""A login to a team's server lasts for a working day."""
 MAX_BODY_BYTES = 256 * 1024
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 PERSON = "agentalign.person"
-
-Role = Literal["rater", "lead", "admin"]
-"""A rater rates what is in the queue, a lead also looks at everything, fills queues, trains and promotes, an admin also forgets."""
+OPEN = frozenset({"/", "/login", "/api/login"})
+"""What nobody in particular may ask for; and our own scripts and styles, which are public."""
 
 RANK: dict[Role, int] = {"rater": 1, "lead": 2, "admin": 3}
 """Each role may do what those below it may."""
@@ -66,19 +72,26 @@ class Signer(NamedTuple):
         """Cookie name; one per project, because cookies are shared by all ports of a machine."""
         return "agentalign_" + self.project
 
-    def sign(self, rater: str) -> str:
-        """The cookie's value for a rater."""
-        value = self.serializer.dumps(rater)
+    def sign(self, name: str, stamp: str = "") -> str:
+        """The cookie's value for a person; `stamp` is the account's, where there are accounts."""
+        value = self.serializer.dumps([name, stamp] if stamp else name)
         return value if isinstance(value, str) else value.decode()
 
-    def rater(self, headers: Headers) -> str | None:
-        """The rater a request's cookie names; None without a cookie, or with a forged or expired one."""
+    def header(self, name: str, stamp: str = "", *, seconds: int = COOKIE_SECONDS, secure: bool = False) -> str:
+        """The Set-Cookie header of a session; 0 seconds end it."""
+        value = self.sign(name, stamp) if seconds else ""
+        return f"{self.cookie}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{'; Secure' if secure else ''}"
+
+    def read(self, headers: Headers, seconds: int = COOKIE_SECONDS) -> tuple[str, str] | None:
+        """Name and stamp in a request's cookie; None without a cookie, or with a forged or expired one."""
         try:
             morsel = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-            value = self.serializer.loads(morsel.value, max_age=COOKIE_SECONDS) if morsel else None
+            value = self.serializer.loads(morsel.value, max_age=seconds) if morsel else None
         except (BadSignature, CookieError):
             return None
-        return value if isinstance(value, str) else None
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
+            return value[0], value[1]
+        return (value, "") if isinstance(value, str) else None
 
 
 def project_signer(secret: bytes) -> Signer:
@@ -102,7 +115,7 @@ def require(request: Request, role: Role) -> Person:
     """The person of this request; 401 for nobody, 403 for one whose role is lower."""
     person = person_of(request)
     if person is None:
-        raise HTTPException(401, "Your session has ended. Reload the page; unsaved marks are kept in this browser and sent again.")
+        raise HTTPException(401, ENDED)
     if RANK[person.role] < RANK[role]:
         raise HTTPException(403, f"This needs the role {role}; {person.name} is {person.role}. Ask an admin of this server.")
     return person
@@ -111,6 +124,11 @@ def require(request: Request, role: Role) -> Person:
 def require_rater(request: Request) -> str:
     """The name of this request's person, who may rate."""
     return require(request, "rater").name
+
+
+def require_person(request: Request) -> Person:
+    """This request's person, whatever their role."""
+    return require(request, "rater")
 
 
 def require_lead(request: Request) -> str:
@@ -126,14 +144,18 @@ def require_admin(request: Request) -> str:
 class Guard:
     """The ASGI layer in front of every route."""
 
-    def __init__(self, app: ASGIApp, *, signer: Signer, owner: str) -> None:
+    def __init__(self, app: ASGIApp, *, signer: Signer, owner: str, accounts: Accounts | None = None, home: str | None = None) -> None:
         self.app = app
         self.signer = signer
         self.owner = owner
         """Whom the page's cookie is signed for on a machine without login."""
+        self.accounts = accounts
+        """Who may log in; None on one's own machine."""
+        self.home = home
+        """Address under which a team reaches this server, such as https://rate.example.org; None for this machine only."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through with its rater in the scope, or answer for the app."""
+        """Let the request through with its person in the scope, or answer for the app."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -142,23 +164,35 @@ class Guard:
             return
         headers = Headers(scope=scope)
         cookie: str | None = None
-        refusal: Response | None = refused(scope, headers)
+        refusal: Response | None = refused(scope, headers, self.home)
         if refusal is None:
-            name = self.signer.rater(headers)
-            if name is None and scope["method"] == "GET" and scope["path"] == "/":
-                name, cookie = self.owner, self._cookie()
-            # Whoever has an account on this machine and reaches its loopback address owns the project's files anyway.
-            scope[PERSON] = None if name is None else Person(name, "admin")
-            if scope["method"] not in READS:
+            person = scope[PERSON] = await self._person(headers)
+            is_page = scope["method"] == "GET" and scope["path"] == "/"
+            if person is None and is_page and self.accounts is None:
+                scope[PERSON], cookie = Person(self.owner, "admin"), self.signer.header(self.owner)
+            elif person is None and is_page:
+                refusal = RedirectResponse("/login", 303)
+            elif person is None and scope["path"] not in OPEN and not scope["path"].startswith("/ui/"):
+                refusal = sentence(401, ENDED)
+            if refusal is None and scope["method"] not in READS:
                 body = await capped_body(receive, headers)
                 receive, refusal = (receive, sentence(413, TOO_LARGE)) if body is None else (replay(body, receive), None)
         answer = refusal or self.app
         await answer(scope, receive, hardened(send, scope["path"], cookie))
 
-    def _cookie(self) -> str:
-        return f"{self.signer.cookie}={self.signer.sign(self.owner)}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; SameSite=Strict"
+    async def _person(self, headers: Headers) -> Person | None:
+        said = self.signer.read(headers, COOKIE_SECONDS if self.accounts is None else TEAM_SECONDS)
+        if said is None:
+            return None
+        name, stamp = said
+        if self.accounts is None:
+            # Whoever has an account on this machine and reaches its loopback address owns the project's files anyway.
+            return Person(name, "admin") if not stamp else None
+        account = await to_thread.run_sync(self.accounts.find, name)
+        return Person(account.name, account.role) if account is not None and account.stamp == stamp else None
 
 
+ENDED = "Your session has ended. Reload the page; unsaved marks are kept in this browser and sent again."
 TOO_LARGE = f"The request is larger than {MAX_BODY_BYTES // 1024} KiB, which no rating needs. Shorten the note."
 
 
@@ -167,13 +201,15 @@ def sentence(status: int, text: str) -> JSONResponse:
     return JSONResponse({"detail": text}, status_code=status)
 
 
-def refused(scope: Scope, headers: Headers) -> Response | None:
+def refused(scope: Scope, headers: Headers, home: str | None = None) -> Response | None:
     """The answer to a request that may not come in, or None."""
     hosts = headers.getlist("host")
-    if len(hosts) != 1 or host_name(hosts[0]) not in LOOPBACK:
-        return sentence(400, "This server answers to localhost and 127.0.0.1 only. Open it under one of these names.")
+    is_home = home is not None and hosts == [urlsplit(home).netloc]
+    if not is_home and (len(hosts) != 1 or host_name(hosts[0]) not in LOOPBACK):
+        return sentence(400, f"This server answers to {home or 'localhost and 127.0.0.1'} only. Open it under this name.")
     origin = headers.get("origin")
-    if origin is not None and origin != f"{scope.get('scheme', 'http')}://{hosts[0]}":
+    own = home if is_home else f"{scope.get('scheme', 'http')}://{hosts[0]}"
+    if origin is not None and origin != own:
         return sentence(403, "This request comes from another web page. Use the pages of this server.")
     if scope["method"] not in READS and headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
         return sentence(403, "This request comes from another web page. Use the pages of this server.")
@@ -228,7 +264,7 @@ def hardened(send: Send, path: str, cookie: str | None) -> Send:
                 headers[name] = value
             for name in [key for key in headers if key.startswith("access-control-")]:
                 del headers[name]
-            if path == "/" or path.startswith("/api/"):
+            if path in OPEN or path.startswith("/api/"):
                 headers["Cache-Control"] = "no-store"
             if path.startswith("/ui/"):
                 headers["Cache-Control"] = "no-cache"

@@ -7,7 +7,7 @@ same sides. The page knows a draw by a token that says nothing; ids and makers s
 import hmac
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
@@ -80,6 +80,17 @@ def read_draw(folder: Path, token: str, rater: str) -> Draw:
     if draw.rater != rater:
         raise DataError("this pair was drawn for someone else. Reload the page for one of your own.")
     return draw
+
+
+def forget_draws(folder: Path, runs: Set[str], person: str | None) -> int:
+    """Delete the draws that show one of the runs or were made for the person; returns how many."""
+    gone = 0
+    for path in folder.glob("*.json"):
+        draw = Draw.model_validate_json(path.read_text("utf-8"))
+        if draw.rater == person or {draw.left, draw.right} & runs:
+            path.unlink()
+            gone += 1
+    return gone
 
 
 def preference_of(draw: Draw, choice: Choice, *, id: str, note: str) -> Preference:

@@ -12,7 +12,8 @@ from starlette.responses import RedirectResponse, Response
 
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
-from agentalign.ui.auth import require_rater
+from agentalign.ui import hidden
+from agentalign.ui.auth import Person, require_person
 
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 MOST = 20
@@ -42,8 +43,9 @@ def inspect_routes(store: Store) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/api/runs/{run}/links")
-    def links(_rater: Annotated[str, Depends(require_rater)], run: RunId) -> LinksView:
+    def links(person: Annotated[Person, Depends(require_person)], run: RunId) -> LinksView:
         """What this run came from, and what came from it."""
+        hidden.refuse_hidden(store, person, run)
         return links_view(store, run)
 
     @routes.get("/run/{run}")

@@ -11,7 +11,8 @@ from agentalign.errors import DataError
 from agentalign.records.criterion import Criterion, Score
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
-from agentalign.ui import views
+from agentalign.ui import hidden, views
+from agentalign.ui.auth import Person
 
 PAGE = 50
 
@@ -54,12 +55,14 @@ class ListQuery(BaseModel):
         return None if value == "" else value
 
 
-def list_page(store: Store, criteria_of: Callable[[str], Sequence[Criterion]], query: ListQuery, rater: str) -> RunsView:
+def list_page(store: Store, criteria_of: Callable[[str], Sequence[Criterion]], query: ListQuery, person: Person) -> RunsView:
     """A page of runs that match, with what each is about and how it was judged."""
     fields = query.model_dump(exclude={"unrated", "after"})
     if query.criterion is None and not (query.score_at_least is None and query.score_at_most is None):
         raise DataError("every criterion has its own scale. Choose a criterion before its least or most value.")
-    page = store.runs(RunFilter(**fields, unrated_by=rater if query.unrated else None), PAGE, query.after)
+    rater = person.name
+    wanted = hidden.seen_by(person, RunFilter(**fields, unrated_by=rater if query.unrated else None))
+    page = store.runs(wanted, PAGE, query.after)
     scores: dict[str, list[Score]] = {}
     for score in store.scores([row.id for row in page.rows]):
         scores.setdefault(score.trajectory, []).append(score)

@@ -103,6 +103,8 @@ class RunView(BaseModel):
     overall: float | None
     bases: int
     """How many cached bases could show the run as tokens."""
+    hidden: bool = False
+    """It is open in the rater's queue: who made it and what others said is left out."""
 
 
 class ListRow(BaseModel):

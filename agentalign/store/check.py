@@ -55,7 +55,8 @@ def check(connection: Connection) -> StoreReport:
 
 def stream(connection: Connection, query: Select[*tuple[object, ...]]) -> Iterator[Row[*tuple[object, ...]]]:
     """Rows of a query, a few in memory at a time."""
-    for part in connection.execution_options(yield_per=CHUNK).execute(query).partitions():
+    # Options of the statement, not of the connection: those would stay, and PostgreSQL has no cursors for what comes next.
+    for part in connection.execute(query, execution_options={"yield_per": CHUNK}).partitions():
         yield from part
 
 

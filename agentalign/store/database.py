@@ -29,6 +29,9 @@ class Database(Protocol):
     def write(self) -> AbstractContextManager[Connection]:
         """A write transaction, on the disk when the block has ended."""
 
+    def erase(self) -> AbstractContextManager[Connection]:
+        """A write transaction after which nothing that was deleted in it can be read from the database's files."""
+
     def close(self) -> None:
         """Close every connection."""
 

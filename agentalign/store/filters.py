@@ -3,14 +3,14 @@
 from typing import NamedTuple
 
 from pydantic import model_validator
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, exists, func, or_, select
 
 from agentalign.errors import DataError
 from agentalign.records.base import Record
 from agentalign.store import search
 from agentalign.store.database import is_one_of
 from agentalign.store.rows import storable, tool_key
-from agentalign.store.tables import calls, scores, trainings, trajectories, verdicts
+from agentalign.store.tables import assignments, calls, queue_items, scores, trainings, trajectories, verdicts
 
 FEW = 5000
 """Runs that a condition on another table may collect at once; where it holds for more, each run of the list is asked about in turn."""
@@ -39,6 +39,10 @@ class RunFilter(Record):
     """Training id: runs sampled while it trained (origin "id" or "id/...") and runs of the adapter that it saved."""
     unrated_by: str | None = None
     """A person: runs of which this person has scored nothing yet, neither the whole nor a step."""
+    hidden_from: str | None = None
+    """A person: not the runs that are open in this person's queue, of which no list or search may tell more than their page does."""
+    waiting_for: str | None = None
+    """A person: nor those that the queue may still give to this person."""
     criterion: str | None = None
     """"name@version": runs that have a value by it; the next three fields are about it."""
     score_at_least: float | None = None
@@ -107,7 +111,22 @@ def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[
         found.append(~rated.where(scores.c.trajectory == trajectories.c.id).correlate(trajectories).exists())
     if wanted.criterion is not None or wanted.disagreement is not None:
         found.append(_among(connection, _verdicts(wanted), verdicts.c.trajectory))
+    if wanted.hidden_from is not None:
+        found.append(trajectories.c.id.not_in(open_for(bindable(wanted.hidden_from, "hidden_from"))))
+    if wanted.waiting_for is not None:
+        found.append(trajectories.c.id.not_in(waiting_for(bindable(wanted.waiting_for, "waiting_for"))))
     return found
+
+
+def open_for(person: str) -> Select[str]:
+    """Runs that this person has taken from the queue and not finished, whether the lease lives or not."""
+    return select(assignments.c.trajectory).where(assignments.c.person == person, assignments.c.state == "open")
+
+
+def waiting_for(person: str) -> Select[str]:
+    """Runs in the queue that this person has not finished: any of them may still come to them."""
+    theirs = (assignments.c.trajectory == queue_items.c.trajectory) & (assignments.c.person == person)
+    return select(queue_items.c.trajectory).where(queue_items.c.status == "open", ~exists().where(theirs, assignments.c.state != "open"))
 
 
 def _verdicts(wanted: RunFilter) -> Select[int]:

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from agentalign.errors import StoreError
 from agentalign.store.schema import check_known, migrate, revision
-from agentalign.store.tables import REVISIONS
+from agentalign.store.tables import REVISIONS, metadata
 
 # One write at a time keeps `seq` in the order of commits and makes deadlocks impossible. Any constant would do, if it is always the same.
 _LOCK = text("SELECT pg_advisory_xact_lock(7305804402566)")
@@ -57,6 +57,16 @@ class PostgresDatabase:
             connection.execute(_LOCK)
             connection.execute(_DURABLE)
             yield connection
+
+    @contextmanager
+    def erase(self) -> Iterator[Connection]:
+        """A write transaction; then every table is written anew without what was deleted, and others wait meanwhile."""
+        with self.write() as connection:
+            yield connection
+        with _translated(self.where), self._engine.connect() as connection:
+            vacuum = connection.execution_options(isolation_level="AUTOCOMMIT")
+            for table in metadata.sorted_tables:
+                vacuum.execute(text(f"VACUUM FULL {table.name}"))
 
     def close(self) -> None:
         """Close every connection. A second call does nothing."""

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -30,6 +30,9 @@ from agentalign.store.tables import REVISIONS
 
 LOCK_SECONDS = 120.0
 """How long a write waits for other writers before it gives up with an error."""
+
+ERASE_SECONDS = 60.0
+"""How long forgetting waits for readers that still need what was deleted."""
 
 
 class SqliteDatabase:
@@ -87,6 +90,26 @@ class SqliteDatabase:
             with self._writer.begin() as connection:
                 yield connection
 
+    @contextmanager
+    def erase(self) -> Iterator[Connection]:
+        """A write transaction; then what it deleted is gone from the file (overwritten with zeros) and from the log (cut)."""
+        with self.write() as connection:
+            yield connection
+        deadline = time.monotonic() + ERASE_SECONDS
+        while self._cut_log():
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"{self.where}: it is deleted, but its bytes still stand in {self.path.name}-wal because someone reads without pause. "
+                    "End the other programs; the last to close the store cuts that file."
+                )
+            time.sleep(0.05)
+
+    def _cut_log(self) -> bool:
+        """Move the log into the file and cut it; True where a reader stood in the way."""
+        with self._thread_lock, file_lock(self.path), translated(self.path), closing(self._writer.raw_connection()) as connection:
+            busy, _, _ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return bool(busy)
+
     def _reopen_if_replaced(self) -> None:
         """A restored file has our path but not our open connections: writes to those would vanish with the old file."""
         if os.getpid() != self._process:
@@ -143,8 +166,7 @@ def open_engine(path: Path, mode: str) -> Engine:
         )
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
-        if mode == "ro":
-            connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA query_only = ON" if mode == "ro" else "PRAGMA secure_delete = ON")
         return connection
 
     if mode == "ro":
@@ -262,6 +284,6 @@ def translated(path: Path, kind: str = "store") -> Iterator[None]:
         for prefix, sentence in _SENTENCES.items():
             if code.startswith(prefix):
                 raise StoreError(f"{kind} {path} {sentence}") from error
-        if str(original).startswith(("no such table", "no such column", "Could not decode to UTF-8")):
+        if str(original).startswith(("no such table", "no such column", "foreign key mismatch", "Could not decode to UTF-8")):
             raise StoreError(f"{kind} {path} is damaged ({original}). {RESTORE}") from error
         raise

@@ -1,12 +1,12 @@
-"""The Store: runs, their tokens, scores, preferences and trainings, in one database.
+"""The Store: runs, their tokens, scores, preferences and trainings, in one database; and the way to its queue and accounts.
 
-Append-only but for trainings. Every writing method returns only after COMMIT, so what it returned is what is kept; storing something
-twice is never an error, because whoever lost the answer to a save will save again.
+Append-only but for trainings, and for what is forgotten. Every writing method returns only after COMMIT, so what it returned is what is
+kept; storing something twice is never an error, because whoever lost the answer to a save will save again.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Table, func, select
 
@@ -17,12 +17,17 @@ from agentalign.records.criterion import Score
 from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import TokenRecord, Trajectory
 from agentalign.store import rows, tables, verdicts
+from agentalign.store.accounts import Accounts
 from agentalign.store.appending import insert_all, insert_new, insert_tokens, read_records, refuse_conflicts, require_items
 from agentalign.store.check import StoreReport, check
 from agentalign.store.database import is_one_of, open_database
 from agentalign.store.filters import RunFilter, bindable, conditions, listing
+from agentalign.store.forgetting import Forgotten, Tombstone, forget, tombstones
+from agentalign.store.queue import Queue, Rules
+from agentalign.store.queue_items import QueueItems
 from agentalign.store.rows import Row
 
+R = TypeVar("R", bound=Record)
 runs_table = tables.trajectories.c
 
 COUNTED = 20_000
@@ -44,6 +49,8 @@ class AddReport(NamedTuple):
     stored: int
     known: int
     """Already there, unaltered; nothing was written for these."""
+    forgotten: int = 0
+    """Deleted for good earlier; nothing was written for these."""
 
 
 class RunRow(NamedTuple):
@@ -122,13 +129,17 @@ class Store:
         long = {id: rows.body_row(trajectory) for id, trajectory in unique.items()}
         packed = [rows.token_row(record) for record in tokens]
         with self._database.write() as connection:
+            gone = tombstones(connection, unique)
+            short = [row for row in short if row["id"] not in gone]
+            packed = [row for row in packed if row["trajectory"] not in gone]
             added = insert_new(connection, tables.trajectories, short)
             insert_all(connection, tables.bodies, [{"trajectory": seq, **long[id]} for id, seq in added.items()])
             called = [{"tool": tool, "trajectory": seq} for id, seq in added.items() for tool in sorted(rows.called_tools(unique[id]))]
             insert_all(connection, tables.calls, called)
             if packed:
                 insert_tokens(connection, packed)
-        return AddReport(len(added), len(trajectories) - len(added))
+        lost = sum(trajectory.id in gone for trajectory in trajectories)
+        return AddReport(len(added), len(trajectories) - len(added) - lost, lost)
 
     def trajectory(self, id: str) -> Trajectory:
         """The run, whole; DataError where there is none."""
@@ -136,6 +147,9 @@ class Store:
         query = query.where(runs_table.id == bindable(id, "trajectory id"))
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
+            gone = tombstones(connection, [id]).get(id) if row is None else None
+        if gone is not None:
+            raise DataError(f"run {id!r} was forgotten on {gone.time[:10]} ({gone.reason}). What it held is deleted for good.")
         if row is None:
             raise DataError(f"there is no run {id!r} in the store. `agentalign runs` lists the runs.")
         return rows.read(Trajectory, row.record, row.digest, f"trajectory {id}")
@@ -217,8 +231,7 @@ class Store:
 
     def add_scores(self, scores: Sequence[Score]) -> AddReport:
         """Append scores. A known id with the same content (but for its time) is counted as known; with other content it is a DataError."""
-        items = [Item(score.trajectory, score.step) for score in scores]
-        return self._append(tables.scores, [rows.score_row(score) for score in scores], scores, items)
+        return self._append(tables.scores, rows.score_row, scores, lambda score: [Item(score.trajectory, score.step)])
 
     def scores(self, trajectory_ids: Sequence[str] | None = None, taskset: str | None = None, criterion: str | None = None) -> list[Score]:
         """Scores in the order they were stored. `criterion` is "name@version", or "name" for all versions."""
@@ -235,8 +248,7 @@ class Store:
 
     def add_preferences(self, preferences: Sequence[Preference]) -> AddReport:
         """Append preferences, as `add_scores` does."""
-        items = [item for preference in preferences for item in preference.items]
-        return self._append(tables.preferences, [rows.preference_row(preference) for preference in preferences], preferences, items)
+        return self._append(tables.preferences, rows.preference_row, preferences, lambda preference: preference.items)
 
     def preferences(self, taskset: str, criterion: str | None = None, source: str | None = None) -> list[Preference]:
         """Preferences of a taskset in the order they were stored. `criterion` is "overall", "name@version", or "name" for all versions."""
@@ -275,20 +287,47 @@ class Store:
         with self._database.read() as connection:
             return read_records(connection, query, Training)
 
+    def queue(self, rules: Rules = Rules()) -> Queue:
+        """The queue of runs to rate, as raters meet it."""
+        return Queue(self._database, rules)
+
+    @property
+    def queue_items(self) -> QueueItems:
+        """The queue as leads meet it."""
+        return QueueItems(self._database)
+
+    @property
+    def accounts(self) -> Accounts:
+        """Who may log in."""
+        return Accounts(self._database)
+
+    def forget(self, ids: Sequence[str] = (), person: str | None = None, *, reason: str) -> Forgotten:
+        """Delete runs with all that was said about them, and everything a person said, for good; their ids become tombstones."""
+        with self._database.erase() as connection:
+            return forget(connection, ids, person, reason)
+
+    def tombstones(self, ids: Iterable[str]) -> dict[str, Tombstone]:
+        """What is left of forgotten runs, scores and preferences, by id; other ids are left out."""
+        with self._database.read() as connection:
+            return tombstones(connection, [bindable(id, "id") for id in ids])
+
     def check(self) -> StoreReport:
         """Read every record again and compare; takes long for a big store."""
         with self._database.read() as connection:
             return check(connection)
 
-    def _append(self, table: Table, new: list[Row], records: Sequence[Record], items: Iterable[Item]) -> AddReport:
+    def _append(self, table: Table, row_of: Callable[[R], Row], records: Sequence[R], items: Callable[[R], Iterable[Item]]) -> AddReport:
+        made = [(row_of(record), record) for record in records]
         with self._database.write() as connection:
-            require_items(connection, items)
-            added = insert_new(connection, table, new)
+            gone = tombstones(connection, [row["id"] for row, _ in made])
+            new = [(row, record) for row, record in made if row["id"] not in gone]
+            require_items(connection, [item for _, record in new for item in items(record)])
+            added = insert_new(connection, table, [row for row, _ in new])
             if len(added) < len(new):
-                refuse_conflicts(connection, table, new, records)
+                refuse_conflicts(connection, table, [row for row, _ in new], [record for _, record in new])
             if table is tables.scores and added:
-                verdicts.refresh(connection, (row["trajectory"] for row in new if row["id"] in added))
-        return AddReport(len(added), len(new) - len(added))
+                verdicts.refresh(connection, (row["trajectory"] for row, _ in new if row["id"] in added))
+        return AddReport(len(added), len(new) - len(added), len(made) - len(new))
 
 
 def _values(connection: Connection, column: ColumnElement[str], where: Sequence[ColumnElement[bool]]) -> list[str]:

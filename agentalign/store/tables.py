@@ -2,13 +2,14 @@
 
 A record is kept whole as JSON text, with a digest by which damage is seen; the other columns only filter and order. Runs are split in
 two: `trajectories` holds one short row per run, so that lists and counts over a million of them stay quick, `bodies` the long texts.
+Who is to rate what (queue_items, assignments), accounts and tombstones are rows, not records: they change.
 Surprise: `seq`, not time, is the order of insertion, because clocks jump.
 """
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
 from sqlalchemy.types import TypeEngine
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every schema this code knows, oldest first; the last one is the schema of the tables below."""
 
 NAME_LENGTH = 500
@@ -125,4 +126,58 @@ trainings = Table(
     Column("adapter", _key(), nullable=False),
     Column("record", Text, nullable=False),
     Column("digest", _key(), nullable=False),
+)
+
+queue_items = Table(
+    "queue_items",
+    metadata,
+    Column("seq", _sequence(), primary_key=True),
+    Column("trajectory", _key(), ForeignKey("trajectories.id"), nullable=False, unique=True),
+    Column("taskset", _key(), nullable=False),
+    Column("overlap", Integer, nullable=False),
+    Column("gold", Text, nullable=False),
+    Column("priority", Float, nullable=False),
+    Column("status", _key(), nullable=False),
+    Column("added", Float, nullable=False),
+    Index("ix_queue_items_next", "status", "priority", "taskset"),
+)
+
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("seq", _sequence(), primary_key=True),
+    Column("id", _key(), nullable=False, unique=True),
+    Column("trajectory", _key(), ForeignKey("trajectories.id"), nullable=False),
+    Column("person", _key(), nullable=False),
+    Column("kind", _key(), nullable=False),
+    Column("state", _key(), nullable=False),
+    Column("after", _sequence(), nullable=False),
+    Column("until", _sequence()),
+    Column("taken", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("finished", Float),
+    Column("reason", Text, nullable=False),
+    # Nobody gets a run twice: what the code promises, the database enforces.
+    Index("ix_assignments_once", "trajectory", "person", "kind", unique=True),
+    Index("ix_assignments_person", "person", "state"),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("seq", _sequence(), primary_key=True),
+    Column("name", _key(), nullable=False, unique=True),
+    Column("role", _key(), nullable=False),
+    Column("password", Text, nullable=False),
+    Column("created", _key(), nullable=False),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("seq", _sequence(), primary_key=True),
+    Column("id", _key(), nullable=False, unique=True),
+    Column("what", _key(), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("time", _key(), nullable=False),
 )

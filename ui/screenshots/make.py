@@ -5,7 +5,6 @@ A scripted expert makes good runs, and the same expert with slips makes others, 
 
 import random
 import re
-import sys
 import tempfile
 import threading
 import time
@@ -120,9 +119,13 @@ def shoot(browser: Browser, url: str, scheme: str, suffix: str) -> None:
     page.wait_for_selector('.save-state[data-kind="saved"]')
     page.keyboard.press("e")
     _save(page, f"run{suffix}")
-    page.goto(url + "/#/compare?taskset=order_desk")
-    page.wait_for_selector(".pair .side")
-    _save(page, f"compare{suffix}")
+    # Every other screen that the bar leads to, so that a new one is never forgotten.
+    for screen in page.eval_on_selector_all(".bar nav a", "(links) => links.map((link) => link.dataset.screen)"):
+        if screen != "runs":
+            page.goto(f"{url}/#/{screen}?taskset=order_desk")
+            page.wait_for_selector(f'.aa[data-view="{screen}"]')
+            page.wait_for_timeout(800)  # what a screen reads after it is shown
+            _save(page, f"{screen}{suffix}")
     context.close()
 
 
@@ -134,15 +137,14 @@ def _save(page: Page, name: str) -> None:
 
 
 def main() -> None:
-    """Pictures in both colour schemes into the folder of this file, or of the argument."""
+    """Pictures of every screen in both colour schemes, into the folder of this file."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         project = Project.create(Path(folder))
         fill(project)
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM_FLAGS)
         with serving(project, "rater") as url:
             shoot(browser, url, "light", "")
-            if "--dark" in sys.argv:
-                shoot(browser, url, "dark", "-dark")
+            shoot(browser, url, "dark", "-dark")
         browser.close()
 
 

@@ -5,6 +5,7 @@ import { capped, h, laidOut, visible } from "./dom.js";
 const MOST_LINES = 400;
 const FOLD_DEPTH = 3;
 const FOLD_LINES = 12;
+const SHORT = 72;
 
 /** The JSON text as a foldable tree; capped plain text where it is very long; null where it is not JSON. */
 export function jsonTree(text, className) {
@@ -18,13 +19,18 @@ export function jsonTree(text, className) {
   for (const line of lines) {
     if (open.length && /^\s*[\]}],?$/.test(line)) {
       const { branch, parent, started } = open.pop();
+      if (inOneLine(branch, line)) {
+        branch.replaceWith(row(inOneLine(branch, line)));
+        into = parent;
+        continue;
+      }
       branch.append(row(line));
       const inside = branch.querySelectorAll(".line").length - 1;
       branch.firstChild.dataset.hidden = `${inside} more`;
       branch.open = started < FOLD_DEPTH || inside <= FOLD_LINES;
       into = parent;
     } else if (/[[{]$/.test(line)) {
-      const branch = h("details", { class: "branch" }, h("summary", {}, parts(line)));
+      const branch = h("details", { class: "branch" }, h("summary", { "data-source": line }, parts(line)));
       into.append(branch);
       open.push({ branch, parent: into, started: open.length });
       into = branch;
@@ -33,8 +39,17 @@ export function jsonTree(text, className) {
   return box;
 }
 
+/** A short branch without branches, as the one line that it fits into; null where it does not. */
+function inOneLine(branch, last) {
+  const inside = [...branch.children];
+  if (inside.some((child) => child.tagName === "DETAILS")) return null;
+  const [first, ...rest] = inside.map((child) => child.dataset.source);
+  const text = `${first}${rest.map((line) => line.trim()).join(" ")}${last.trim()}`;
+  return text.trim().length <= SHORT ? text : null;
+}
+
 function row(line) {
-  return h("div", { class: "line" }, parts(line));
+  return h("div", { class: "line", "data-source": line }, parts(line));
 }
 
 function parts(line) {

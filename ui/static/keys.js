@@ -9,6 +9,12 @@ export function useKeys(table) {
   bindings = table;
 }
 
+/** Use these keys too; where one is in use already, these win. */
+export function addKeys(table) {
+  const taken = table.flatMap((entry) => entry.keys);
+  bindings = [...table, ...bindings.filter((entry) => !entry.keys.some((key) => taken.includes(key)))];
+}
+
 /** Listen, once per page, whatever Gradio mounts again. */
 export function listen(root) {
   window.agentalignKeys?.abort();

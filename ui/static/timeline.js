@@ -70,16 +70,18 @@ function content(entry) {
   if (entry.reasoning) parts.push(h("details", { class: "reasoning" }, h("summary", {}, "reasoning"), capped(entry.reasoning, "text")));
   if (entry.text) parts.push(capped(entry.text, entry.kind === "tool" ? "result" : "text"), pictures(entry.text));
   if (entry.malformed) parts.push(h("p", { class: "fault" }, "The call could not be read: ", visible(entry.malformed)));
-  for (const call of entry.calls) parts.push(callBox(call));
+  // Calls of one step were made at once, so their order says nothing: the failed ones come first.
+  const placed = entry.calls.map((call, index) => [call, entry.calls.length > 1 ? `${index + 1} of ${entry.calls.length}` : ""]);
+  for (const [call, place] of [...placed.filter(([call]) => call.error), ...placed.filter(([call]) => !call.error)]) parts.push(callBox(call, place));
   if (!parts.length) parts.push(h("p", { class: "dim" }, "(empty message)"));
   return parts.filter((part) => part !== null);
 }
 
-function callBox(call) {
+function callBox(call, place) {
   const tree = jsonTree(call.arguments, "args");
   const inline = call.arguments.length <= 76 && tree !== null;
   const name = h("span", { class: "tool-name" }, visible(call.name));
-  const box = h("div", { class: "call" }, h("div", { class: "call-head" }, name, inline && h("code", { class: "args" }, [...tree.childNodes])));
+  const box = h("div", { class: "call" }, h("div", { class: "call-head" }, name, inline && h("code", { class: "args" }, [...tree.childNodes]), place && h("span", { class: "dim" }, place)));
   if (!inline) box.append(tree ?? capped(call.arguments, "args"));
   if (tree === null) box.append(h("p", { class: "fault" }, "These arguments are not JSON."));
   if (call.result === null) box.append(h("p", { class: "dim no-result" }, "no result"));

@@ -1,0 +1,251 @@
+"""Commands for a team: the queue, accounts, and forgetting."""
+
+import argparse
+import getpass
+import sys
+from pathlib import Path
+
+from agentalign.cli_arguments import Commands, add_filters, add_json, at_least, command, run_filter, verbs
+from agentalign.cli_output import say, show, show_json, show_table
+from agentalign.config.project import Project
+from agentalign.errors import DataError, UsageError
+
+
+def add(commands: Commands) -> None:
+    """Declare them."""
+    _add_queue(commands)
+    _add_users(commands)
+    parser = command(
+        commands,
+        "forget",
+        "delete runs, or all that a person said, for good",
+        run=_forget,
+        more=(
+            "A run goes with its forks, corrections, tokens, scores and preferences. What is left is a tombstone: id, date and reason, so "
+            "that it does not come back and trainings can be told honestly. Adapters keep what they learned, and backups and exported "
+            "files what they hold: delete those yourself. Without --yes it only says what would go."
+        ),
+        examples=(
+            'agentalign forget --run 3fa9 --reason "the customer asked"\n'
+            'agentalign forget --text "ada@example.org" --reason "the customer asked" --yes\n'
+            'agentalign forget --person bob --reason "left the team" --yes'
+        ),
+    )
+    parser.add_argument("--run", action="append", default=[], metavar="ID", help="this run; may be given again")
+    parser.add_argument("--person", metavar="NAME", help="everything that this person rated, and the account")
+    add_filters(parser)
+    parser.add_argument("--reason", required=True, help="stays in the tombstones")
+    parser.add_argument("--yes", action="store_true", help="do it")
+
+
+def _add_queue(commands: Commands) -> None:
+    examples = "agentalign queue add --taskset order_desk --overlap 3\nagentalign queue list --status held"
+    queue = verbs(command(commands, "queue", "who is to rate what", examples=examples))
+    parser = command(
+        queue,
+        "add",
+        "put runs into the queue",
+        run=_queue_add,
+        more="Runs that are there get the new overlap. Urgent ones come first: where raters disagree, where the reward model wavers, or "
+        "where a kind of task has few ratings.",
+        examples=(
+            "agentalign queue add --taskset order_desk --policy order_desk@2 --overlap 3\nagentalign queue add --run 3fa9 --gold tone@1=5"
+        ),
+    )
+    parser.add_argument("--run", action="append", default=[], metavar="ID", help="this run; may be given again")
+    add_filters(parser)
+    parser.add_argument(
+        "--overlap", type=at_least(1), default=1, metavar="N", help="so many different people rate each; default: %(default)s"
+    )
+    parser.add_argument("--gold", action="append", default=[], metavar="C@V=X", help="the right answer: every rater is tested with it")
+    parser = command(queue, "list", "list what is in the queue, the most urgent first", run=_queue_list)
+    parser.add_argument("--taskset", metavar="NAME")
+    parser.add_argument("--status", choices=("open", "full", "held", "closed"))
+    parser.add_argument("--limit", type=at_least(1), default=20, metavar="N", help="default: %(default)s")
+    add_json(parser)
+    for verb, status, help in (("open", "open", "let skipped or closed runs be rated"), ("close", "closed", "take runs out of the queue")):
+        parser = command(queue, verb, help, run=_queue_status)
+        parser.set_defaults(status=status)
+        parser.add_argument("run", nargs="+", metavar="ID")
+    add_json(command(queue, "gold", "show how people answered where the answer is known", run=_queue_gold))
+
+
+def _add_users(commands: Commands) -> None:
+    examples = "agentalign users add ada --role lead\nagentalign users list\nagentalign users remove ada"
+    users = verbs(command(commands, "users", "accounts for `agentalign ui --team`", examples=examples))
+    parser = command(
+        users,
+        "add",
+        "make an account, or give one a new role and password",
+        run=_users_add,
+        more="The password is asked for, or read from standard input where that is no terminal. A new one ends the person's sessions.",
+    )
+    parser.add_argument("name")
+    parser.add_argument("--role", choices=("rater", "lead", "admin"), default="rater", help="default: %(default)s")
+    add_json(command(users, "list", "list the accounts", run=_users_list))
+    command(users, "remove", "remove an account; what the person rated stays", run=_users_remove).add_argument("name")
+
+
+def _queue_add(arguments: argparse.Namespace) -> None:
+    from agentalign.environments.taskset import find_taskset, load_criteria
+    from agentalign.scoring.urgency import urgency
+    from agentalign.store.store import Store
+
+    project = Project.find()
+    gold = _gold(arguments.gold)
+    with Store(project.store_url) as store:
+        ids = [store.resolve_id(id) for id in arguments.run] or _matching(store, arguments)
+        criteria = {name: load_criteria(find_taskset(name, project.tasks) / "criteria.yaml") for name in _tasksets(store, ids)}
+        added, changed = store.queue_items.add(ids, overlap=arguments.overlap, gold=gold, priority=urgency(store, ids, criteria))
+    say(f"{added} runs added to the queue, {changed} changed.")
+
+
+def _tasksets(store: "object", ids: list[str]) -> set[str]:
+    from agentalign.store.filters import RunFilter
+    from agentalign.store.store import Store
+
+    assert isinstance(store, Store)
+    return {row.taskset for row in store.runs(RunFilter(ids=tuple(ids)), limit=len(ids) or 1).rows}
+
+
+def _matching(store: "object", arguments: argparse.Namespace) -> list[str]:
+    from agentalign.store.filters import RunFilter
+    from agentalign.store.store import Store
+
+    wanted = run_filter(arguments)
+    if wanted == RunFilter():
+        raise UsageError("say which runs: --run ID, or a filter such as --taskset NAME.")
+    assert isinstance(store, Store)
+    return [run.id for run in store.trajectories(wanted)]
+
+
+def _gold(said: list[str]) -> dict[str, float]:
+    found = {}
+    for text in said:
+        criterion, _, value = text.partition("=")
+        try:
+            found[criterion] = float(value)
+        except ValueError:
+            raise UsageError(f"--gold {text}: write the criterion with its version and the right value, such as tone@1=5.") from None
+        if "@" not in criterion:
+            raise UsageError(f"--gold {text}: write the criterion with its version, such as {criterion}@1={value}.")
+    return found
+
+
+def _queue_list(arguments: argparse.Namespace) -> None:
+    from agentalign.store.store import Store
+
+    with Store(Project.find().store_url) as store:
+        items = store.queue_items.items(arguments.taskset, arguments.status, arguments.limit)
+    if arguments.json:
+        show_json([item._asdict() for item in items])
+        return
+    rows = [
+        (
+            i.trajectory[:12],
+            i.taskset,
+            i.status,
+            i.priority,
+            f"{i.done}/{i.overlap}",
+            i.live,
+            i.late,
+            "gold" if i.is_gold else "",
+            "; ".join(i.skips),
+        )
+        for i in items
+    ]
+    show_table(
+        ("run", "taskset", "status", "urgency", "done", "in hand", "late", "", "skipped because"),
+        rows,
+        empty="Nothing is in the queue. `agentalign queue add --taskset NAME` fills it.",
+    )
+
+
+def _queue_status(arguments: argparse.Namespace) -> None:
+    from agentalign.store.store import Store
+
+    with Store(Project.find().store_url) as store:
+        changed = store.queue_items.set_status([store.resolve_id(id) for id in arguments.run], arguments.status)
+    say(f"{changed} runs changed.")
+
+
+def _queue_gold(arguments: argparse.Namespace) -> None:
+    from agentalign.store.store import Store
+
+    with Store(Project.find().store_url) as store:
+        marks = store.queue_items.gold_marks()
+    if arguments.json:
+        show_json([mark._asdict() for mark in marks])
+        return
+    rows = []
+    for person, criterion in sorted({(mark.person, mark.criterion) for mark in marks}):
+        theirs = [mark for mark in marks if (mark.person, mark.criterion) == (person, criterion)]
+        given = [(mark.expected, mark.given) for mark in theirs if mark.given is not None]
+        right = sum(expected == value for expected, value in given)
+        off = sum(abs(expected - value) for expected, value in given) / len(given) if given else None
+        rows.append((person, criterion, len(theirs), right, off))
+    show_table(("person", "criterion", "asked", "right", "off by, mean"), rows, empty="Nobody has met a gold run yet.")
+
+
+def _users_add(arguments: argparse.Namespace) -> None:
+    from agentalign.store.store import Store
+
+    if sys.stdin.isatty():
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Again: ") != password:
+            raise DataError("the two passwords differ. Nothing was changed.")
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    with Store(Project.find().store_url) as store:
+        is_new = store.accounts.set(arguments.name, arguments.role, password)
+    say(f"{arguments.name} is {'a new' if is_new else 'now'} {arguments.role}.")
+
+
+def _users_list(arguments: argparse.Namespace) -> None:
+    from agentalign.store.store import Store
+
+    with Store(Project.find().store_url) as store:
+        rows = [(account.name, account.role, account.created) for account in store.accounts.all()]
+    if arguments.json:
+        show_json([{"name": name, "role": role, "created": created} for name, role, created in rows])
+    else:
+        show_table(("name", "role", "made"), rows, empty="There are no accounts. `agentalign users add NAME` makes one.")
+
+
+def _users_remove(arguments: argparse.Namespace) -> None:
+    from agentalign.store.store import Store
+
+    with Store(Project.find().store_url) as store:
+        if not store.accounts.remove(arguments.name):
+            raise DataError(f"there is no account {arguments.name!r}. `agentalign users list` lists them.")
+    say(f"{arguments.name} can log in no more; what they rated stays.")
+
+
+def _forget(arguments: argparse.Namespace) -> None:
+    from agentalign.store.filters import RunFilter
+    from agentalign.store.store import Store
+    from agentalign.ui.compare import forget_draws
+
+    project = Project.find()
+    with Store(project.store_url) as store:
+        named = [store.resolve_id(id) for id in arguments.run]
+        ids = named if named or run_filter(arguments) == RunFilter() else _matching(store, arguments)
+        if not ids and arguments.person is None:
+            raise UsageError("say what to forget: --run ID, a filter such as --text WORDS, or --person NAME.")
+        if not arguments.yes:
+            theirs = f", and all that {arguments.person} said" if arguments.person else ""
+            show(f"{len(ids)} runs with all that was said about them{theirs}.")
+            say("Nothing was deleted. Give --yes to delete it for good.")
+            return
+        gone = store.forget(ids, arguments.person, reason=arguments.reason)
+    forget_draws(project.state / "ui" / "draws", set(gone.runs), arguments.person)
+    show(f"{len(gone.runs)} runs, {len(gone.scores)} scores and {len(gone.preferences)} preferences are deleted for good.")
+    for training in _learned_from(project.trainings, set(gone.ids)):
+        show(f"  training {training} learned from some of it; its adapter keeps that. Train anew and delete the adapter to undo it.")
+
+
+def _learned_from(trainings: Path, gone: set[str]) -> list[str]:
+    import json
+
+    files = sorted(trainings.glob("*/data.json"))
+    return [path.parent.name for path in files if gone & set(json.loads(path.read_text("utf-8")))]

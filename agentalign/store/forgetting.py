@@ -1,0 +1,134 @@
+"""Deleting for good: runs with all that was said about them, or everything that one person said.
+
+What goes leaves a tombstone: its id, when and why, and nothing of its content. So a training that learned from it can still be told
+honestly, and an import, a waiting browser or an old file cannot bring it back. Surprise: forks and corrections of a run repeat its
+beginning word for word, so they go with it.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Table, delete, func, select
+
+from agentalign.errors import DataError
+from agentalign.records.base import now
+from agentalign.store import search, tables, verdicts
+from agentalign.store.appending import insert_new
+from agentalign.store.check import stream
+from agentalign.store.database import is_one_of
+from agentalign.store.filters import bindable
+
+MAX_REASON = 500
+
+
+class Tombstone(NamedTuple):
+    """What is left of a forgotten run, score or preference."""
+
+    id: str
+    what: str
+    """run, score or preference."""
+    reason: str
+    time: str
+
+
+class Forgotten(NamedTuple):
+    """What was deleted."""
+
+    runs: tuple[str, ...]
+    """Ids, forks and corrections of the runs that were named included."""
+    scores: tuple[str, ...]
+    preferences: tuple[str, ...]
+    assignments: int
+    accounts: int
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Every id that a training may have learned from."""
+        return (*self.runs, *self.scores, *self.preferences)
+
+
+def descendants(connection: Connection, ids: Sequence[str]) -> list[str]:
+    """The stored runs among `ids` and every run that was forked off or corrected from one of them, however far."""
+    table = tables.trajectories.c
+    there = select(table.id).where(is_one_of(connection, table.id, [bindable(id, "run id") for id in ids]))
+    found = dict.fromkeys(connection.execute(there).scalars())
+    waiting = list(ids)
+    while waiting:
+        children = connection.execute(select(table.id).where(is_one_of(connection, table.parent, waiting))).scalars()
+        waiting = [child for child in children if child not in found]
+        found |= dict.fromkeys(waiting)
+    return list(found)
+
+
+def forget(connection: Connection, ids: Sequence[str], person: str | None, reason: str) -> Forgotten:
+    """Delete the runs with their forks, and everything that the person said; in the caller's transaction."""
+    if not reason.strip() or len(bindable(reason, "reason")) > MAX_REASON:
+        raise DataError(f"forgetting needs a reason of 1 to {MAX_REASON} characters: it is all that is left to explain the gap.")
+    runs = descendants(connection, ids)
+    about = is_one_of(connection, tables.scores.c.trajectory, runs)
+    if person is not None:
+        about |= tables.scores.c.person == bindable(person, "name of a person")
+    scores = list(connection.execute(select(tables.scores.c.id).where(about)).scalars())
+    judged = set(connection.execute(select(tables.scores.c.trajectory).where(about)).scalars()) - set(runs)
+    preferences = _preferences(connection, set(runs), person)
+    taken = is_one_of(connection, tables.assignments.c.trajectory, runs)
+    if person is not None:
+        taken |= tables.assignments.c.person == person
+    connection.execute(delete(tables.scores).where(about))
+    for part in _parts(preferences):
+        connection.execute(delete(tables.preferences).where(is_one_of(connection, tables.preferences.c.id, part)))
+    assignments = connection.execute(delete(tables.assignments).where(taken)).rowcount
+    connection.execute(delete(tables.queue_items).where(is_one_of(connection, tables.queue_items.c.trajectory, runs)))
+    accounts = 0 if person is None else connection.execute(delete(tables.accounts).where(tables.accounts.c.name == person)).rowcount
+    _delete_runs(connection, runs)
+    verdicts.refresh(connection, judged)
+    search.forget(connection)
+    _reopen(connection)
+    for what, gone in (("run", runs), ("score", scores), ("preference", preferences)):
+        insert_new(connection, tables.tombstones, [{"id": id, "what": what, "reason": reason, "time": now()} for id in gone])
+    return Forgotten(tuple(runs), tuple(scores), tuple(preferences), assignments, accounts)
+
+
+def tombstones(connection: Connection, ids: Iterable[str]) -> dict[str, Tombstone]:
+    """Tombstones by id; ids without one are left out."""
+    table = tables.tombstones.c
+    query = select(table.id, table.what, table.reason, table.time).where(is_one_of(connection, table.id, list(ids)))
+    return {row.id: Tombstone(*row) for row in connection.execute(query)}
+
+
+def _parts(ids: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (ids[start : start + 1000] for start in range(0, len(ids), 1000))
+
+
+def _preferences(connection: Connection, runs: set[str], person: str | None) -> list[str]:
+    """Ids of the preferences about one of the runs, or of the person. Only the records know, so all are read."""
+    found: list[str] = []
+    for row in stream(connection, select(tables.preferences.c.id, tables.preferences.c.record)):
+        record = json.loads(row.record)
+        theirs = person is not None and record["rater"] == person and record["source"] in ("human", "correction")
+        if theirs or any(item[0] in runs for item in record["items"]):
+            found.append(row.id)
+    return found
+
+
+def _delete_runs(connection: Connection, runs: Sequence[str]) -> None:
+    numbers = select(tables.trajectories.c.seq).where(is_one_of(connection, tables.trajectories.c.id, runs))
+    of: tuple[tuple[Table, ColumnElement[int]], ...] = (
+        (tables.tokens, tables.tokens.c.trajectory),
+        (tables.verdicts, tables.verdicts.c.trajectory),
+        (tables.calls, tables.calls.c.trajectory),
+        (tables.bodies, tables.bodies.c.trajectory),
+    )
+    for table, column in of:
+        connection.execute(delete(table).where(column.in_(numbers)))
+    connection.execute(delete(tables.trajectories).where(is_one_of(connection, tables.trajectories.c.id, runs)))
+
+
+def _reopen(connection: Connection) -> None:
+    """Runs that lost an answer wait for another one."""
+    items, taken = tables.queue_items.c, tables.assignments.c
+    done = select(func.count()).select_from(tables.assignments)
+    done = done.where(taken.trajectory == items.trajectory, taken.kind == "normal", taken.state == "done")
+    lacking = (items.status == "full") & (items.overlap > done.scalar_subquery())
+    connection.execute(tables.queue_items.update().where(lacking).values(status="open"))

@@ -1,0 +1,304 @@
+"""The queue, as a rater meets it: take a run, keep the lease alive, finish or skip.
+
+An assignment is one row for a run, a person and a kind: *normal* ones share the run's overlap, *gold* ones (the answer is known) and
+*repeat* ones (the same person once more) stand outside it. A lease lives by the database's clock, so no rater's clock matters, and
+every decision is made inside the one write transaction. Surprise: a lease that ran out is no state. The row stays open; its run is
+free for others at that instant, and whoever answers late is thanked, stored and flagged, but fills no place.
+"""
+
+import secrets
+from collections.abc import Collection
+from random import Random
+from typing import Literal, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Row, ScalarSelect, Select, and_, exists, func, or_, select, text
+
+from agentalign.errors import DataError
+from agentalign.records.base import digest
+from agentalign.records.criterion import Score
+from agentalign.store.appending import read_records
+from agentalign.store.database import Database
+from agentalign.store.filters import bindable, waiting_for
+from agentalign.store.rows import name
+from agentalign.store.tables import assignments, queue_items, scores
+
+Kind = Literal["normal", "gold", "repeat"]
+State = Literal["open", "done", "late", "skipped"]
+FINISHED: tuple[State, ...] = ("done", "late", "skipped")
+
+LOOK_AHEAD = 64
+"""Among so many of the most urgent runs one is drawn by person, so that not all raters meet them in one order."""
+
+CLOSE = 0.05
+"""Priorities that differ by less are equal."""
+
+MAX_REASON = 1000
+
+
+class Rules(NamedTuple):
+    """How a queue hands out runs."""
+
+    lease_seconds: float = 600.0
+    """How long a run is kept for a person who sends no heartbeat."""
+    gold_rate: float = 0.1
+    """Share of assignments whose answer is known already."""
+    repeat_rate: float = 0.05
+    """Share of assignments that the same person has answered before."""
+    repeat_after: int = 10
+    """A repeat comes after at least so many other finished runs."""
+    held_at: int = 2
+    """So many people skipped a run: it waits for a lead."""
+
+
+class Assignment(NamedTuple):
+    """One run in one person's hands."""
+
+    id: str
+    """Says nothing; who knows it is still asked who they are."""
+    trajectory: str
+    person: str
+    kind: Kind
+    state: State
+    taken: float
+    """Seconds since 1970 by the database's clock."""
+    left: float
+    """Seconds until the lease ends; 0 or less where it has ended."""
+    reason: str
+    """Why it was skipped."""
+
+
+class Finish(NamedTuple):
+    """What finishing an assignment did."""
+
+    known: bool
+    """It was finished so already."""
+    late: bool
+    """The lease had run out: the answer is stored and flagged, and fills no place."""
+
+
+class Queue:
+    """The rater's side of a store's queue."""
+
+    def __init__(self, database: Database, rules: Rules = Rules()) -> None:
+        self._database = database
+        self.rules = rules
+
+    def take(self, person: str, taskset: str | None = None, chance: Random | None = None) -> Assignment | None:
+        """The run to rate now: the one in hand, else the next; None where nothing is left for this person."""
+        chance = chance or secrets.SystemRandom()
+        name(person, "name of a rater")
+        with self._database.write() as connection:
+            now = clock(connection)
+            found = self._resumed(connection, person, taskset, now)
+            if found is not None:
+                return found
+            draw = chance.random()
+            trajectory, kind = None, "normal"
+            if draw < self.rules.gold_rate:
+                trajectory, kind = _gold(connection, person, taskset, chance), "gold"
+            elif draw < self.rules.gold_rate + self.rules.repeat_rate:
+                trajectory, kind = self._repeat(connection, person, taskset, chance), "repeat"
+            if trajectory is None:
+                trajectory, kind = _normal(connection, person, taskset, now), "normal"
+            return None if trajectory is None else self._assign(connection, trajectory, person, kind, now)
+
+    def beat(self, id: str, person: str) -> Assignment:
+        """Keep a lease alive, or take it up again where its place is still free; look at `left` and `state` for what came of it."""
+        with self._database.write() as connection:
+            now = clock(connection)
+            row = _mine(connection, id, person)
+            if row.state == "open" and (row.expires > now or row.kind != "normal" or _is_free(connection, row.trajectory, now)):
+                return self._renewed(connection, row, now)
+            return _assignment(row, now)
+
+    def finish(self, id: str, person: str, required: Collection[str] = ()) -> Finish:
+        """The person is done with the run. DataError where one of the `required` criteria was not answered since it was taken."""
+        with self._database.write() as connection:
+            now = clock(connection)
+            row = _mine(connection, id, person)
+            if row.state in ("done", "late"):
+                return Finish(True, row.state == "late")
+            if row.state == "skipped":
+                raise DataError("this run was skipped, and a skip stays. Your marks on it are kept; take the next run.")
+            missing = sorted(set(required) - _answered(connection, row))
+            if missing:
+                raise DataError(f"not answered yet: {', '.join(missing)}. Mark each, or say that it does not apply.")
+            late = row.expires <= now
+            self._end(connection, row, "late" if late else "done", now)
+            _settle(connection, row.trajectory)
+            return Finish(False, late)
+
+    def skip(self, id: str, person: str, reason: str) -> Finish:
+        """Give the run back for good, with a reason; after two skips it waits for a lead."""
+        if not reason.strip() or len(reason) > MAX_REASON:
+            raise DataError(f"a skip needs a reason of 1 to {MAX_REASON} characters. Say in a few words why.")
+        with self._database.write() as connection:
+            now = clock(connection)
+            row = _mine(connection, id, person)
+            if row.state in FINISHED:
+                if row.state != "skipped":
+                    raise DataError("this run is finished already, so it cannot be skipped. Take the next one.")
+                return Finish(True, False)
+            late = row.expires <= now
+            self._end(connection, row, "skipped", now, bindable(reason, "reason of a skip"))
+            skips = select(func.count()).select_from(assignments).where(_on(row.trajectory), assignments.c.state == "skipped")
+            if connection.execute(skips).scalar_one() >= self.rules.held_at:
+                _set_status(connection, row.trajectory, "open", "held")
+            return Finish(False, late)
+
+    def current(self, person: str) -> Assignment | None:
+        """The run in the person's hands, if its lease lives."""
+        with self._database.read() as connection:
+            now = clock(connection)
+            row = connection.execute(_open(person, None).where(assignments.c.expires > now)).first()
+            return None if row is None else _assignment(row, now)
+
+    def assignment(self, id: str, person: str) -> Assignment:
+        """The person's assignment; DataError where there is none, or it is someone else's."""
+        with self._database.read() as connection:
+            return _assignment(_mine(connection, id, person), clock(connection))
+
+    def hidden(self, person: str, ids: Collection[str], *, waiting: bool = False) -> dict[str, int]:
+        """Which of the runs are open in this person's queue, each with the number of the last score that was there when it was taken.
+
+        Others' answers and the run's origin are not to be shown. With `waiting` also runs that the queue may still give to this person
+        (0 as their number: all of the person's own marks may be seen).
+        """
+        wanted = [bindable(id, "run id") for id in ids]
+        found: dict[str, int] = {}
+        with self._database.read() as connection:
+            if waiting:
+                found |= dict.fromkeys(connection.execute(waiting_for(person).where(queue_items.c.trajectory.in_(wanted))).scalars(), 0)
+            taken = select(assignments.c.trajectory, assignments.c.after).where(_is_open_for(person), assignments.c.trajectory.in_(wanted))
+            for trajectory, after in connection.execute(taken):
+                found[trajectory] = max(found.get(trajectory, 0), after)
+        return found
+
+    def own_scores(self, person: str, trajectory: str, after: int) -> list[Score]:
+        """What this person said about a run since the score of this number."""
+        query = select(scores.c.id, scores.c.record, scores.c.digest).where(scores.c.trajectory == bindable(trajectory, "run id"))
+        query = query.where(scores.c.person == bindable(person, "name of a rater"), scores.c.seq > after).order_by(scores.c.seq)
+        with self._database.read() as connection:
+            return read_records(connection, query, Score)
+
+    def _resumed(self, connection: Connection, person: str, taskset: str | None, now: float) -> Assignment | None:
+        for row in connection.execute(_open(person, taskset)):
+            if row.expires > now or row.kind != "normal" or _is_free(connection, row.trajectory, now):
+                return self._renewed(connection, row, now)
+        return None
+
+    def _repeat(self, connection: Connection, person: str, taskset: str | None, chance: Random) -> str | None:
+        again = assignments.alias()
+        had = exists().where(again.c.trajectory == assignments.c.trajectory, again.c.person == person, again.c.kind == "repeat")
+        query = select(assignments.c.trajectory).join(queue_items, queue_items.c.trajectory == assignments.c.trajectory)
+        query = query.where(
+            assignments.c.person == person, assignments.c.kind == "normal", assignments.c.state == "done", ~had, *_of(taskset)
+        )
+        query = query.order_by(assignments.c.finished.desc()).offset(self.rules.repeat_after).limit(LOOK_AHEAD)
+        return _any(list(connection.execute(query).scalars()), chance)
+
+    def _assign(self, connection: Connection, trajectory: str, person: str, kind: str, now: float) -> Assignment:
+        id = secrets.token_hex(16)
+        last = connection.execute(select(func.max(scores.c.seq))).scalar() or 0
+        values = {"id": id, "trajectory": trajectory, "person": person, "kind": kind, "state": "open", "after": last, "reason": ""}
+        connection.execute(assignments.insert().values(**values, taken=now, expires=now + self.rules.lease_seconds))
+        return _assignment(_mine(connection, id, person), now)
+
+    def _renewed(self, connection: Connection, row: Row[*tuple[object, ...]], now: float) -> Assignment:
+        expires = now + self.rules.lease_seconds
+        connection.execute(assignments.update().where(assignments.c.seq == row.seq).values(expires=expires))
+        return _assignment(row, now)._replace(left=self.rules.lease_seconds)
+
+    def _end(self, connection: Connection, row: Row[*tuple[object, ...]], state: State, now: float, reason: str = "") -> None:
+        last = connection.execute(select(func.max(scores.c.seq))).scalar() or 0
+        values = {"state": state, "finished": now, "reason": reason, "until": last}
+        connection.execute(assignments.update().where(assignments.c.seq == row.seq).values(**values))
+
+
+def clock(connection: Connection) -> float:
+    """The database's time, in seconds since 1970: the one clock that all raters share."""
+    if connection.dialect.name == "postgresql":
+        return float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+    return float(connection.execute(text("SELECT (julianday('now') - 2440587.5) * 86400.0")).scalar_one())
+
+
+def busy(now: float) -> ScalarSelect[int]:
+    """How many places of a run in `queue_items` are taken: normal answers, and normal leases that live."""
+    holding = or_(assignments.c.state == "done", and_(assignments.c.state == "open", assignments.c.expires > now))
+    query = select(func.count()).select_from(assignments)
+    return query.where(assignments.c.trajectory == queue_items.c.trajectory, assignments.c.kind == "normal", holding).scalar_subquery()
+
+
+def _is_open_for(person: str) -> ColumnElement[bool]:
+    return and_(assignments.c.person == bindable(person, "name of a rater"), assignments.c.state == "open")
+
+
+def _of(taskset: str | None) -> list[ColumnElement[bool]]:
+    return [] if taskset is None else [queue_items.c.taskset == bindable(taskset, "taskset")]
+
+
+def _on(trajectory: str) -> ColumnElement[bool]:
+    return and_(assignments.c.trajectory == trajectory, assignments.c.kind == "normal")
+
+
+def _open(person: str, taskset: str | None) -> Select[*tuple[object, ...]]:
+    query = select(assignments).join(queue_items, queue_items.c.trajectory == assignments.c.trajectory)
+    return query.where(_is_open_for(person), *_of(taskset)).order_by(assignments.c.taken.desc())
+
+
+def _mine(connection: Connection, id: str, person: str) -> Row[*tuple[object, ...]]:
+    query = select(assignments).where(assignments.c.id == bindable(id, "assignment"), assignments.c.person == bindable(person, "rater"))
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise DataError("this run is not in your queue. Take the next one.")
+    return row
+
+
+def _assignment(row: Row[*tuple[object, ...]], now: float) -> Assignment:
+    return Assignment(row.id, row.trajectory, row.person, row.kind, row.state, row.taken, row.expires - now, row.reason)
+
+
+def _normal(connection: Connection, person: str, taskset: str | None, now: float) -> str | None:
+    """The most urgent run with a free place that this person never had; among equally urgent ones each person meets their own order."""
+    had = exists().where(
+        assignments.c.trajectory == queue_items.c.trajectory, assignments.c.person == person, assignments.c.kind == "normal"
+    )
+    query = select(queue_items.c.trajectory, queue_items.c.priority)
+    query = query.where(queue_items.c.status == "open", queue_items.c.gold == "", ~had, busy(now) < queue_items.c.overlap, *_of(taskset))
+    found = connection.execute(query.order_by(queue_items.c.priority.desc(), queue_items.c.seq).limit(LOOK_AHEAD)).all()
+    if not found:
+        return None
+    urgent: list[str] = [row.trajectory for row in found if row.priority >= found[0].priority - CLOSE]
+    return min(urgent, key=lambda trajectory: digest([person, trajectory]), default=None)
+
+
+def _gold(connection: Connection, person: str, taskset: str | None, chance: Random) -> str | None:
+    had = exists().where(assignments.c.trajectory == queue_items.c.trajectory, assignments.c.person == person)
+    query = select(queue_items.c.trajectory).where(queue_items.c.status == "open", queue_items.c.gold != "", ~had, *_of(taskset))
+    return _any(list(connection.execute(query.order_by(queue_items.c.seq)).scalars()), chance)
+
+
+def _any(found: list[str], chance: Random) -> str | None:
+    return chance.choice(found) if found else None
+
+
+def _is_free(connection: Connection, trajectory: str, now: float) -> bool:
+    query = select(queue_items.c.seq).where(queue_items.c.trajectory == trajectory, queue_items.c.status == "open")
+    return connection.execute(query.where(busy(now) < queue_items.c.overlap)).first() is not None
+
+
+def _answered(connection: Connection, row: Row[*tuple[object, ...]]) -> set[str]:
+    query = select(scores.c.criterion).where(scores.c.trajectory == row.trajectory, scores.c.person == row.person, scores.c.seq > row.after)
+    return set(connection.execute(query).scalars())
+
+
+def _settle(connection: Connection, trajectory: str) -> None:
+    """A run with all its answers is full, and is looked at no more when the next one is chosen."""
+    done = select(func.count()).select_from(assignments).where(_on(trajectory), assignments.c.state == "done").scalar_subquery()
+    is_full = and_(queue_items.c.trajectory == trajectory, queue_items.c.status == "open", queue_items.c.gold == "")
+    connection.execute(queue_items.update().where(is_full, queue_items.c.overlap <= done).values(status="full"))
+
+
+def _set_status(connection: Connection, trajectory: str, before: str, after: str) -> None:
+    where = and_(queue_items.c.trajectory == trajectory, queue_items.c.status == before)
+    connection.execute(queue_items.update().where(where).values(status=after))

@@ -1,0 +1,266 @@
+"""The queue, as a lead meets it: what is in it, how far it is, and what gold runs say about raters."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection, Row, func, select
+
+from agentalign.errors import DataError
+from agentalign.records.base import canonical_json
+from agentalign.records.criterion import Score
+from agentalign.store.appending import read_records
+from agentalign.store.database import Database, is_one_of
+from agentalign.store.filters import bindable
+from agentalign.store.queue import FINISHED, Assignment, busy, clock
+from agentalign.store.tables import assignments, queue_items, scores, trajectories
+
+MAX_OVERLAP = 100
+RECENT = 200
+"""So many finished assignments tell how long one takes."""
+ACTIVE_SECONDS = 900.0
+"""Who finished something within this time is at work."""
+
+
+class QueueItem(NamedTuple):
+    """A run in the queue."""
+
+    trajectory: str
+    taskset: str
+    overlap: int
+    """How many different people are to answer."""
+    is_gold: bool
+    """The answer is known; every rater meets it, and nobody is told."""
+    priority: float
+    status: str
+    """open, full (all answers are there), held (skipped, waits for a lead), closed."""
+    done: int
+    live: int
+    """Leases that live now."""
+    late: int
+    skips: tuple[str, ...]
+    """The reasons that people gave."""
+
+
+class Progress(NamedTuple):
+    """How far a person and the team are."""
+
+    mine: int
+    """Runs that this person finished, of every kind."""
+    late: int
+    skipped: int
+    waiting: int
+    """Runs that the queue can still give to this person now."""
+    team_done: int
+    team_wanted: int
+    """Answers wanted in all: the overlap of every run that is not closed."""
+    at_work: int
+    """People who finished something lately."""
+    seconds: float | None
+    """What one run takes: the median of the person's last ones, else of the team's; None before the first."""
+    seconds_left: float | None
+    """Until this person has nothing left, at that pace."""
+    team_seconds_left: float | None
+
+
+class GoldMark(NamedTuple):
+    """A person's answer where the answer is known."""
+
+    person: str
+    trajectory: str
+    criterion: str
+    expected: float
+    given: float | None
+    """None: answered with "does not apply"."""
+
+
+class QueueItems:
+    """The lead's side of a store's queue."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(
+        self,
+        ids: Sequence[str],
+        *,
+        overlap: int = 1,
+        priority: Mapping[str, float] | None = None,
+        gold: Mapping[str, float] | None = None,
+    ) -> tuple[int, int]:
+        """Put stored runs into the queue; returns (how many are new, how many were there and are changed).
+
+        A run that is there gets the new overlap and priority, and is open again where answers are wanted; nothing that was answered is
+        lost. `gold` maps "name@version" to the right value: such runs stand outside the overlap.
+        """
+        if not 1 <= overlap <= MAX_OVERLAP:
+            raise DataError(f"overlap {overlap} is not between 1 and {MAX_OVERLAP}. Say how many different people are to rate each run.")
+        known = canonical_json(dict(gold)) if gold else ""
+        unique = list(dict.fromkeys(bindable(id, "run id") for id in ids))
+        with self._database.write() as connection:
+            now = clock(connection)
+            tasksets = _tasksets(connection, unique)
+            there = select(queue_items.c.trajectory, queue_items.c.status).where(is_one_of(connection, queue_items.c.trajectory, unique))
+            held = dict(tuple(row) for row in connection.execute(there))
+            for id in unique:
+                urgency = (priority or {}).get(id)
+                values = {"overlap": overlap, "gold": known, **({} if urgency is None else {"priority": urgency})}
+                if id in held:
+                    connection.execute(queue_items.update().where(queue_items.c.trajectory == id).values(status="open", **values))
+                    continue
+                new = {"trajectory": id, "taskset": tasksets[id], "priority": 0.0, "status": "open", "added": now}
+                connection.execute(queue_items.insert().values(**{**new, **values}))
+            _fill(connection)
+        return len(unique) - len(held), len(held)
+
+    def set_status(self, ids: Sequence[str], status: str) -> int:
+        """Open or close runs; returns how many were changed. What people have in hand they may finish."""
+        if status not in ("open", "closed"):
+            raise DataError(f"a run in the queue can be made open or closed, not {status!r}.")
+        with self._database.write() as connection:
+            wanted = is_one_of(connection, queue_items.c.trajectory, [bindable(id, "run id") for id in ids])
+            changed = connection.execute(queue_items.update().where(wanted, queue_items.c.status != status).values(status=status)).rowcount
+            _fill(connection)
+            return changed
+
+    def rank(self, priority: Mapping[str, float]) -> None:
+        """Give runs in the queue new priorities."""
+        with self._database.write() as connection:
+            for id, value in priority.items():
+                connection.execute(queue_items.update().where(queue_items.c.trajectory == bindable(id, "run id")).values(priority=value))
+
+    def items(self, taskset: str | None = None, status: str | None = None, limit: int = 1000) -> list[QueueItem]:
+        """Runs in the queue, the most urgent first."""
+        with self._database.read() as connection:
+            now = clock(connection)
+            query = select(queue_items, busy(now).label("busy"))
+            if taskset is not None:
+                query = query.where(queue_items.c.taskset == bindable(taskset, "taskset"))
+            if status is not None:
+                query = query.where(queue_items.c.status == bindable(status, "status"))
+            found = connection.execute(query.order_by(queue_items.c.priority.desc(), queue_items.c.seq).limit(limit)).all()
+            ids = [row.trajectory for row in found]
+            mine = select(assignments).where(is_one_of(connection, assignments.c.trajectory, ids)).order_by(assignments.c.seq)
+            by_run: dict[str, list[tuple[str, str, str]]] = {}
+            for row in connection.execute(mine):
+                by_run.setdefault(row.trajectory, []).append((row.kind, row.state, row.reason))
+        return [_item(row, by_run.get(row.trajectory, [])) for row in found]
+
+    def assignments(self, ids: Sequence[str]) -> list[Assignment]:
+        """Every assignment of the runs, in the order in which they were taken: whose answer was late, a repeat, or gold."""
+        with self._database.read() as connection:
+            now = clock(connection)
+            wanted = is_one_of(connection, assignments.c.trajectory, [bindable(id, "run id") for id in ids])
+            rows = connection.execute(select(assignments).where(wanted).order_by(assignments.c.seq)).all()
+        return [
+            Assignment(row.id, row.trajectory, row.person, row.kind, row.state, row.taken, row.expires - now, row.reason) for row in rows
+        ]
+
+    def progress(self, person: str, taskset: str | None = None) -> Progress:
+        """How far this person and the team are, and how long it will take."""
+        bindable(person, "name of a rater")
+        with self._database.read() as connection:
+            now = clock(connection)
+            of = [] if taskset is None else [queue_items.c.taskset == bindable(taskset, "taskset")]
+            counted = select(assignments.c.kind, assignments.c.state, func.count()).join(
+                queue_items, queue_items.c.trajectory == assignments.c.trajectory
+            )
+            counted = counted.where(*of).group_by(assignments.c.kind, assignments.c.state)
+            own = _by_state(connection.execute(counted.where(assignments.c.person == person)).all())
+            done = {(kind, state): number for kind, state, number in connection.execute(counted)}.get(("normal", "done"), 0)
+            had = select(assignments.c.trajectory).where(assignments.c.person == person, assignments.c.kind == "normal")
+            free = select(func.count()).select_from(queue_items).where(queue_items.c.status == "open", queue_items.c.gold == "", *of)
+            waiting = connection.execute(free.where(queue_items.c.trajectory.not_in(had), busy(now) < queue_items.c.overlap)).scalar_one()
+            wanted = select(func.sum(queue_items.c.overlap)).where(queue_items.c.status != "closed", queue_items.c.gold == "", *of)
+            total = connection.execute(wanted).scalar() or 0
+            lately = assignments.c.finished > now - ACTIVE_SECONDS
+            at_work = connection.execute(select(func.count(assignments.c.person.distinct())).where(lately)).scalar_one()
+            seconds = _median(connection, person) or _median(connection, None)
+        waiting += own.get("open", 0)
+        return Progress(
+            mine=own.get("done", 0) + own.get("late", 0),
+            late=own.get("late", 0),
+            skipped=own.get("skipped", 0),
+            waiting=waiting,
+            team_done=done,
+            team_wanted=int(total),
+            at_work=at_work,
+            seconds=seconds,
+            seconds_left=None if seconds is None else seconds * waiting,
+            team_seconds_left=None if seconds is None else seconds * max(0, total - done) / max(1, at_work),
+        )
+
+    def gold_marks(self, taskset: str | None = None) -> list[GoldMark]:
+        """What people answered where the answer is known: their newest mark while they had the run."""
+        with self._database.read() as connection:
+            query = select(queue_items.c.gold, assignments.c.person, assignments.c.trajectory, assignments.c.after, assignments.c.until)
+            query = query.join(assignments, assignments.c.trajectory == queue_items.c.trajectory)
+            query = query.where(assignments.c.kind == "gold", assignments.c.state.in_(FINISHED), queue_items.c.gold != "")
+            if taskset is not None:
+                query = query.where(queue_items.c.taskset == bindable(taskset, "taskset"))
+            found: list[GoldMark] = []
+            for row in connection.execute(query.order_by(assignments.c.seq)).all():
+                given = _marks(connection, row.person, row.trajectory, row.after, row.until)
+                for criterion, expected in json.loads(row.gold).items():
+                    if criterion in given:
+                        found.append(GoldMark(row.person, row.trajectory, criterion, expected, given[criterion]))
+        return found
+
+
+def _by_state(counts: Iterable[Row[str, str, int]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for _, state, number in counts:
+        found[state] = found.get(state, 0) + number
+    return found
+
+
+def _marks(connection: Connection, person: str, trajectory: str, after: int, until: int) -> dict[str, float | None]:
+    """A person's newest values for a whole run, among the scores numbered after `after` up to `until`."""
+    query = select(scores.c.id, scores.c.record, scores.c.digest).where(scores.c.trajectory == trajectory, scores.c.person == person)
+    query = query.where(scores.c.seq > after, scores.c.seq <= until).order_by(scores.c.seq)
+    return {score.criterion: score.value for score in read_records(connection, query, Score) if score.step is None}
+
+
+def _tasksets(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+    query = select(trajectories.c.id, trajectories.c.taskset).where(is_one_of(connection, trajectories.c.id, ids))
+    found = {row.id: row.taskset for row in connection.execute(query)}
+    missing = [id for id in ids if id not in found]
+    if missing:
+        raise DataError(f"trajectory {missing[0]} is not in the store, so nobody can rate it. Store the run first.")
+    return found
+
+
+def _fill(connection: Connection) -> None:
+    """Runs with all the answers that are wanted are full."""
+    done = (
+        select(func.count())
+        .select_from(assignments)
+        .where(assignments.c.trajectory == queue_items.c.trajectory, assignments.c.kind == "normal", assignments.c.state == "done")
+    )
+    is_open = (queue_items.c.status == "open") & (queue_items.c.gold == "")
+    connection.execute(queue_items.update().where(is_open, queue_items.c.overlap <= done.scalar_subquery()).values(status="full"))
+
+
+def _median(connection: Connection, person: str | None) -> float | None:
+    query = select(assignments.c.finished - assignments.c.taken).where(assignments.c.state.in_(("done", "late")))
+    if person is not None:
+        query = query.where(assignments.c.person == person)
+    found = list(connection.execute(query.order_by(assignments.c.finished.desc()).limit(RECENT)).scalars())
+    return statistics.median(found) if found else None
+
+
+def _item(row: Row[*tuple[object, ...]], taken: Sequence[tuple[str, str, str]]) -> QueueItem:
+    done = sum((kind, state) == ("normal", "done") for kind, state, _ in taken)
+    return QueueItem(
+        trajectory=row.trajectory,
+        taskset=row.taskset,
+        overlap=row.overlap,
+        is_gold=row.gold != "",
+        priority=row.priority,
+        status=row.status,
+        done=done,
+        live=row.busy - done,
+        late=sum(state == "late" for _, state, _ in taken),
+        skips=tuple(reason for _, state, reason in taken if state == "skipped"),
+    )

@@ -1,0 +1,128 @@
+"""What is forgotten is gone from every table and from the files, stays gone, and leaves a tombstone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentalign.errors import DataError
+from agentalign.records.criterion import Score
+from agentalign.records.preference import Item, Preference
+from agentalign.records.trajectory import Message, Origin, TokenRecord, Trajectory, TurnTokens
+from agentalign.store.filters import RunFilter
+from agentalign.store.queue import Rules
+from agentalign.store.store import AddReport, Store
+
+NEEDLE = "needle-4711-in-the-haystack"
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with Store(store_url) as store:
+        yield store
+
+
+def run(said: str, parent: tuple[str, int] | None = None) -> Trajectory:
+    messages = (Message(role="user", content=said), Message(role="assistant", content="Done."))
+    return Trajectory(taskset="desk", messages=messages, origin=Origin(kind="import", reference="f", task=said), parent=parent)
+
+
+def score(run: Trajectory, person: str) -> Score:
+    return Score(trajectory=run.id, criterion="tone@1", value=1, rater=person, rater_kind="human", note=f"{NEEDLE} by {person}")
+
+
+def preference(better: Trajectory, worse: Trajectory, person: str) -> Preference:
+    return Preference(taskset="desk", items=(Item(better.id), Item(worse.id)), source="human", rater=person)
+
+
+def test_a_run_goes_with_its_forks_and_all_that_was_said_about_it(store: Store) -> None:
+    first, kept = run(f"My number is {NEEDLE}."), run("Hello.")
+    fork = run(f"My number is {NEEDLE}. Again.", (first.id, 0))
+    second_fork = run("Third.", (fork.id, 0))
+    tokens = TokenRecord(
+        trajectory=first.id, base="b", turns=(TurnTokens(message_index=1, context=(1,), completion=(2,), logprobs=(-0.5,)),)
+    )
+    store.add([first, kept, fork, second_fork], [tokens])
+    about, other = score(first, "ada"), score(kept, "ada")
+    store.add_scores([about, other])
+    pair = preference(first, kept, "ada")
+    store.add_preferences([pair])
+    store.queue_items.add([first.id, kept.id])
+    done = store.forget([first.id], reason="asked for by the customer")
+    assert (set(done.runs), done.scores, done.preferences) == ({first.id, fork.id, second_fork.id}, (about.id,), (pair.id,))
+    assert [run.id for run in store.trajectories(RunFilter())] == [kept.id]
+    assert store.scores() == [other] and store.preferences("desk") == [] and store.tokens(first.id) is None
+    assert [item.trajectory for item in store.queue_items.items()] == [kept.id]
+    assert store.check().problems == ()
+    stones = store.tombstones([*done.ids, kept.id])
+    assert {stone.id: stone.what for stone in stones.values()} == {
+        first.id: "run", fork.id: "run", second_fork.id: "run", about.id: "score", pair.id: "preference",
+    }  # fmt: skip
+    assert stones[first.id].reason == "asked for by the customer"
+    with pytest.raises(DataError, match=r"was forgotten on .*asked for by the customer"):
+        store.trajectory(first.id)
+
+
+def test_what_was_forgotten_does_not_come_back(store: Store) -> None:
+    first = run("Hello.")
+    store.add([first])
+    mark = score(first, "ada")
+    store.add_scores([mark])
+    store.forget(person="ada", reason="left the team")
+    assert store.add_scores([mark]) == AddReport(0, 0, 1)
+    store.forget([first.id], reason="asked")
+    tokens = TokenRecord(trajectory=first.id, base="b", turns=())
+    assert store.add([first], [tokens]) == AddReport(0, 0, 1)
+    assert store.runs().total == 0 and store.scores() == []
+
+
+def test_a_person_goes_with_every_word_and_their_runs_in_the_queue_wait_again(store: Store) -> None:
+    one, two = run("One."), run("Two.")
+    store.add([one, two])
+    store.add_scores([score(one, "ada"), score(one, "bob")])
+    store.add_preferences([preference(one, two, "ada"), preference(two, one, "bob")])
+    store.accounts.set("ada", "rater", "correct horse battery")
+    store.queue_items.add([one.id])
+    queue = store.queue(Rules(gold_rate=0, repeat_rate=0))
+    taken = queue.take("ada")
+    assert taken is not None
+    queue.finish(taken.id, "ada")
+    assert store.queue_items.items()[0].status == "full"
+    done = store.forget(person="ada", reason="left the team")
+    assert (done.runs, len(done.scores), len(done.preferences), done.assignments, done.accounts) == ((), 1, 1, 1, 1)
+    assert [found.rater for found in store.scores()] == ["bob"] and [p.rater for p in store.preferences("desk")] == ["bob"]
+    assert store.queue_items.items()[0].status == "open" and store.accounts.find("ada") is None
+
+
+def test_no_byte_of_it_is_left_in_the_files_of_a_sqlite_store(tmp_path: Path) -> None:
+    gone = run(f"{NEEDLE} " + "long enough to fill pages of its own. " * 2000)
+    with Store(f"sqlite:///{tmp_path}/store.db") as store:
+        store.add([gone, run("Hello.")])
+        store.add_scores([score(gone, "ada")])
+        written = b"".join(path.read_bytes() for path in tmp_path.glob("store.db*"))
+        assert NEEDLE.encode() in written
+        store.forget([gone.id], reason="asked")
+        left = b"".join(path.read_bytes() for path in tmp_path.glob("store.db*"))
+        assert NEEDLE.encode() not in left
+        assert b"fill pages of its own" not in left
+
+
+def test_forgetting_needs_a_reason(store: Store) -> None:
+    with pytest.raises(DataError, match="needs a reason"):
+        store.forget(person="ada", reason=" ")
+
+
+def test_a_password_is_kept_as_a_hash_and_a_new_one_ends_sessions(store: Store) -> None:
+    accounts = store.accounts
+    assert accounts.set("ada", "rater", "correct horse battery") is True
+    first = accounts.log_in("ada", "correct horse battery")
+    assert first is not None and (first.name, first.role) == ("ada", "rater")
+    assert accounts.log_in("ada", "correct horse") is None and accounts.log_in("eve", "correct horse battery") is None
+    assert accounts.set("ada", "lead", "correct horse battery") is False
+    again = accounts.find("ada")
+    assert again is not None and again.role == "lead" and again.stamp != first.stamp
+    for name, role, password in (("Ada", "rater", "x" * 12), ("ada", "king", "x" * 12), ("ada", "rater", "short")):
+        with pytest.raises(DataError):
+            accounts.set(name, role, password)
+    assert [account.name for account in accounts.all()] == ["ada"]
+    assert accounts.remove("ada") is True and accounts.remove("ada") is False

@@ -1,0 +1,107 @@
+// The queue: one run after the other, by keyboard. The run itself is shown and rated by the run's own screen.
+
+import { h } from "./dom.js";
+import { addKeys, useKeys } from "./keys.js";
+import { notice } from "./place.js";
+import { showRun } from "./run.js";
+import { onSave, read, save } from "./save.js";
+
+const BEAT = 30000;
+
+export async function showQueue(view, { root, session }) {
+  const screen = { hand: null, ends: 0, timers: [], waiting: null, inner: null, isGone: false };
+  const bar = h("div", { class: "queue-bar" });
+  const box = h("div");
+  view.append(bar, box);
+
+  const told = (error) => notice(root, error.message);
+  const leave = () => {
+    screen.timers.splice(0).forEach((timer) => clearInterval(timer));
+    screen.inner?.dispatchEvent(new CustomEvent("gone"));
+    screen.inner = null;
+  };
+  const next = async () => {
+    leave();
+    const { current, progress } = await read("/api/queue/next", {});
+    if (screen.isGone) return;
+    screen.hand = current;
+    screen.waiting = null;
+    drawBar(bar, progress, current, finish, skip);
+    if (!current) {
+      box.replaceChildren(h("p", { class: "empty" }, "Nothing is left for you. A lead fills the queue: agentalign queue add"));
+      useKeys([{ keys: ["Enter"], label: "Enter", does: "look again", act: () => next().catch(told) }]);
+      return;
+    }
+    const inner = h("div");
+    await showRun(inner, { id: current.run, query: new URLSearchParams(), root, session });
+    if (screen.isGone) {
+      inner.dispatchEvent(new CustomEvent("gone"));
+      return;
+    }
+    screen.inner = inner;
+    box.replaceChildren(inner);
+    inner.dispatchEvent(new CustomEvent("shown"));
+    hold(current);
+    addKeys([
+      { keys: ["Enter"], label: "Enter", does: "done, and the next run", act: () => finish() },
+      { keys: ["s"], label: "s", does: "skip, with a reason", act: () => bar.querySelector("input")?.focus() },
+      // Neighbours in a list would tell what the queue hides.
+      { keys: ["n", "p"], label: "", does: "", act: () => {} },
+    ]);
+  };
+  const hold = (hand) => {
+    const keep = (left) => (screen.ends = performance.now() + left * 1000);
+    keep(hand.left);
+    const beat = async () => {
+      try {
+        keep((await read(`/api/queue/${hand.assignment}/beat`, {})).left);
+      } catch {
+        // The clock on the bar runs down; marks are kept and sent again by save.js.
+      }
+    };
+    const tick = () => {
+      const left = Math.max(0, Math.round((screen.ends - performance.now()) / 1000));
+      bar.querySelector(".lease").textContent = left ? `yours for ${spoken(left)}` : "the lease has ended: your answer counts as late";
+    };
+    screen.timers.push(setInterval(beat, Math.min(BEAT, hand.lease * 333)), setInterval(tick, 1000));
+    tick();
+  };
+  const finish = () => {
+    if (screen.hand && !screen.waiting) screen.waiting = save(`/api/queue/${screen.hand.assignment}/done`, {});
+  };
+  const skip = (reason) => {
+    if (screen.hand && !screen.waiting && reason.trim()) screen.waiting = save(`/api/queue/${screen.hand.assignment}/skip`, { reason });
+  };
+  const stop = onSave(({ kind, item, text }) => {
+    if (!item || !screen.waiting || item.body.key !== screen.waiting) return;
+    screen.waiting = null;
+    if (kind === "saved") next().catch(told);
+    else notice(root, text);
+  });
+  view.addEventListener("gone", () => {
+    screen.isGone = true;
+    stop();
+    leave();
+  });
+  await next();
+}
+
+function drawBar(bar, progress, hand, finish, skip) {
+  const reason = h("input", { class: "field", placeholder: "skip because … (s, then Enter)", maxLength: 1000, "aria-label": "Reason for skipping" });
+  reason.addEventListener("keydown", (event) => event.key === "Enter" && skip(reason.value));
+  const time = (seconds) => (seconds === null ? "" : `, about ${spoken(seconds)}`);
+  bar.replaceChildren(
+    h("span", { class: "fact" }, h("b", {}, String(progress.mine)), " done by me"),
+    h("span", { class: "fact" }, h("b", {}, String(progress.waiting)), " left", time(progress.seconds_left)),
+    h("span", { class: "fact dim", title: "Answers that are there, of those that are wanted" }, `team ${progress.team_done} / ${progress.team_wanted}`, time(progress.team_seconds_left)),
+    h("progress", { max: Math.max(1, progress.team_wanted), value: progress.team_done, "aria-label": "Answers of the team" }),
+    h("span", { class: "grow" }),
+    ...(hand ? [h("span", { class: "lease dim" }), reason, h("button", { type: "button", class: "done", onclick: finish }, "Done ", h("kbd", {}, "Enter"))] : []),
+  );
+}
+
+function spoken(seconds) {
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  return whole < 3600 ? `${Math.floor(whole / 60)} min` : `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}
