@@ -1,4 +1,4 @@
-"""Commands about what was trained: adapters, promote, export."""
+"""Commands about what was trained: adapters, deploy-check, promote, export."""
 
 import argparse
 from pathlib import Path
@@ -28,6 +28,37 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("ref", metavar="NAME@V")
     cli_foreign.add(adapters)
+    parser = command(
+        adapters,
+        "lineage",
+        "show what an adapter was made from",
+        run=_lineage,
+        more="Its training, the pairs and runs it learned from, their ratings, and who rated.",
+        examples="agentalign adapters lineage order_desk@3",
+    )
+    parser.add_argument("ref", metavar="NAME@V")
+    add_json(parser)
+
+    parser = command(
+        commands,
+        "deploy-check",
+        "see whether what is deployed behaves like what was trained",
+        run=_deploy_check,
+        more=(
+            "The golden prompts that training left are asked again, in this process or of a server: log-probs, adapter applied, a control "
+            "beside it, tool calls, template. Exit code 1 where a check fails or could not be measured."
+        ),
+        examples=(
+            "agentalign deploy-check order_desk@3\n"
+            "agentalign deploy-check order_desk --endpoint http://127.0.0.1:8000/v1 --quantization nf4"
+        ),
+    )
+    parser.add_argument("ref", metavar="NAME@V")
+    parser.add_argument("--endpoint", metavar="URL", default="", help="an OpenAI-compatible server; default: this process")
+    parser.add_argument("--model", metavar="NAME", default="", help="the adapter's name there; default: NAME@V or NAME")
+    parser.add_argument("--control", metavar="NAME", default="", help="a zero adapter or the base there; default: zero, identity or base")
+    parser.add_argument("--quantization", metavar="HOW", default="", help="how the base is rounded there: nf4, int8, none, or another word")
+    add_json(parser)
 
     parser = command(
         commands,
@@ -84,9 +115,9 @@ def _show(arguments: argparse.Namespace) -> None:
     card, folder = registry.resolve(arguments.ref)
     history = [change.model_dump(mode="json") for change in registry.history(card.name) if change.version == card.version]
     if arguments.json:
-        show_json({**card.model_dump(mode="json"), "history": history})
+        show_json({**card.model_dump(mode="json"), "content": registry.content(card.ref), "history": history})
         return
-    show(f"{card.ref}, in {folder}")
+    show(f"{registry.identity(card.ref)}, in {folder}")
     for name, value in card.model_dump(mode="json", exclude={"files", "packages", "metrics", "name", "version"}).items():
         show(f"  {name:<16} {value if not isinstance(value, list | dict) else _listed(value)}")
     show_table(("figure", "value"), sorted(card.metrics.items()), empty="No figures were kept.")
@@ -106,6 +137,41 @@ def _verify(arguments: argparse.Namespace) -> None:
     card, _ = registry.resolve(arguments.ref)
     registry.verify(card.ref)
     show(f"{card.ref}: all {len(card.files)} files are what was saved")
+
+
+def _lineage(arguments: argparse.Namespace) -> None:
+    from agentalign.store.lineage import lineage
+    from agentalign.store.registry import Registry
+    from agentalign.store.store import Store
+
+    project = Project.find()
+    with Store(project.store_url) as store:
+        found = lineage(store, Registry(project.adapters), project.trainings, arguments.ref)
+    if arguments.json:
+        show_json(found.model_dump(mode="json"))
+        return
+    titles = {node.id: node.title for node in found.nodes}
+    made = {node.id: ", ".join(titles[edge.end] for edge in found.edges if edge.start == node.id) for node in found.nodes}
+    rows = [(node.kind, node.title, node.detail + (" (not here)" if node.missing else ""), made[node.id]) for node in found.nodes]
+    show_table(("what", "name", "detail", "made from"), rows, empty="")
+
+
+def _deploy_check(arguments: argparse.Namespace) -> int:
+    import os
+
+    from agentalign.deployment.deploy_check import deploy_check
+
+    report = deploy_check(
+        Project.find(), arguments.ref, endpoint=arguments.endpoint, model=arguments.model, control=arguments.control,
+        quantization=arguments.quantization, api_key=os.environ.get("AGENTALIGN_API_KEY", "none"),
+    )  # fmt: skip
+    if arguments.json:
+        show_json(report.model_dump(mode="json"))
+    else:
+        show(f"{report.adapter}, {report.target}")
+        for check in report.checks:
+            show(f"  {check.verdict:<20}  {check.name}: {check.detail}")
+    return 0 if report.passed else 1
 
 
 def _promote(arguments: argparse.Namespace) -> None:

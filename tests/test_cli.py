@@ -22,7 +22,7 @@ from agentalign.store.store import Store
 
 COMMANDS = [
     *("init", "tasks", "rollout", "import", "score", "runs", "pairs", "train", "eval"),
-    *("adapters", "promote", "export", "ui", "demo", "backup", "restore"),
+    *("adapters", "deploy-check", "promote", "export", "ui", "demo", "backup", "restore"),
 ]
 Say = Callable[..., str]
 

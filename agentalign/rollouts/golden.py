@@ -123,5 +123,7 @@ def _prompts(runs: Sequence[Trajectory], dialect: Dialect) -> Iterator[Prompt]:
         steps = [step.message_index for step in run.steps if run.messages[: step.message_index]]
         for index in dict.fromkeys([*steps[:1], *steps[-1:]]):
             messages = run.messages[:index]
-            if not dialect.report.refusal(messages, run.tools):
+            # What a call that could not be read led to has no form of its own in the OpenAI API: no server could be asked the same.
+            odd = any(one.malformed or (one.role == "tool" and one.tool_call_id is None) for one in messages)
+            if not odd and not dialect.report.refusal(messages, run.tools):
                 yield Prompt(run.task_id or run.id, messages, run.tools)

@@ -1,0 +1,209 @@
+"""Does what is deployed behave like what was trained? Asked in numbers, of this process or of a server.
+
+Every question is held against the golden turns that the training left. Surprise: whether an adapter is applied at all is seen without
+the bare base: a server's log-probs must lie nearer to the record of the adapter than to the record of the base. What cannot be measured
+is said and fails; only an adapter from before golden turns were kept may pass in process without them, marked as not measured.
+"""
+
+import json
+from collections.abc import Sequence
+
+from agentalign.config.project import Project
+from agentalign.deployment.endpoint import Answer, Endpoint
+from agentalign.environments.taskset import find_taskset, load_taskset
+from agentalign.errors import ModelError, RegistryError
+from agentalign.records.adapter import GateCheck, GateReport
+from agentalign.records.golden import Golden, GoldenTurn, TopTokens
+from agentalign.rollouts.bundle import Bundle, open_bundle, require_runnable
+from agentalign.rollouts.golden import GOLDEN_FILE
+from agentalign.store.registry import Registry
+from agentalign.training.dialect import Dialect
+from agentalign.training.model import Model
+from agentalign.training.quantize import Quantization
+from agentalign.training.top_tokens import apart, top_tokens
+
+LEAST_NOISE = 1e-5
+"""Nats: log-probs are written with six digits."""
+DISTANCE, APPLIED, CONTROL, CALLS, TEMPLATE = "log-probs", "adapter applied", "control beside it", "tool calls", "template"
+CONTROLS = ("zero", "identity", "base")
+Tops = Sequence[Sequence[TopTokens]]
+
+
+def read_golden(bundle: Bundle) -> Golden | None:
+    """The golden turns of a version; None where it was saved before they were kept."""
+    file = bundle.folder / GOLDEN_FILE
+    if not file.is_file():
+        return None
+    try:
+        return Golden.model_validate_json(file.read_bytes())
+    except ValueError as error:
+        raise RegistryError(f"{file} cannot be read, so nothing can be held against it. Save the adapter anew.") from error
+
+
+def deploy_check(
+    project: Project, ref: str, *, endpoint: str = "", model: str = "", control: str = "", quantization: Quantization | str = "",
+    api_key: str = "none",
+) -> GateReport:  # fmt: skip
+    """Ask every question; the report is not stored.
+
+    Args:
+        endpoint: address of a server, such as "http://127.0.0.1:8000/v1"; empty: in this process.
+        model: the adapter's name there; default "name@version" where it serves that, else "name".
+        control: a zero adapter or the base on that server; default: the first of zero, identity, base that it serves.
+        quantization: how the base is rounded there; empty where nobody says.
+
+    Raises:
+        RegistryError: files, base or template are not what the card says; nothing is asked of such a version.
+        ModelError: the server does not answer.
+    """
+    bundle = open_bundle(project, ref)
+    require_runnable(project, bundle)
+    golden = read_golden(bundle)
+    if golden is None:
+        detail = "it was saved before golden prompts were kept, so there is nothing to hold against. Train it anew to have them."
+        checks: list[GateCheck] = [GateCheck(name="golden prompts", passed=not endpoint, measured=False, detail=detail)]
+    elif endpoint:
+        checks = _asked_of_server(project, bundle, golden, endpoint, model, control, quantization, api_key)
+    else:
+        checks = _in_process(bundle, golden)
+    content = Registry(project.adapters).content(bundle.card.ref)
+    return GateReport(adapter=bundle.card.ref, content=content, target=endpoint or "in process", checks=tuple(checks))
+
+
+def _in_process(bundle: Bundle, golden: Golden) -> list[GateCheck]:
+    model = Model.load(bundle.base, quantization=bundle.card.quantization)
+    model.load_adapter("policy", bundle.folder)
+    model.add_adapter("control", r=1, alpha=1.0, trainable=False)  # B is zero: it must change nothing
+    turns = golden.turns
+    first = top_tokens(model, "policy", turns, together=True)
+    beside = top_tokens(model, "control", turns, together=True)
+    again = top_tokens(model, "policy", turns, together=False)
+    bare = top_tokens(model, None, turns, together=True)
+    noise = max(golden.noise, _mean(first, again), LEAST_NOISE)
+    same = (golden.dtype, golden.device) == (str(model.dtype).removeprefix("torch."), model.device.type)
+    dialect = model.dialect.digest == golden.dialect
+    said = (
+        "tokenizer, template and its arguments are those of the record" if dialect else "another tokenizer or template than in the record"
+    )
+    stray = _mean(beside, bare)
+    control = f"a zero adapter between two rounds is {stray:.2g} nats from the base; {2 * noise:.2g} allowed"
+    return [
+        _distance(first, golden, noise, own=same),
+        _applied(first, golden, noise),
+        _measured(CONTROL, stray <= 2 * noise, control, distance=stray),
+        _measured(TEMPLATE, dialect, said),
+    ]
+
+
+def _asked_of_server(
+    project: Project, bundle: Bundle, golden: Golden, url: str, model: str, control: str, quantization: str, api_key: str
+) -> list[GateCheck]:
+    dialect = Dialect.load(bundle.base)
+    limit = load_taskset(find_taskset(bundle.card.taskset, project.tasks)).limits.max_turn_tokens
+    server = Endpoint(url, api_key=api_key, max_new_tokens=limit, dialect=dialect)
+    served = server.models()
+    name = model or next((one for one in (bundle.card.ref, bundle.card.name) if one in served), "")
+    if name not in served:
+        raise ModelError(f"{url} does not serve {name or bundle.card.ref}; it serves {', '.join(served[:10])}. Name it with --model.")
+    beside = control or next((one for one in CONTROLS if one in served), "")
+    alone = [server.ask(name, turn) for turn in golden.turns]
+    again = [server.ask(name, turn) for turn in golden.turns]
+    if not all(answer.tops for answer in alone + again):
+        problem = "the server gives no log-probs, so nothing can be compared. Start it with them."
+        return [*(GateCheck(name=one, passed=False, measured=False, detail=problem) for one in (DISTANCE, APPLIED, CONTROL)),
+                _calls(alone, golden, dialect), _template(alone, golden)]  # fmt: skip
+    tops = [answer.tops for answer in alone]
+    noise = max(golden.noise, _mean(tops, [answer.tops for answer in again]), LEAST_NOISE)
+    distance = _distance(tops, golden, noise, own=quantization == golden.quantization)
+    if not quantization:
+        words = f"{distance.detail}. The server's quantization is unknown, so this cannot be judged: give --quantization."
+        distance = distance.model_copy(update={"passed": False, "measured": False, "detail": words})
+    return [
+        distance,
+        _applied(tops, golden, noise),
+        _beside(server, name, beside, golden.turns, tops, noise),
+        _calls(alone, golden, dialect),
+        _template(alone, golden),
+    ]
+
+
+def _beside(server: Endpoint, name: str, control: str, turns: Sequence[GoldenTurn], adapter: Tops, noise: float) -> GateCheck:
+    """Adapter and control asked in turn, many at once: some servers answer one with the other's weights then."""
+    if not control:
+        detail = "the server offers no zero adapter and no base. Serve one, and name it with --control."
+        return GateCheck(name=CONTROL, passed=False, measured=False, detail=detail)
+    quiet = [answer.tops for answer in (server.ask(control, turn) for turn in turns)]
+    mixed = server.ask_all([(who, turn) for turn in turns for who in (name, control)])
+    sides = ((adapter, [a.tops for a in mixed[::2]], quiet), (quiet, [a.tops for a in mixed[1::2]], adapter))
+    wrong = 0
+    for before, now, other in sides:
+        for one, two, three in zip(before, now, other, strict=True):
+            wrong += apart(one, two) > max(2 * noise, 0.1 * apart(one, three))
+    return _measured(CONTROL, not wrong, f"{wrong} of {len(mixed)} answers changed when {name} and {control} were asked side by side")
+
+
+def _distance(served: Tops, golden: Golden, noise: float, *, own: bool) -> GateCheck:
+    found = _mean([turn.adapter for turn in golden.turns], served)
+    text = f"{found:.2g} nats from the training-time record; two runs of the same weights are {noise:.2g} apart"
+    if not own:
+        return _measured(
+            DISTANCE, True, f"{text}. The base is computed in another way here, so this is told and not judged", distance=found
+        )
+    return _measured(DISTANCE, found <= 2 * noise, f"{text}; twice that is allowed", distance=found, noise=noise)
+
+
+def _applied(served: Tops, golden: Golden, noise: float) -> GateCheck:
+    adapter, base = [turn.adapter for turn in golden.turns], [turn.base for turn in golden.turns]
+    effect, to_adapter, to_base = _mean(adapter, base), _mean(adapter, served), _mean(base, served)
+    if effect <= 4 * noise:
+        detail = f"the adapter moves the golden prompts by {effect:.2g} nats only, too little to see above {noise:.2g} of noise"
+        return GateCheck(name=APPLIED, passed=False, measured=False, detail=detail)
+    text = f"{to_adapter:.2g} nats from the adapter's record, {to_base:.2g} from the base's; they are {effect:.2g} apart"
+    return _measured(APPLIED, to_adapter < to_base, text, to_adapter=to_adapter, to_base=to_base, effect=effect)
+
+
+def _calls(answers: Sequence[Answer], golden: Golden, dialect: Dialect) -> GateCheck:
+    """Share of readable answers, against the training engine's; a call left in the text means that template and parser disagree."""
+
+    def readable(answer: Answer) -> bool:
+        left = dialect.parse(answer.content)
+        return not left.tool_calls and not left.malformed and all(_is_object(text) for _, text in answer.calls)
+
+    here = [readable(answer) for answer in answers]
+    engine = [not turn.answer.malformed for turn in golden.turns]
+    lost = sum(then and not now for then, now in zip(engine, here, strict=True))
+    called = sum(bool(turn.answer.tool_calls) for turn in golden.turns)
+    missing = sum(bool(turn.answer.tool_calls) and not answer.calls for turn, answer in zip(golden.turns, answers, strict=True))
+    text = (
+        f"{sum(here)} of {len(here)} answers can be read, {sum(engine)} of the training engine's; {missing} of {called} calls did not come"
+    )
+    return _measured(CALLS, not lost and missing * 2 <= called, text)
+
+
+def _template(answers: Sequence[Answer], golden: Golden) -> GateCheck:
+    ids = [answer.prompt_ids for answer in answers]
+    counts = [answer.prompt_tokens for answer in answers]
+    if all(one is not None for one in ids):
+        wrong, how = sum(one != turn.context for one, turn in zip(ids, golden.turns, strict=True)), "by token ids"
+    elif all(one is not None for one in counts):
+        wrong, how = sum(one != len(turn.context) for one, turn in zip(counts, golden.turns, strict=True)), "by their number of tokens only"
+    else:
+        return GateCheck(
+            name=TEMPLATE, passed=False, measured=False, detail="the server says neither ids nor number of the prompt's tokens"
+        )
+    return _measured(TEMPLATE, not wrong, f"{wrong} of {len(answers)} prompts are other ones than in training, {how}")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _mean(first: Tops, second: Tops) -> float:
+    return sum(apart(one, two) for one, two in zip(first, second, strict=True)) / len(first)
+
+
+def _measured(name: str, passed: bool, detail: str, **figures: float) -> GateCheck:
+    return GateCheck(name=name, passed=passed, detail=detail, figures=figures)

@@ -1,0 +1,173 @@
+"""The check of what is deployed: a sound adapter passes, and every broken server or version is seen, over real requests."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("prometheus_client", reason="serving is an extra: pip install 'agentalign[serve]'")
+
+import torch
+from small_server import TINY, TOY_DESK, Running, add_soft_adapter, promote, running
+
+from agentalign.config.project import Project
+from agentalign.deployment.deploy_check import APPLIED, CONTROL, DISTANCE, TEMPLATE, deploy_check
+from agentalign.deployment.serve import Settings
+from agentalign.deployment.serving.chat import Limits
+from agentalign.environments.team_code import TeamCode
+from agentalign.errors import ModelError, RegistryError
+from agentalign.records.adapter import GateReport
+from agentalign.rollouts.golden import make_golden
+from agentalign.store.registry import Registry
+from agentalign.store.store import Store
+from agentalign.training.base import prepare_base
+from agentalign.training.model import Model
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """toy_desk@1 is from before golden turns, @2 is the same with them, @3 has its golden turns and other weights."""
+    project = Project.create(tmp_path_factory.mktemp("project"))
+    (project.tasks / "toy_desk").symlink_to(TINY.parent / "toy_desk")
+    card = add_soft_adapter(project, TINY, name="toy_desk", std=0.15, seed=1)
+    registry = Registry(project.adapters)
+    model = Model.load(prepare_base(str(TINY), project.cache), quantization="none", device="cpu", dtype=torch.float32)
+    model.load_adapter("policy", registry.resolve("toy_desk@1")[1])
+    with TeamCode(TOY_DESK.folder) as pool, Store(project.store_url) as store:
+        golden = make_golden(model, "policy", TOY_DESK, pool, store)
+    assert golden is not None
+    odd = add_soft_adapter(project, TINY, name="odd", std=0.25, seed=3)
+    for version, weights in ((2, card), (3, odd)):
+        files = project.state / f"golden-{version}"
+        shutil.copytree(registry.resolve(weights.ref)[1], files)
+        (files / "golden.json").write_text(golden.model_dump_json())
+        registry.save(card.model_copy(update={"version": version}), files)
+    promote(project, "toy_desk@2")
+    return project
+
+
+@pytest.fixture(scope="module")
+def server(project: Project) -> Iterator[Running]:
+    with running(project, settings=Settings(limits=Limits(max_tokens=200, max_context=900))) as found:
+        yield found
+
+
+@pytest.fixture
+def behind(server: Running) -> Iterator[Callable[..., str]]:
+    """Starts a real HTTP server that hands requests on to the real one, changed on the way; returns its address."""
+    started: list[ThreadingHTTPServer] = []
+
+    def start(change: Callable[[int, dict[str, Any]], None], reply: Callable[[dict[str, Any]], None] = lambda _: None) -> str:
+        count, lock = [0], threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.answer(httpx.get(server.url + self.path, trust_env=False))
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    count[0] += 1
+                    change(count[0], body)
+                self.answer(httpx.post(server.url + self.path, json=body, timeout=60, trust_env=False))
+
+            def answer(self, got: httpx.Response) -> None:
+                found = got.json()
+                if "choices" in found:
+                    reply(found)
+                data = json.dumps(found).encode()
+                self.send_response(got.status_code)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        started.append(http)
+        return f"http://127.0.0.1:{http.server_port}/v1"
+
+    yield start
+    for http in started:
+        http.shutdown()
+        http.server_close()
+
+
+def verdicts(report: GateReport) -> dict[str, str]:
+    return {check.name: check.verdict for check in report.checks}
+
+
+def failed(report: GateReport) -> set[str]:
+    return {check.name for check in report.checks if not check.passed}
+
+
+def test_a_sound_adapter_passes_in_process(project: Project) -> None:
+    report = deploy_check(project, "toy_desk@2")
+    assert report.passed, report
+    assert (report.target, report.content) == ("in process", Registry(project.adapters).content("toy_desk@2"))
+
+
+def test_other_weights_than_the_record_s_are_seen_in_process(project: Project) -> None:
+    report = deploy_check(project, "toy_desk@3")
+    (distance,) = [check for check in report.checks if check.name == DISTANCE]
+    assert distance.figures["distance"] > 5e-5
+    assert not report.passed or "told and not judged" in distance.detail
+
+
+def test_an_adapter_from_before_golden_prompts_is_marked_and_fails_at_a_server(project: Project, server: Running) -> None:
+    assert verdicts(deploy_check(project, "toy_desk@1")) == {"golden prompts": "not measured"}
+    assert not deploy_check(project, "toy_desk@1", endpoint=f"{server.url}/v1").passed
+
+
+def test_a_sound_server_passes(project: Project, server: Running) -> None:
+    report = deploy_check(project, "toy_desk@2", endpoint=f"{server.url}/v1", quantization="none")
+    assert report.passed, report
+    assert set(verdicts(report).values()) == {"passed"}
+    assert "by token ids" in next(check.detail for check in report.checks if check.name == TEMPLATE)
+
+
+def test_a_server_that_answers_as_the_base_is_seen(project: Project, behind: Callable[..., str]) -> None:
+    def forget(_: int, body: dict[str, Any]) -> None:
+        body["model"] = "base"
+
+    report = deploy_check(project, "toy_desk@2", endpoint=behind(forget), quantization="q4_k_m")
+    assert APPLIED in failed(report)
+
+
+def test_a_server_that_drops_the_tools_from_the_prompt_is_seen(project: Project, behind: Callable[..., str]) -> None:
+    def drop(_: int, body: dict[str, Any]) -> None:
+        body.pop("tools", None)
+
+    def silent(reply: dict[str, Any]) -> None:
+        reply.pop("prompt_token_ids", None)
+
+    assert TEMPLATE in failed(deploy_check(project, "toy_desk@2", endpoint=behind(drop), quantization="none"))
+    counted = deploy_check(project, "toy_desk@2", endpoint=behind(drop, silent), quantization="none")
+    assert TEMPLATE in failed(counted) and "number of tokens only" in counted.checks[-1].detail
+
+
+def test_without_log_probs_nothing_passes_in_silence(project: Project, behind: Callable[..., str]) -> None:
+    def without(reply: dict[str, Any]) -> None:
+        reply["choices"][0]["logprobs"] = None
+
+    found = verdicts(deploy_check(project, "toy_desk@2", endpoint=behind(lambda *_: None, without), quantization="none"))
+    assert {found[DISTANCE], found[APPLIED], found[CONTROL]} == {"failed, not measured"}
+
+
+def test_damaged_weights_and_a_silent_server_end_with_a_sentence(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not say what it serves"):
+        deploy_check(project, "toy_desk@2", endpoint="http://127.0.0.1:9/v1")
+    shutil.copytree(project.root, tmp_path / "copy", symlinks=True)
+    file = tmp_path / "copy" / "adapters" / "toy_desk" / "2" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(RegistryError, match="is damaged"):
+        deploy_check(Project(tmp_path / "copy"), "toy_desk@2")
