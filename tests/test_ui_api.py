@@ -422,6 +422,7 @@ def test_a_pair_is_drawn_without_a_word_about_its_origin(client: TestClient, sto
     for word in (one.id, two.id, "desk@7", "secret-base", "rollout", "2026-01-02", "1.5", "t1", "call-of"):
         assert word not in told
     assert drawn.json()["shared"] == 3
+    assert drawn.json()["rows"] == [{"left": 3, "right": 3, "kind": "changed"}]
     assert {drawn.json()[side]["timeline"][-1]["text"] for side in ("left", "right")} == {"Yes.", "No."}
 
 
@@ -487,6 +488,7 @@ def test_runs_that_cannot_be_compared_are_refused_with_the_reason(client: TestCl
         "draw": None,
         "open": 0,
         "shared": 0,
+        "rows": [],
         "left": None,
         "right": None,
     }

@@ -18,7 +18,7 @@ from agentalign.records.preference import Item, Preference
 from agentalign.scoring.agreement_report import AgreementReport, agreement_report, stored_panel
 from agentalign.scoring.cases import Case, Panel, Question, Rater
 from agentalign.scoring.disputes import Dispute, dispute, disputes
-from agentalign.ui import compare, hidden, views
+from agentalign.ui import align, compare, hidden, views
 from agentalign.ui.api import House, Key, RunId, Saved, ScoreIn, ascii_json, score_of, stored_run
 from agentalign.ui.auth import Person, require_lead
 
@@ -176,7 +176,7 @@ def case_view(house: House, wanted: CaseQuery, lead: str) -> CaseView:
         criterion=card,
         draw=kept.token,
         swapped=kept.draw.left != first,
-        shared=compare.shared_entries(left.timeline, right.timeline),
+        shared=align.shared_entries(left.timeline, right.timeline),
         left=left,
         right=right,
     )

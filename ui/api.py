@@ -27,7 +27,7 @@ from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.store.queue import Rules
 from agentalign.store.store import Store
-from agentalign.ui import compare, hidden, tokens, views
+from agentalign.ui import align, compare, hidden, tokens, views
 from agentalign.ui.access import enforce
 from agentalign.ui.auth import Guard, Person, Signer, project_signer, require_person, require_rater
 from agentalign.ui.files import project_secret
@@ -131,6 +131,8 @@ class DrawView(BaseModel):
     """Pairs of the taskset that this rater has not compared, this one included."""
     shared: int = 0
     """How many entries both runs begin with."""
+    rows: list[align.Row] = []
+    """What stands side by side after them."""
     left: views.BlindRun | None = None
     right: views.BlindRun | None = None
 
@@ -297,8 +299,9 @@ def draw_view(house: House, kept: compare.Kept, left_open: int) -> DrawView:
     """The two sides without anything that tells where they came from."""
     left, right = (views.blind_view(house.store.trajectory(id)) for id in (kept.draw.left, kept.draw.right))
     # Message numbers may differ where the text does not: entries are compared by what they show.
-    shared = compare.shared_entries(left.timeline, right.timeline)
-    return DrawView(draw=kept.token, open=left_open, shared=shared, left=left, right=right)
+    shared = align.shared_entries(left.timeline, right.timeline)
+    rows = align.align(left.timeline, right.timeline)
+    return DrawView(draw=kept.token, open=left_open, shared=shared, rows=rows, left=left, right=right)
 
 
 def _exporting(app: FastAPI, house: House) -> None:

@@ -135,8 +135,3 @@ def _keys_of_unnamed(store: Store, ids: Sequence[str]) -> dict[str, str]:
 
 def _different(rows: Sequence[RunRow]) -> list[tuple[RunRow, RunRow]]:
     return [(a, b) for a, b in combinations(rows, 2) if a.content_digest != b.content_digest]
-
-
-def shared_entries(left: Sequence[BaseModel], right: Sequence[BaseModel]) -> int:
-    """How many entries two timelines have in common before they part."""
-    return next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))

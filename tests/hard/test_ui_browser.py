@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, 
 from small_desk import HOSTILE, make_desk, make_run
 
 from agentalign.config.project import Project
+from agentalign.records.trajectory import Message, ToolCall, Trajectory
 from agentalign.store.store import Store
 from agentalign.ui.app import create_app
 
@@ -172,7 +173,10 @@ def test_two_runs_are_compared_blind_by_keyboard(watched: Watched, server: Serve
     page.wait_for_selector(".pair .side")
     assert "desk@9" not in page.content()
     assert not any(id in page.content() for id in runs.values())
-    left, right = (side.locator(".entry pre.text").last.text_content() for side in page.locator(".pair .side").all())
+    left, right = (side.text_content() for side in page.locator(".pair .changed .words dd").all())
+    expect(page.locator(".pair .shared")).to_have_attribute("open", "")
+    page.keyboard.press("i")
+    expect(page.locator(".pair .shared")).not_to_have_attribute("open", "")
     page.keyboard.press("m")
     page.keyboard.type("clearer")
     page.keyboard.press("Escape")
@@ -181,6 +185,26 @@ def test_two_runs_are_compared_blind_by_keyboard(watched: Watched, server: Serve
     (preference,) = store.preferences("desk")
     assert [item.trajectory for item in preference.items] == [runs[right or ""], runs[left or ""]]
     assert (preference.left, preference.strength, preference.note) == (runs[left or ""], 3, "clearer")
+
+
+def test_compared_runs_stand_step_beside_step_with_other_words_marked(watched: Watched, server: Server, store: Store) -> None:
+    plain, other = make_run(result="W1 was cancelled"), make_run(result=f"W1 was {HOSTILE[1]} refused", sample=1)
+    look = ToolCall(id="call-look", name="find_order", arguments='{"order_id": "W1"}')
+    found = Message(role="tool", content="1 order", tool_call_id=look.id, name=look.name)
+    messages = (*other.messages[:2], Message(role="assistant", tool_calls=(look,)), found, *other.messages[2:])
+    longer = Trajectory.model_validate({**other.model_dump(exclude={"id"}), "messages": messages})
+    store.add([plain, longer])
+    page = watched.page
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.goto(f"{server.url}/#/compare?taskset=desk")
+        page.wait_for_selector(".pair .changed mark")
+        expect(page.locator(".pair .nothing")).to_have_count(1)
+        expect(page.locator(".pair > .changed")).to_have_count(2)
+        expect(page.locator(".pair > .same")).to_have_count(2)
+        marked = {"".join(side.locator("mark").all_text_contents()) for side in page.locator(".pair > .changed .words dd").all()}
+        assert marked == {"cancelled", f"{HOSTILE[1]} refused"}
+        assert page.evaluate("window.pwned") is None
 
 
 def test_marks_given_while_the_server_is_gone_are_saved_once_it_is_back(watched: Watched, server: Server, store: Store) -> None:

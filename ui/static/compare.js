@@ -1,5 +1,6 @@
 // Two runs of one task, side by side, without a word about where they come from.
 
+import { alignedRows } from "./aligned.js";
 import { h } from "./dom.js";
 import { useKeys } from "./keys.js";
 import { go } from "./place.js";
@@ -51,13 +52,13 @@ export async function showCompare(view, { query, session, root }) {
   });
   view.addEventListener("gone", () => stop());
 
-  const { shared, left, right } = pair;
+  const { shared, left } = pair;
   const grid = h("div", { class: "pair" });
   if (shared > 0) {
-    grid.append(h("details", { class: "shared", open: shared <= OPEN_SHARED }, h("summary", {}, shared === 1 ? "1 message in common" : `${shared} messages in common`), timeline(left.timeline.slice(0, shared))));
+    grid.append(h("details", { class: "shared", open: shared <= OPEN_SHARED }, h("summary", {}, shared === 1 ? "1 message in common" : `${shared} messages in common`, " ", h("kbd", {}, "i")), timeline(left.timeline.slice(0, shared))));
     grid.append(h("p", { class: "part" }, "from here they differ"));
   }
-  grid.append(h("h2", {}, "A"), h("h2", {}, "B"), ...sides(left, right, shared));
+  grid.append(h("h2", {}, "A"), h("h2", {}, "B"), ...alignedRows(pair));
   view.append(
     h("div", { class: "filters" }, tasksets, h("span", { class: "dim" }, "Which run is better? The sides are drawn by chance."), h("span", { class: "grow" }), h("span", { class: "count" }, chosen.length === 2 ? "the pair you chose" : `${pair.open} ${pair.open === 1 ? "pair" : "pairs"} left`)),
     h("div", { class: "pair-box" }, grid),
@@ -67,15 +68,7 @@ export async function showCompare(view, { query, session, root }) {
     ...CHOICES.map(([choice, key, text]) => ({ keys: [key], label: key, does: text, act: () => vote(choice) })),
     { keys: ["m"], label: "m", does: "note", act: () => note.focus() },
     { keys: ["s"], label: "s", does: "skip to another pair", act: again },
+    { keys: ["i"], label: "i", does: "open or fold what both begin with", act: () => [...root.querySelectorAll(".pair > .shared")].forEach((box) => (box.open = !box.open)) },
     { keys: ["o"], label: "o", does: "fold or unfold everything", act: () => [...root.querySelectorAll(".pair > .side .entry")].forEach((box) => toggle(box)) },
   ]);
-}
-
-function sides(left, right, shared) {
-  const side = (run) => {
-    const rest = run.timeline.slice(shared);
-    const ended = h("p", { class: "ended dim" }, `ended: ${run.stop_reason.replaceAll("_", " ")}`);
-    return h("div", { class: "side" }, rest.length ? timeline(rest) : h("p", { class: "dim ended" }, "nothing more"), ended);
-  };
-  return [side(left), side(right)];
 }
