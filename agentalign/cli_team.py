@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
             'agentalign forget --person bob --reason "left the team" --yes'
         ),
     )
-    parser.add_argument("--run", action="append", default=[], metavar="ID", help="this run; may be given again")
+    parser.add_argument("--run", dest="ids", action="append", default=[], metavar="ID", help="this run; may be given again")
     parser.add_argument("--person", metavar="NAME", help="everything that this person rated, and the account")
     add_filters(parser)
     parser.add_argument("--reason", required=True, help="stays in the tombstones")
@@ -52,7 +52,7 @@ def _add_queue(commands: Commands) -> None:
             "agentalign queue add --taskset order_desk --policy order_desk@2 --overlap 3\nagentalign queue add --run 3fa9 --gold tone@1=5"
         ),
     )
-    parser.add_argument("--run", action="append", default=[], metavar="ID", help="this run; may be given again")
+    parser.add_argument("--run", dest="ids", action="append", default=[], metavar="ID", help="this run; may be given again")
     add_filters(parser)
     parser.add_argument(
         "--overlap", type=at_least(1), default=1, metavar="N", help="so many different people rate each; default: %(default)s"
@@ -66,7 +66,7 @@ def _add_queue(commands: Commands) -> None:
     for verb, status, help in (("open", "open", "let skipped or closed runs be rated"), ("close", "closed", "take runs out of the queue")):
         parser = command(queue, verb, help, run=_queue_status)
         parser.set_defaults(status=status)
-        parser.add_argument("run", nargs="+", metavar="ID")
+        parser.add_argument("ids", nargs="+", metavar="ID")
     add_json(command(queue, "gold", "show how people answered where the answer is known", run=_queue_gold))
 
 
@@ -94,7 +94,7 @@ def _queue_add(arguments: argparse.Namespace) -> None:
     project = Project.find()
     gold = _gold(arguments.gold)
     with Store(project.store_url) as store:
-        ids = [store.resolve_id(id) for id in arguments.run] or _matching(store, arguments)
+        ids = [store.resolve_id(id) for id in arguments.ids] or _matching(store, arguments)
         criteria = {name: load_criteria(find_taskset(name, project.tasks) / "criteria.yaml") for name in _tasksets(store, ids)}
         added, changed = store.queue_items.add(ids, overlap=arguments.overlap, gold=gold, priority=urgency(store, ids, criteria))
     say(f"{added} runs added to the queue, {changed} changed.")
@@ -165,7 +165,7 @@ def _queue_status(arguments: argparse.Namespace) -> None:
     from agentalign.store.store import Store
 
     with Store(Project.find().store_url) as store:
-        changed = store.queue_items.set_status([store.resolve_id(id) for id in arguments.run], arguments.status)
+        changed = store.queue_items.set_status([store.resolve_id(id) for id in arguments.ids], arguments.status)
     say(f"{changed} runs changed.")
 
 
@@ -228,7 +228,7 @@ def _forget(arguments: argparse.Namespace) -> None:
 
     project = Project.find()
     with Store(project.store_url) as store:
-        named = [store.resolve_id(id) for id in arguments.run]
+        named = [store.resolve_id(id) for id in arguments.ids]
         ids = named if named or run_filter(arguments) == RunFilter() else _matching(store, arguments)
         if not ids and arguments.person is None:
             raise UsageError("say what to forget: --run ID, a filter such as --text WORDS, or --person NAME.")

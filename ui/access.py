@@ -41,7 +41,7 @@ RULES = (
     Rule("POST", "/api/corrections", "rater"),
     Rule("POST", "/api/corrections/withdrawn", "rater"),
     Rule("GET", "/api/guidelines", "rater"),
-    Rule("GET", "/run/{run}", "rater"),
+    Rule("GET", "/run/{run}", None),
     Rule("GET", "/api/agreement", "lead"),
     Rule("GET", "/api/agreement/cases", "lead"),
     Rule("GET", "/api/agreement/case", "lead"),

@@ -30,6 +30,8 @@ MAX_BODY_BYTES = 256 * 1024
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 PERSON = "agentalign.person"
 OPEN = frozenset({"/", "/login", "/api/login"})
+OPEN_BELOW = ("/ui/", "/run/")
+"""Plain scripts and styles, and the address of a run, which tells nothing: it leads to the page, where people log in."""
 """What nobody in particular may ask for; and our own scripts and styles, which are public."""
 
 RANK: dict[Role, int] = {"rater": 1, "lead": 2, "admin": 3}
@@ -172,7 +174,7 @@ class Guard:
                 scope[PERSON], cookie = Person(self.owner, "admin"), self.signer.header(self.owner)
             elif person is None and is_page:
                 refusal = RedirectResponse("/login", 303)
-            elif person is None and scope["path"] not in OPEN and not scope["path"].startswith("/ui/"):
+            elif person is None and scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
                 refusal = sentence(401, ENDED)
             if refusal is None and scope["method"] not in READS:
                 body = await capped_body(receive, headers)

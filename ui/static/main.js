@@ -79,7 +79,7 @@ function bar(session, root) {
     "header",
     { class: "bar" },
     h("span", { class: "brand" }, "agentalign"),
-    h("nav", {}, link("queue", "Queue"), link("runs", "Runs"), link("compare", "Compare"), link("training", "Training"), session.role !== "rater" && [link("agreement", "Agreement"), link("lineage", "Lineage")]),
+    h("nav", {}, link("queue", "Queue"), link("runs", "Runs"), link("compare", "Compare"), session.role !== "rater" && [link("training", "Training"), link("agreement", "Agreement"), link("lineage", "Lineage")]),
     h("span", { class: "grow" }),
     state,
     h("span", { class: "who", title: "You rate under this name" }, session.rater),

@@ -1,0 +1,70 @@
+"""The commands of a team, through `main`: who is to rate what, who may log in, and what is forgotten."""
+
+import io
+import json
+
+import pytest
+
+from agentalign.cli import main
+from agentalign.config.project import Project
+from agentalign.records.trajectory import Message, Origin, Trajectory
+from agentalign.store.store import Store
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0
+    found = Project(tmp_path)
+    with Store(found.store_url) as store:
+        store.add([a_run(text) for text in ("The lamp is on.", "The lamp is off.", "ada@example.org has no lamp.")])
+    return found
+
+
+def a_run(text):
+    messages = (Message(role="user", content="Switch the lamp on."), Message(role="assistant", content=text))
+    return Trajectory(taskset="hello", messages=messages, origin=Origin(kind="rollout", reference="base", task=text))
+
+
+def said(capsys, *words):
+    capsys.readouterr()
+    assert main(list(words)) == 0
+    return capsys.readouterr()
+
+
+def ids(project):
+    with Store(project.store_url) as store:
+        return [row.id for row in store.runs().rows]
+
+
+def test_runs_are_put_into_the_queue_taken_out_and_put_back(project, capsys):
+    assert "3 runs added" in said(capsys, "queue", "add", "--taskset", "hello", "--overlap", "2").err
+    items = json.loads(said(capsys, "queue", "list", "--json").out)
+    assert {item["trajectory"] for item in items} == set(ids(project))
+    one = ids(project)[0]
+    assert "1 runs changed" in said(capsys, "queue", "close", one[:8]).err
+    assert [item["trajectory"] for item in json.loads(said(capsys, "queue", "list", "--status", "closed", "--json").out)] == [one]
+    said(capsys, "queue", "open", one[:8])
+    assert json.loads(said(capsys, "queue", "list", "--status", "closed", "--json").out) == []
+    assert "0 runs added to the queue, 1 changed" in said(capsys, "queue", "add", "--run", one, "--overlap", "3").err
+
+
+def test_accounts_are_made_listed_and_removed_and_no_password_is_shown(project, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("correct horse battery\n"))
+    said(capsys, "users", "add", "ada", "--role", "lead")
+    shown = said(capsys, "users", "list", "--json").out
+    assert [(user["name"], user["role"]) for user in json.loads(shown)] == [("ada", "lead")]
+    assert "horse" not in shown
+    said(capsys, "users", "remove", "ada")
+    assert main(["users", "remove", "ada"]) == 1
+    assert "no account 'ada'" in capsys.readouterr().err
+
+
+def test_forgetting_says_what_would_go_and_then_deletes_it(project, capsys):
+    assert "1 runs" in said(capsys, "forget", "--text", "ada@example.org", "--reason", "asked for").out
+    assert len(ids(project)) == 3
+    assert "1 runs, 0 scores" in said(capsys, "forget", "--text", "ada@example.org", "--reason", "asked for", "--yes").out
+    assert len(ids(project)) == 2
+    said(capsys, "forget", "--run", ids(project)[0], "--reason", "asked for", "--yes")
+    assert len(ids(project)) == 1
+    assert main(["forget", "--reason", "nothing named", "--yes"]) == 2
