@@ -133,7 +133,8 @@ export async function showRun(view, { id, query, root }) {
 
   view.append(head(run, neighbours, run.bases > 0 && tokens.button, nSteps), map.box, h("div", { class: "split" }, h("div", { class: "left" }, rows, tokens.box), side));
   drawMarks();
-  relatives(run.id).then(
+  // Where a run in one's queue came from is told when it is rated.
+  (run.hidden ? Promise.resolve(new Map()) : relatives(run.id)).then(
     (places) => {
       for (const [step, chips] of places) {
         const head = step === null ? view.querySelector(".run-head .relatives") : rows.querySelector(`.entry[data-step="${step}"] > header`);
