@@ -12,6 +12,22 @@ from agentalign.errors import UsageError
 
 def add(commands: Commands) -> None:
     """Declare them in the order of use."""
+    _add_adapters(commands)
+    _add_deploy_check(commands)
+    _add_promote(commands)
+    parser = command(
+        commands,
+        "export",
+        "write an adapter as a folder for PEFT and vLLM",
+        run=_export,
+        more="With its chat template, the tokenizer, and the command that serves it.",
+        examples="agentalign export order_desk@production served/order_desk",
+    )
+    parser.add_argument("ref", metavar="NAME@V")
+    parser.add_argument("folder", type=Path, help="a new folder")
+
+
+def _add_adapters(commands: Commands) -> None:
     examples = "agentalign adapters\nagentalign adapters show order_desk@production\nagentalign adapters verify order_desk@3\n"
     examples += "agentalign adapters add downloads/their_lora --base ./base --taskset order_desk"
     adapters = verbs(command(commands, "adapters", "look at adapters: lineage, figures, files", examples=examples))
@@ -39,6 +55,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("ref", metavar="NAME@V")
     add_json(parser)
 
+
+def _add_deploy_check(commands: Commands) -> None:
     parser = command(
         commands,
         "deploy-check",
@@ -60,6 +78,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--quantization", metavar="HOW", default="", help="how the base is rounded there: nf4, int8, none, or another word")
     add_json(parser)
 
+
+def _add_promote(commands: Commands) -> None:
     parser = command(
         commands,
         "promote",
@@ -80,17 +100,6 @@ def add(commands: Commands) -> None:
     parser.add_argument("--force", metavar="REASON", default="", help="promote it although a check fails; the reason is kept")
     parser.add_argument("--rollback", action="store_true", help="put the previous version back into production")
     add_json(parser)
-
-    parser = command(
-        commands,
-        "export",
-        "write an adapter as a folder for PEFT and vLLM",
-        run=_export,
-        more="With its chat template, the tokenizer, and the command that serves it.",
-        examples="agentalign export order_desk@production served/order_desk",
-    )
-    parser.add_argument("ref", metavar="NAME@V")
-    parser.add_argument("folder", type=Path, help="a new folder")
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -144,7 +144,7 @@ def test_a_foreign_adapter_has_a_card_that_says_so_and_must_be_evaluated(sound: 
     assert checks == {"files": True, "base": True, "template": True, "weights": True, "evaluated": False}
 
 
-def test_a_flipped_bit_of_the_config_or_header_never_changes_what_is_computed(
+def test_a_flipped_bit_of_the_header_never_changes_what_is_computed(
     sound: Path, tmp_path: Path, layers: dict[str, tuple[int, int]]
 ) -> None:
     """A stranger's folder has no card. A flip is refused, or leaves every number of the product as it was, or is in the numbers."""

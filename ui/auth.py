@@ -18,8 +18,9 @@ from fastapi import HTTPException, Request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from agentalign.deployment.serving.body import capped_body, replay
 from agentalign.store.accounts import Accounts, Role
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -177,7 +178,7 @@ class Guard:
             elif person is None and scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
                 refusal = sentence(401, ENDED)
             if refusal is None and scope["method"] not in READS:
-                body = await capped_body(receive, headers)
+                body = await capped_body(receive, headers, most=MAX_BODY_BYTES)
                 receive, refusal = (receive, sentence(413, TOO_LARGE)) if body is None else (replay(body, receive), None)
         answer = refusal or self.app
         await answer(scope, receive, hardened(send, scope["path"], cookie))
@@ -227,33 +228,6 @@ def host_name(host: str) -> str:
     elif host.count(":") == 1:
         name, _, port = host.partition(":")
     return name.lower() if port.isdigit() or not port else ""
-
-
-async def capped_body(receive: Receive, headers: Headers) -> bytes | None:
-    """The whole body, or None where it is larger than the cap; never holds more than the cap and one chunk."""
-    length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-        return None
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message["type"] == "http.request" and message.get("more_body", False)
-        if len(body) > MAX_BODY_BYTES:
-            return None
-    return body
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read, then goes on with the connection."""
-    waiting = [body]
-
-    async def again() -> Message:
-        if waiting:
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-        return await receive()
-
-    return again
 
 
 def hardened(send: Send, path: str, cookie: str | None) -> Send:

@@ -86,10 +86,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         preferences, replay_runs = [p for p in preferences if p.id in about], [run for run in replay_runs if run.id in about]
         data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
         replay = by_family(replay_runs, data.rendered)
-        values = work.overalls(list(runs.values()))
-        trusted = {r for r, t in runs.items() if r not in values and t.origin.kind in ("expert", "correction")}
-        good = {r for r in runs if r in trusted or (values.get(r) or 0.0) >= GOOD} if config.nll_coefficient else set()
-        pairs = make_pairs(preferences, runs, data, config, good)
+        pairs = make_pairs(preferences, runs, data, config, good_runs(work, runs) if config.nll_coefficient else set())
         ids = [*(p.id for p in preferences), *(run.id for run in replay_runs)]
         if dry_run:
             pairs = balanced(pairs, runs, work.tasks(), config)
@@ -135,6 +132,13 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                 counts=dict(counts),
                 outcome=outcome,
             )
+
+
+def good_runs(work: Workspace, runs: Mapping[str, Trajectory]) -> set[str]:
+    """Ids of the runs that may be learned from as they are: valued so, or unscored and of a maker who is trusted."""
+    values = work.overalls(list(runs.values()))
+    trusted = {name for name, run in runs.items() if name not in values and run.origin.kind in ("expert", "correction")}
+    return {name for name in runs if name in trusted or (values.get(name) or 0.0) >= GOOD}
 
 
 def make_pairs(

@@ -58,7 +58,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         past, replay_runs = ([run for run in some if run.id in about] for some in (past, replay_runs))
         learned = [*past, *replay_runs]
         data = render_runs(learned, work.store, Dialect.load(work.base), config) if learned else RunData({}, [])
-        ids = [*(r.id for r in past), *(r.id for r in replay_runs)]
+        ids = [run.id for run in learned]
         if dry_run:
             return _dry_run(work, config, data, ids)
         training, folder = work.begin("ppo", config, ids)
@@ -78,23 +78,13 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                     for part, runs in enumerate(_shares(experience, config, iteration)):
                         step = iteration * config.num_mini_batches + part
                         again = even_items(replay, batch_size=config.replay, seed=config.seed, step=step) if replay else []
-                        acted = partial(policy_batches, runs, again)
-                        yield [
-                            Pass(POLICY, acted, lambda m, micro: policy_loss(m, micro, config), acting.figures),
-                            Pass(CRITIC, partial(critic_batches, runs), value_loss),
-                        ]
+                        policy = partial(policy_batches, runs, again)
+                        learn = Pass(POLICY, policy, lambda m, micro: policy_loss(m, micro, config), acting.figures)
+                        yield [learn, Pass(CRITIC, partial(critic_batches, runs), value_loss)]
 
             # train
-            outcome = train(
-                model,
-                learners(config),
-                steps,
-                plan_of(config),
-                folder=folder,
-                report=report,
-                evaluate=dev_gate(model, POLICY, work, pool, config, training.id),
-                best_of=POLICY,
-            )
+            gate = dev_gate(model, POLICY, work, pool, config, training.id)
+            outcome = train(model, learners(config), steps, plan_of(config), folder=folder, report=report, evaluate=gate, best_of=POLICY)
             # save
             counts = {"rollouts": acting.made, "critic warm-up steps": critic_steps, "replay": sum(len(family) for family in replay)}
             return work.publish(

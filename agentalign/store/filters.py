@@ -151,3 +151,18 @@ def bindable(value: str, what: str) -> str:
     if not storable(value):
         raise DataError(f"{what} {value!a} cannot be looked up: names hold no NUL characters and no lone surrogates. Remove them.")
     return value
+
+
+def of_criterion(column: ColumnElement[str], wanted: str) -> ColumnElement[bool]:
+    """The condition for "overall", "name@version", or "name" for all versions."""
+    bindable(wanted, "criterion")
+    if "@" in wanted or wanted == "overall":
+        return column == wanted
+    return column.startswith(wanted + "@", autoescape=True)
+
+
+def cursor(after: str) -> int:
+    """A page's `next` as the place it stands for; DataError where it is none."""
+    if not after.isascii() or not after.isdigit() or len(after) > 18:
+        raise DataError(f"{after!r} is not a place in a list of runs. Use the `next` of the page before.")
+    return int(after)

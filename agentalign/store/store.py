@@ -21,7 +21,7 @@ from agentalign.store.accounts import Accounts
 from agentalign.store.appending import insert_all, insert_new, insert_tokens, read_records, refuse_conflicts, require_items
 from agentalign.store.check import StoreReport, check
 from agentalign.store.database import is_one_of, open_database
-from agentalign.store.filters import RunFilter, bindable, conditions, listing
+from agentalign.store.filters import RunFilter, bindable, conditions, cursor, listing, of_criterion
 from agentalign.store.forgetting import Forgotten, Tombstone, forget, tombstones
 from agentalign.store.queue import Queue, Rules
 from agentalign.store.queue_items import QueueItems
@@ -184,7 +184,7 @@ class Store:
             columns = [runs_table[name] for name in RunRow._fields]
             query = select(*columns, runs_table.seq).select_from(source).where(*where).order_by(place.desc()).limit(limit + 1)
             if after is not None:
-                query = query.where(place < _cursor(after))
+                query = query.where(place < cursor(after))
             found = connection.execute(query).all()
         page = [RunRow(*row[:-1])._replace(excerpt=rows.read_excerpt(row.excerpt)) for row in found[:limit]]
         return RunPage(page, str(found[limit - 1].seq) if len(found) > limit else None, min(total, most), total <= most)
@@ -243,7 +243,7 @@ class Store:
             if taskset is not None:
                 query = query.join(tables.trajectories).where(runs_table.taskset == bindable(taskset, "taskset"))
             if criterion is not None:
-                query = query.where(_criterion(table.criterion, criterion))
+                query = query.where(of_criterion(table.criterion, criterion))
             return read_records(connection, query.order_by(table.seq), Score)
 
     def add_preferences(self, preferences: Sequence[Preference]) -> AddReport:
@@ -255,7 +255,7 @@ class Store:
         table = tables.preferences.c
         query = select(table.id, table.record, table.digest).where(table.taskset == bindable(taskset, "taskset"))
         if criterion is not None:
-            query = query.where(_criterion(table.criterion, criterion))
+            query = query.where(of_criterion(table.criterion, criterion))
         if source is not None:
             query = query.where(table.source == bindable(source, "source"))
         with self._database.read() as connection:
@@ -343,16 +343,3 @@ def _is_called(connection: Connection, tool: str, taskset: str) -> bool:
     some = newest.limit(NEWEST_CALLS).subquery()
     query = select(runs_table.seq).join(some, some.c.trajectory == runs_table.seq).where(runs_table.taskset == taskset).limit(1)
     return connection.execute(query).first() is not None
-
-
-def _criterion(column: ColumnElement[str], wanted: str) -> ColumnElement[bool]:
-    bindable(wanted, "criterion")
-    if "@" in wanted or wanted == "overall":
-        return column == wanted
-    return column.startswith(wanted + "@", autoescape=True)
-
-
-def _cursor(after: str) -> int:
-    if not after.isascii() or not after.isdigit() or len(after) > 18:
-        raise DataError(f"{after!r} is not a place in a list of runs. Use the `next` of the page before.")
-    return int(after)

@@ -23,7 +23,7 @@ from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_che
 from agentalign.training.memory import halved, is_out_of_memory, peak_memory
 from agentalign.training.metrics import StepSums, forget_rows_after, means, short, write_line, write_plan, write_row
 from agentalign.training.model import Model
-from agentalign.training.schedule import Plan
+from agentalign.training.schedule import Plan, clip_gradients
 from agentalign.training.step import Evaluated, Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces, rate_groups, tokens_of
 from agentalign.training.stopping import StopAskedError, StopRequest
 from agentalign.training.trackers import Report
@@ -118,9 +118,8 @@ class _Loop:
             self.stop.asked = any(ranks.gathered(self.stop.asked))
             self._stop_if_asked()
         metrics, involved, tokens = self._gradients(passes)
-        norms = {
-            f"grad_norm/{one.adapter}": _clip(group, self.plan.max_grad_norm) for one, group in zip(self.learners, self.groups, strict=True)
-        }
+        groups = zip(self.learners, self.groups, strict=True)
+        norms = {f"grad_norm/{one.adapter}": clip_gradients(group, self.plan.max_grad_norm) for one, group in groups}
         metrics |= {name: value for p in passes for name, value in p.figures.items()} | norms
         share = self.plan.rate_share(self.step)
         self.tokens += tokens
@@ -345,8 +344,3 @@ class _Loop:
         evaluations = [(int(step), float(score)) for step, score in notes["evaluations"]]
         self.outcome = Outcome(self.step, int(notes["best_step"]), evaluations, str(notes.get("stopped", "")))
         logger.info("resumed at step %d from %s", self.step, self.folder / "checkpoints")
-
-
-def _clip(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:
-    with_gradient = [p for p in parameters if p.grad is not None]
-    return float(torch.nn.utils.clip_grad_norm_(with_gradient, max_norm)) if with_gradient else 0.0

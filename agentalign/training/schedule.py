@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 Shape = Literal["cosine", "linear", "constant"]
 
 
@@ -69,3 +71,9 @@ def rate_share(step: int, *, total_steps: int, warmup_steps: int, shape: Shape, 
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     curve = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[shape]
     return final_share + (1.0 - final_share) * curve
+
+
+def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:
+    """Scale the gradients down to a norm of at most `max_norm`; returns the norm before."""
+    with_gradient = [p for p in parameters if p.grad is not None]
+    return float(torch.nn.utils.clip_grad_norm_(with_gradient, max_norm)) if with_gradient else 0.0

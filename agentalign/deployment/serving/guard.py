@@ -10,7 +10,9 @@ import json
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from agentalign.deployment.serving.body import capped_body, replay
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 OWNER = "agentalign.owner"
@@ -37,11 +39,11 @@ class Guard:
         if refusal:
             await _answer(send, *refusal)
             return
-        body = await self._body(receive, headers)
+        body = await capped_body(receive, headers, most=self._max)
         if body is None:
             await _answer(send, 413, f"the request is larger than {self._max // 1024} KiB. Shorten it.", "invalid_request_error")
             return
-        await self._app(scope, _replay(body, receive), send)
+        await self._app(scope, replay(body, receive), send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str, str] | None:
         scope[OWNER] = ""
@@ -62,31 +64,6 @@ class Guard:
             return 401, "no valid API key was given. Send `Authorization: Bearer KEY`.", "authentication_error"
         scope[OWNER] = given.hex()[:16]
         return None
-
-    async def _body(self, receive: Receive, headers: Headers) -> bytes | None:
-        """None where it is larger than the cap; never holds more than the cap and one chunk."""
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self._max:
-            return None
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message["type"] == "http.request" and message.get("more_body", False)
-            if len(body) > self._max:
-                return None
-        return body
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    waiting = [body]
-
-    async def again() -> Message:
-        if waiting:
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-        return await receive()
-
-    return again
 
 
 async def _answer(send: Send, status: int, message: str, kind: str) -> None:
