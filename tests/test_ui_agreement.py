@@ -97,6 +97,22 @@ def test_the_report_says_too_few_rather_than_a_number(client: TestClient, disput
     assert [person["name"] for person in report["people"]] == ["ada", "bob"]
 
 
+def test_a_lead_who_rates_a_run_blind_sees_no_answers_on_it_and_decides_nothing(
+    client: TestClient, store: Store, disputed: list[str]
+) -> None:
+    first, second = disputed
+    store.queue_items.add([first], overlap=3)
+    assert client.post("/api/queue/next", json={}).json()["current"]["run"] == first
+    for question in (TONE, PAIR):
+        told = client.get("/api/agreement/cases", params=question).json()["cases"]
+        assert first not in {item[0] for case in told for item in case["items"]}
+    assert client.get("/api/agreement/case", params={**TONE, "run": first}).status_code == 409
+    assert client.get("/api/agreement/case", params={**PAIR, "run": second, "other": first}).status_code == 409
+    decision = {"key": secrets.token_hex(8), "trajectory": first, "criterion": "tone@1", "value": 2, "note": "x"}
+    assert client.post("/api/decisions", json=decision).status_code == 409
+    assert not [score for score in store.scores() if score.rater_kind == "adjudicator"]
+
+
 def test_a_decision_is_one_more_record_and_counts_alone(client: TestClient, store: Store, disputed: list[str]) -> None:
     first = disputed[0]
     assert client.get("/api/agreement", params={"taskset": "desk"}).json()["questions"][0]["open"] == 1

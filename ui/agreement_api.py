@@ -110,23 +110,25 @@ def add(app: FastAPI, house: House) -> None:
         return ascii_json({**kept[1].model_dump(), "criteria_missing": missing})
 
     @app.get("/api/agreement/cases", response_model=CasesView)
-    def cases(_lead: Lead, wanted: Annotated[CasesQuery, Query()]) -> Response:
-        """The cases behind a figure."""
+    def cases(lead: Lead, wanted: Annotated[CasesQuery, Query()]) -> Response:
+        """The cases behind a figure, less those about runs that this lead rates blind."""
         found = stored_panel(house.store, wanted.taskset)
         between = [_rater(text) for text in (wanted.first, wanted.second) if text]
         listed = disputes(found, _question(wanted), _criterion(house, wanted.taskset, wanted.criterion), between)
-        return ascii_json(CasesView(cases=listed[:MOST_CASES], total=len(listed)))
+        held = hidden.hidden_runs(house.store, Person(lead, "lead"), {item.trajectory for one in listed for item in one.items})
+        told = [one for one in listed if held.keys().isdisjoint(item.trajectory for item in one.items)]
+        return ascii_json(CasesView(cases=told[:MOST_CASES], total=len(told)))
 
     @app.get("/api/agreement/case", response_model=CaseView)
     def case(lead: Lead, wanted: Annotated[CaseQuery, Query()]) -> Response:
         """One case, to decide."""
-        if wanted.run is not None:
-            hidden.refuse_hidden(house.store, Person(lead, "lead"), wanted.run)
+        _refuse_blind(house, lead, [wanted.run, *([wanted.other] if wanted.other else [])])
         return ascii_json(case_view(house, wanted, lead))
 
     @app.post("/api/decisions", response_model=Saved)
     def decide(lead: Lead, decision: DecisionIn) -> Response:
         """Save a decision on a run or step."""
+        _refuse_blind(house, lead, [decision.trajectory])
         criteria, missing = house.criteria(stored_run(house.store, decision.trajectory).taskset)
         score = decided_score(decision, criteria, missing, lead)
         report = house.store.add_scores([score])
@@ -136,8 +138,15 @@ def add(app: FastAPI, house: House) -> None:
     def decide_pair(lead: Lead, decision: PairDecisionIn) -> Response:
         """Save a decision on a pair."""
         preference = decided_pair(house, decision, lead)
+        _refuse_blind(house, lead, [item.trajectory for item in preference.items])
         report = house.store.add_preferences([preference])
         return ascii_json(Saved(id=preference.id, known=report.stored == 0))
+
+
+def _refuse_blind(house: House, lead: str, runs: Sequence[str]) -> None:
+    """409 where a lead asks about a run that is open in their own queue: who has seen the answers cannot give one of their own."""
+    for run in runs:
+        hidden.refuse_hidden(house.store, Person(lead, "lead"), run)
 
 
 def decided_score(decision: DecisionIn, criteria: Sequence[Criterion], missing: str, lead: str) -> Score:
