@@ -127,6 +127,20 @@ def test_hostile_schemas_and_runs_without_tools_are_answered_with_a_sentence() -
         assert correct_step(Trajectory(**fields, tools=tools), 0, Act("", "", CALL), "anna").is_corrected_step
 
 
+def test_a_strangers_regular_expression_is_never_run_and_the_rest_of_the_schema_is() -> None:
+    fields = {name: getattr(make_run(), name) for name in Trajectory.model_fields if name not in ("id", "tools")}
+    for more in ({"properties": {"order_id": {"type": "string", "pattern": "^X$"}}}, {"patternProperties": {"^X$": {}}}):
+        parameters = {"type": "object", "required": ["order_id"], "properties": {"order_id": {}}, "additionalProperties": False} | more
+        run = Trajectory(**fields, tools=json.dumps([{"type": "function", "function": {"name": "cancel", "parameters": parameters}}]))
+        assert correct_step(run, 0, Act("", "", CALL), "anna").is_corrected_step, "run, the expression would have refused this"
+        with pytest.raises(DataError, match="missing argument 'order_id'"):
+            correct_step(run, 0, Act("", "", (("cancel", "{}"),)), "anna")
+    parameters = {"type": "object", "properties": {"order_id": {}}, "additionalProperties": False}
+    run = Trajectory(**fields, tools=json.dumps([{"type": "function", "function": {"name": "cancel", "parameters": parameters}}]))
+    with pytest.raises(DataError, match="unknown argument 'other'"):
+        correct_step(run, 0, Act("", "", (("cancel", '{"other": 1}'),)), "anna")
+
+
 def test_further_calls_get_ids_that_are_new_in_the_run() -> None:
     calls = (ToolCall(id="call_0", name="track"), ToolCall(id="call_1", name="track"))
     messages = (

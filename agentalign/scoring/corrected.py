@@ -144,7 +144,7 @@ def _require_fit(name: str, arguments: str, offered: Mapping[str, JsonValue]) ->
             f"{name}: the arguments hold NaN, infinity or half a character, which no tool can be called with. Remove it."
         ) from None
     try:
-        check_arguments(schema_validator(offered[name], f"tool '{name}' of this run"), name, value)
+        check_arguments(schema_validator(offered[name], f"tool '{name}' of this run", is_own=False), name, value)
     except ToolError as error:
         raise DataError(f"{error} Mend the arguments and save again.") from None
     except TasksetError as error:
