@@ -97,7 +97,7 @@ def _add_rollout(commands: Commands) -> None:
     parser.add_argument("--n", type=at_least(1), default=1, metavar="N", help="runs per task; default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--batch", type=at_least(1), default=64, metavar="N", help="runs under way at once; default: %(default)s")
+    parser.add_argument("--batch", type=at_least(1), metavar="N", help="runs under way at once; default: what suits model and memory")
     add_base(parser)
     add_json(parser)
 

@@ -73,20 +73,22 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a toy shape and a tenth of the tokens: shows that the script works, no more")
+    parser.add_argument("--base", default="smollm2-135m", help="whose tokenizer the drawn model gets; it plays no part in the figures")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA GPU here; --device cpu --tiny tries the script out")
     device = torch.device(arguments.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = random_model(TOY if arguments.tiny else EIGHT_B, device, dtype)
+    model = random_model(TOY if arguments.tiny else EIGHT_B, device, dtype, arguments.base)
     peak = matmul_flops(device, dtype, 512 if arguments.tiny else 8192)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     print(f"{name}, torch {torch.__version__}, bitsandbytes {bnb.__version__}; matmul {peak / 1e12:.2f} TFLOP/s in {dtype}")
-    rows = [measure(model, key, peak, arguments.repetitions, 0.1 if arguments.tiny else 1.0, name) for key in arguments.only]
-    if arguments.json:
-        before = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else []
-        arguments.json.write_text(json.dumps([*before, *rows], indent=1), encoding="utf-8")
+    before = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json and arguments.json.exists() else []
+    for key in arguments.only:
+        before.append(measure(model, key, peak, arguments.repetitions, 0.1 if arguments.tiny else 1.0, name))
+        if arguments.json:  # after each: what was measured is not lost with what fails next
+            arguments.json.write_text(json.dumps(before, indent=1), encoding="utf-8")
 
 
 def measure(model: Model, key: str, peak: float, repetitions: int, scale: float, machine: str) -> dict[str, object]:
@@ -100,11 +102,13 @@ def measure(model: Model, key: str, peak: float, repetitions: int, scale: float,
     losses, memory = {}, {}
     for number in range(repetitions + 1):
         for way, trees in ways.items():
-            spent, losses[way], memory[way] = step(model, trees)
+            spent, losses[way], memory[way] = fitting_step(model, trees)
             if number:  # the first of each warms up
                 seconds[way].append(spent)
     equal = abs(losses["tree"] - losses["one by one"]) < AGREE[model.dtype]
-    print(f"\n{key}: {load.what}; {useful} tokens, {useful / ways['tree'][0].n_tokens:.2f} times what the tree computes")
+    recomputed = ", activations recomputed" if model.recomputes else ""
+    times = useful / ways["tree"][0].n_tokens
+    print(f"\n{key}: {load.what}; {useful} tokens, {times:.2f} times what the tree computes{recomputed}")
     verdict = "equal" if equal else "NOT EQUAL, the speeds below do not count"
     print(f"  losses {losses['tree']:.4f} and {losses['one by one']:.4f}: {verdict}")
     head = model.head_weight.numel()
@@ -123,6 +127,19 @@ def measure(model: Model, key: str, peak: float, repetitions: int, scale: float,
         "ratio": ratio, "memory_ratio": memory["tree"] / max(1, memory["one by one"]), "losses_equal": equal, "runs": seconds["tree"],
         "machine": machine,
     }  # fmt: skip
+
+
+def fitting_step(model: Model, trees: Sequence[TreeBatch]) -> tuple[float, float, int]:
+    """A step; where it does not fit, activations are recomputed from here on, in both ways alike."""
+    try:
+        return step(model, trees)
+    except torch.OutOfMemoryError:
+        if model.recomputes:
+            raise
+    torch.cuda.empty_cache()
+    print("  out of memory: activations are recomputed from here on")
+    model.recompute_activations()
+    return step(model, trees)
 
 
 def step(model: Model, trees: Sequence[TreeBatch]) -> tuple[float, float, int]:
@@ -163,7 +180,7 @@ def make_runs(load: Workload, scale: float) -> list[Part]:
     return runs
 
 
-def random_model(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -> Model:
+def random_model(shape: dict[str, int], device: torch.device, dtype: torch.dtype, tokenizer_of: str) -> Model:
     """A Llama of this shape with drawn weights, its linear layers in NF4, and a fresh LoRA adapter on all of them."""
     config = LlamaConfig(**shape, vocab_size=VOCABULARY, max_position_embeddings=32768, tie_word_embeddings=False)
     with torch.device("meta"):
@@ -181,7 +198,7 @@ def random_model(shape: dict[str, int], device: torch.device, dtype: torch.dtype
     with device:
         network.model.rotary_emb = type(network.model.rotary_emb)(config)
     network.requires_grad_(False)
-    base = prepare_base("smollm2-135m", Project.create(Path.cwd()).cache)
+    base = prepare_base(tokenizer_of, Project.create(Path.cwd()).cache)
     model = Model(network.eval(), base, Dialect.load(base), quantization="nf4", dtype=dtype)
     model.add_adapter("policy", r=16, alpha=32)
     return model

@@ -40,6 +40,9 @@ class Script:
     def finish(self, slot: int) -> None:
         self.finished += 1
 
+    def runs_at_once(self, max_tokens: int) -> int:
+        return 1
+
 
 def say(content: str) -> Message:
     return Message(role="assistant", content=content)

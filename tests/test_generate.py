@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from agentalign.errors import ModelError
+from agentalign.training.decode_attention import MOST_ROWS, ROWS, rows_that_fit
 from agentalign.training.generate import Generator
 from agentalign.training.sampling import Sampler
 
@@ -277,3 +278,13 @@ def test_top_p_keeps_the_smallest_set_with_that_mass():
     random = [torch.Generator().manual_seed(seed) for seed in range(500)]
     assert set(Sampler(temperature=1.0, top_p=0.5)(logits, random)[0]) == {1}
     assert set(Sampler(temperature=1.0, top_p=0.7)(logits, random)[0]) == {1, 2}
+
+
+def test_a_gpu_holds_as_many_rows_as_its_free_memory_has_keys_and_values_for():
+    # 8 heads of 128 in 32 layers: 128 KiB a token in bfloat16, so 0.3 of 80 GiB holds 96 rows of 2,048 tokens.
+    eight_b = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
+    assert rows_that_fit(eight_b, torch.bfloat16, 2048, 80 * 2**30) == 96
+    assert rows_that_fit(eight_b, torch.float32, 2048, 80 * 2**30) == 48
+    assert rows_that_fit(eight_b, torch.bfloat16, 2048, 0) == 1
+    assert rows_that_fit(eight_b, torch.bfloat16, 1, 80 * 2**30) == MOST_ROWS
+    assert Generator(llama(), STOP).rows_at_once(2048) == ROWS

@@ -38,6 +38,9 @@ class Script:
     def finish(self, slot: int) -> None:
         self.finished.append(slot)
 
+    def runs_at_once(self, max_tokens: int) -> int:
+        return 3
+
 
 def says(*calls: ToolCall, content: str = "", **more: object) -> PolicyTurn:
     return PolicyTurn(Message(role="assistant", content=content, tool_calls=calls, **more))

@@ -90,7 +90,7 @@ def collect(
     *,
     pool: Pool,
     seed: int = 0,
-    batch: int = 128,
+    batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
     """Make the runs and store them with their tokens."""

@@ -20,6 +20,7 @@ from agentalign.environments.team_code import Pool
 from agentalign.errors import TasksetError, TemplateError
 from agentalign.records.base import digest
 from agentalign.records.trajectory import Message, ToolCall, TurnTokens
+from agentalign.training.decode_attention import ROWS
 from agentalign.training.dialect import Dialect
 from agentalign.training.generate import Completion, Generator
 
@@ -70,6 +71,10 @@ class Policy(Protocol):
         """The run in this slot is over."""
         ...
 
+    def runs_at_once(self, max_tokens: int) -> int:
+        """How many runs, each of up to this many tokens, it acts in best at the same time."""
+        ...
+
 
 def turn_seed(seed: int, request: TurnRequest) -> int:
     """Seed of one turn's random stream: 63 bits over seed, task, sample and turn."""
@@ -84,7 +89,7 @@ class LocalPolicy:
         self, generator: Generator, dialect: Dialect, name: str, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
     ) -> None:
         self.name, self.tokens_digest = name, dialect.digest
-        self._dialect, self._session = dialect, generator.session()
+        self._dialect, self._generator, self._session = dialect, generator, generator.session()
         self._temperature, self._top_p, self._seed = temperature, top_p, seed
         self._last: dict[int, tuple[list[int], tuple[int, ...]]] = {}
         """Slot -> context and completion of its last turn."""
@@ -109,6 +114,10 @@ class LocalPolicy:
         """See `Policy.finish`."""
         self._last.pop(slot, None)
         self._session.drop(slot)
+
+    def runs_at_once(self, max_tokens: int) -> int:
+        """See `Policy.runs_at_once`."""
+        return self._generator.rows_at_once(max_tokens)
 
     def _context(self, request: TurnRequest) -> list[int]:
         last = self._last.get(request.slot)
@@ -142,6 +151,10 @@ class ExpertPolicy:
 
     def finish(self, slot: int) -> None:
         """See `Policy.finish`; an expert remembers nothing."""
+
+    def runs_at_once(self, max_tokens: int) -> int:
+        """See `Policy.runs_at_once`."""
+        return ROWS
 
     def _turn(self, request: TurnRequest) -> PolicyTurn:
         try:
@@ -178,6 +191,10 @@ class EndpointPolicy:
 
     def finish(self, slot: int) -> None:
         """See `Policy.finish`; the server is told everything each time."""
+
+    def runs_at_once(self, max_tokens: int) -> int:
+        """See `Policy.runs_at_once`."""
+        return ROWS
 
     def _turn(self, request: TurnRequest) -> PolicyTurn:
         tools = json.loads(request.tools)

@@ -59,7 +59,7 @@ def rollout(
     seed: int = 0,
     origin_kind: Literal["rollout", "expert", "correction"] = "rollout",
     pool: Pool,
-    batch: int = 128,
+    batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[RolloutResult]:
     """Make the runs; they are made while the iterator is read.
@@ -67,7 +67,7 @@ def rollout(
     Args:
         seed: Recorded in each run's origin. The policy was given its own seed: use the same.
         pool: Runs the team's code; slots 0 .. batch - 1 of it are used.
-        batch: How many runs are under way at once.
+        batch: How many runs are under way at once; None: what suits the policy.
         progress: Told (done, total) whenever a run ends.
 
     Raises:
@@ -75,6 +75,7 @@ def rollout(
     """
     if not taskset.has_environment:
         raise TasksetError(f"taskset '{taskset.name}' has criteria only: its runs can be rated, not made. Add tools.py or environment.py.")
+    batch = policy.runs_at_once(taskset.limits.max_tokens) if batch is None else batch
     if batch < 1:
         raise TasksetError(f"batch is {batch}, but at least one run must be under way. Give 1 or more.")
     return _rounds(taskset, policy, list(jobs), Origin(kind=origin_kind, reference=policy.name, seed=seed), pool, batch, progress)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from agentalign.errors import ModelError
 
@@ -23,6 +23,12 @@ BLOCK = 64
 """Suffix storage grows in whole blocks of tokens."""
 VIEW = 16
 """Attention reads the stored suffixes up to the longest one, rounded up to this many tokens."""
+ROWS = 128
+"""Runs under way at once on a CPU, where more do not make a step cheaper."""
+MOST_ROWS = 512
+"""On a GPU, where a step of 512 rows takes hardly longer than one of 64."""
+CACHE_SHARE = 0.3
+"""Of the free GPU memory, for keys and values: growing them needs as much again for a moment."""
 
 
 class Piece(NamedTuple):
@@ -215,6 +221,22 @@ def decode_attention(
     result = mixed.view(n, heads, group, width, -1).permute(0, 3, 1, 2, 4).reshape(n, width, heads * group, -1)
     flat_result = result[:, 0] if this.real is None else result[this.real]
     return flat_result[None], None
+
+
+def rows_at_once(model: PreTrainedModel, tokens: int) -> int:
+    """How many rows of up to this many tokens are best computed together: on a GPU, what its free memory holds."""
+    if model.device.type != "cuda":
+        return ROWS
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return rows_that_fit(model.config, model.dtype, tokens, free)
+
+
+def rows_that_fit(config: PretrainedConfig, dtype: torch.dtype, tokens: int, free: int) -> int:
+    """How many rows' keys and values of so many tokens each fit into CACHE_SHARE of `free` bytes; 1 to MOST_ROWS."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    each = 2 * config.num_hidden_layers * heads * size * dtype.itemsize * tokens
+    return max(1, min(MOST_ROWS, int(CACHE_SHARE * free / each)))
 
 
 AttentionInterface.register(NAME, decode_attention)

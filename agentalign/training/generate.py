@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agentalign.errors import ModelError
-from agentalign.training.decode_attention import NAME, KVCache, Pass, Piece
+from agentalign.training.decode_attention import NAME, ROWS, KVCache, Pass, Piece, rows_at_once
 from agentalign.training.sampling import Sampler, generate_one
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,10 @@ class Generator:
     def session(self) -> Session:
         """A new, empty session."""
         return _PlainSession(self) if self.refusal else _BatchSession(self)
+
+    def rows_at_once(self, tokens: int) -> int:
+        """How many contexts of up to this many tokens each are best generated together."""
+        return ROWS if self.refusal else rows_at_once(self.model, tokens)
 
     def _probe(self) -> str:
         """Why the batched attention cannot serve this model; empty where it can. Two tokens are run to see that every layer uses it."""

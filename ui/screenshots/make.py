@@ -43,7 +43,7 @@ class HastyPolicy:
 
     def __init__(self, expert: ExpertPolicy) -> None:
         self.expert = expert
-        self.finish = expert.finish
+        self.finish, self.runs_at_once = expert.finish, expert.runs_at_once
 
     def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
         """The expert's turns, some of them spoilt, the same ones every time."""
