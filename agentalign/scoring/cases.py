@@ -121,5 +121,6 @@ def _score_answer(score: Score) -> Answer:
 def _pair(preference: Preference) -> tuple[Case, Answer]:
     first, second = sorted(preference.items, key=lambda item: (item.trajectory, -1 if item.step is None else item.step))
     value = 2.0 if preference.tie else 3.0 if preference.both_bad else 0.0 if preference.items[0] == first else 1.0
-    answer = Answer(Rater(preference.source, preference.rater), value, preference.note, preference.time, preference.left, preference.withdrawn)
+    rater = Rater(preference.source, preference.rater)
+    answer = Answer(rater, value, preference.note, preference.time, preference.left, is_none=preference.withdrawn)
     return Case(Question(preference.criterion, "pair"), (first, second)), answer
