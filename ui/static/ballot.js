@@ -63,11 +63,12 @@ export function ballot(pair, { root, done }) {
     active = (at + questions.length) % questions.length;
     draw();
   };
+  // An acknowledgement draws everything anew while somebody types: what stands in the field is kept from the first letter on.
+  note.addEventListener("input", () => drafts.set(questions[active].key, note.value));
   note.addEventListener("change", () => {
     const question = questions[active];
     const given = answers.get(question.key);
-    if (!given) drafts.set(question.key, note.value);
-    else if (given.note !== note.value) give(question, given.choice, note.value);
+    if (given && given.note !== note.value) give(question, given.choice, note.value);
     draw();
   });
   note.addEventListener("keydown", (event) => {
@@ -78,7 +79,8 @@ export function ballot(pair, { root, done }) {
   const draw = () => {
     const question = questions[active];
     asks.replaceChildren(h("b", {}, visible(nameOf(question))), " ", ...visible(question.asks));
-    note.value = drafts.get(question.key) ?? answers.get(question.key)?.note ?? "";
+    const words = drafts.get(question.key) ?? answers.get(question.key)?.note ?? "";
+    if (note.value !== words) note.value = words;
     rows.replaceChildren(...questions.map((one, at) => row(one, answers.get(one.key), at === active, { pick: () => pick(at), choose: (choice) => choose(at, choice) })));
     // Scrolled by hand: scrollIntoView would move the runs above as well.
     const shown = rows.children[active];
