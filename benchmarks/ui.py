@@ -26,8 +26,8 @@ from agentalign.ui.auth import Person
 from agentalign.ui.listing import ListQuery, list_page
 
 sys.path.insert(0, str(Path(__file__).parent / "pages"))
-from many_runs import TONE, fill  # noqa: E402  scripts beside this one, no package
-from serving import long_run, make_desk, make_people, rated, serving  # noqa: E402
+from many_runs import TONE, fill
+from serving import long_run, make_desk, make_people, rated, serving
 
 BUDGETS = {
     "list": 150.0,
@@ -92,6 +92,8 @@ def store_times(url: str, times: int) -> None:
 
                 say(f"{role}: {name}", timed(times, ask), "list")
         say("choices of a taskset", timed(times, lambda _: store.choices("desk_1")), "list")
+        queue, people_at_work = store.queue(), iter(range(10**9))
+        say("a rater takes the next run", timed(times, lambda _: queue.take(f"at-work-{next(people_at_work)}")), "list")
         say("a rater's progress", timed(times, lambda _: store.queue_items.progress("rater-0")), "list")
         ids = [row.id for row in store.runs(RunFilter(), limit=times + 1).rows]
 

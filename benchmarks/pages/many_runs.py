@@ -21,7 +21,7 @@ from agentalign.store.database import open_database
 from agentalign.store.rows import Row
 from agentalign.store.store import Store
 
-WORDS = "order parcel refund cancel address invoice delivery gift card status account email please late".split()
+WORDS = ["order", "parcel", "refund", "cancel", "address", "invoice", "delivery", "gift", "card", "status", "account", "email", "late"]
 TONE = Criterion(name="tone", description="Is the agent friendly?", scale=(1, 5))
 CHUNK = 10_000
 TEXTS = 1000

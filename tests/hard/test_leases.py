@@ -23,7 +23,7 @@ from agentalign.store.store import Store
 
 pytestmark = pytest.mark.hard
 
-RUNS, RATERS, OVERLAP, PROCESSES = 1000, 50, 3, 5
+RUNS, RATERS, OVERLAP, PROCESSES = 1000, 50, 3, 3
 PLAIN = Rules(gold_rate=0.0, repeat_rate=0.0)
 COMES_BACK_SECONDS = 10.0
 """After the end of its lease a dropped run is in other hands within this time."""
@@ -39,8 +39,11 @@ plain = Rules(gold_rate=0.0, repeat_rate=0.0, lease_seconds=600.0)
 store = Store(url)
 patient, hasty = store.queue(plain), store.queue(plain._replace(lease_seconds=0.3))
 
+lines = threading.Lock()
+
 def say(**told):
-    print(json.dumps(told), flush=True)
+    with lines:
+        print(json.dumps(told), flush=True)
 
 def rate(person):
     chance = random.Random(f"{seed} {person}")

@@ -166,12 +166,17 @@ def shoot(browser: Browser, url: str, scheme: str, suffix: str) -> None:
                 page.click(link)
                 page.wait_for_selector(filled)
                 _save(page, f"{screen}-one{suffix}")
+    _show(page, "training/new", "#aa-taskset")
+    _save(page, f"training-new{suffix}")
+    page.goto(url + "/login")
+    page.wait_for_selector("input[type=password]")
+    _save(page, f"login{suffix}")
     context.close()
 
 
-FILLED = {"queue": ".timeline .entry", "compare": ".pair .side", "training": "table.trainings tbody tr", "agreement": "a.cell"}
+FILLED = {"queue": ".timeline .entry", "compare": ".pair .side", "training": "table.trainings tbody tr", "agreement": ".matrix a.cell"}
 """What stands on a screen when it has read what it shows."""
-INSIDE = {"training": ("table.trainings tbody tr a", ".charts svg"), "agreement": ("a.cell", ".view-agreement-cases")}
+INSIDE = {"training": ("table.trainings tbody tr a", ".charts svg"), "agreement": (".matrix a.cell", ".view-agreement-cases")}
 """Screens that lead to one more: the first link, and what stands there."""
 
 
