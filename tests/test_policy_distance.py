@@ -1,6 +1,5 @@
 """The distance between two policies: nothing between a policy and itself, and the right number where it can be known by hand."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
