@@ -69,8 +69,8 @@ class Pairs:
                 tasksets_of(connection, [first, second])
                 left = side(connection, name(person, "name of a rater"), first, second, chance or secrets.SystemRandom())
                 row = {"id": id, "item": item, "trajectory": first, "other": second, "on_left": left, "person": person, "kind": "own"}
-                row |= {"state": "drawn", "after": last_word(connection, second), "taken": now, "expires": now, "reason": ""}
-                insert_all(connection, assignments, [row])
+                times = {"after": last_word(connection, second), "taken": now, "expires": now}
+                insert_all(connection, assignments, [{**row, **times, "state": "drawn", "reason": ""}])
             return _draw(connection, id, person)
 
     def drawn(self, id: str, person: str) -> Draw:
