@@ -82,6 +82,10 @@ def test_pairs_by_one_maker_are_balanced_too_and_what_one_opens_on_ones_own_coun
     store.pairs.add(pairs[:1])
     assert taken(store.queue(PLAIN), "ada").on_left == draw.left
     assert store.queue().hidden("ada", pairs[1]) == {}, "a pair opened on one's own hides nothing"
+    for end in (lambda id: store.queue().skip(id, "ada", "tired"), lambda id: store.queue().finish(id, "ada")):
+        with pytest.raises(DataError, match="not in your queue"):
+            end(draw.id)
+    assert store.pairs.waiting("ada") == {frozenset(pairs[0])}, "so nobody sees by that way where queued runs came from"
 
 
 def test_a_repeat_comes_with_its_sides_swapped_and_is_asked_anew(store: Store) -> None:

@@ -266,7 +266,8 @@ def _open(person: str, taskset: str | None) -> Select[*tuple[object, ...]]:
 
 def _mine(connection: Connection, id: str, person: str) -> Row[*tuple[object, ...]]:
     query = select(assignments).where(assignments.c.id == bindable(id, "assignment"), assignments.c.person == bindable(person, "rater"))
-    row = connection.execute(query).one_or_none()
+    # A pair that was opened on one's own is no lease: it can be neither finished nor skipped.
+    row = connection.execute(query.where(assignments.c.kind != "own")).one_or_none()
     if row is None:
         raise DataError("this run is not in your queue. Take the next one.")
     return row
