@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, select
+from sqlalchemy import column, insert, select, table
 
 from agentalign.errors import DataError
 from agentalign.records.criterion import Score
@@ -218,7 +218,8 @@ def _make_old(connection: Any, folder: Path, runs: list[Trajectory], scores: lis
         connection.execute(insert(tables.bodies).values(trajectory=seq, **rows.body_row(one)))
         connection.execute(insert(tables.calls).values(tool="lookup", trajectory=seq))
     for one_score in scores:
-        connection.execute(insert(tables.scores).values(rows.score_row(one_score)))
+        row = {name: value for name, value in rows.score_row(one_score).items() if name != "stands"}
+        connection.execute(insert(table("scores", *(column(name) for name in row))).values(row))
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT setval(pg_get_serial_sequence('trajectories', 'seq'), 10)")
 
