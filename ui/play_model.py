@@ -33,6 +33,8 @@ class StageView(BaseModel):
     reason: str
     """Why it failed."""
     base: str
+    taskset: str
+    """What the adapter that named the base was trained on."""
     sides: list[str]
     """Who can be talked with: "name@version" of every policy adapter of this base, and the bare base."""
 
@@ -89,8 +91,10 @@ class Stage:
         """What the page is told."""
         with self._lock:
             engine, state, step, reason = self._engine, self._state, self._step, self._reason
-        base, sides = (engine.bundle.base.name, self._sides(engine)) if engine else ("", [])
-        return StageView(state=state, step=step, reason=reason, base=base, sides=sides)
+        if engine is None:
+            return StageView(state=state, step=step, reason=reason, base="", taskset="", sides=[])
+        base, taskset = engine.bundle.base.name, engine.bundle.card.taskset
+        return StageView(state=state, step=step, reason=reason, base=base, taskset=taskset, sides=self._sides(engine))
 
     def _sides(self, engine: "Engine") -> list[str]:
         return [*sorted({card.ref for card in engine.adapters.models().values()}), "base"]
