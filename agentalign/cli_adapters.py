@@ -64,7 +64,8 @@ def _add_deploy_check(commands: Commands) -> None:
         run=_deploy_check,
         more=(
             "The golden prompts that training left are asked again, in this process or of a server: log-probs, adapter applied, a control "
-            "beside it, tool calls, template. Exit code 1 where a check fails or could not be measured."
+            "beside it, tool calls, template. The answer is kept beside the version, and promote asks for a green one. "
+            "Exit code 1 where a check fails or could not be measured."
         ),
         examples=(
             "agentalign deploy-check order_desk@3\n"
@@ -86,8 +87,8 @@ def _add_promote(commands: Commands) -> None:
         "let agents have an adapter",
         run=_promote,
         more=(
-            "It must pass its gate: unchanged files, the same base and template, sound weights, an evaluation, and "
-            "success not below production's beyond chance."
+            "It must pass its gate: unchanged files, the same base and template, sound weights, an evaluation, a green deploy-check "
+            "of exactly these files, and success not below production's beyond chance. Where one is missing, the refusal names the command."
         ),
         examples=(
             "agentalign promote order_desk@3 production\n"
@@ -97,7 +98,9 @@ def _add_promote(commands: Commands) -> None:
     )
     parser.add_argument("ref", metavar="NAME@V")
     parser.add_argument("stage", nargs="?", choices=("candidate", "production"))
-    parser.add_argument("--force", metavar="REASON", default="", help="promote it although a check fails; the reason is kept")
+    parser.add_argument(
+        "--force", metavar="REASON", default="", help="promote it although a check fails; the reason is kept in the adapter's history"
+    )
     parser.add_argument("--rollback", action="store_true", help="put the previous version back into production")
     add_json(parser)
 
@@ -123,15 +126,27 @@ def _show(arguments: argparse.Namespace) -> None:
     registry = Registry(Project.find().adapters)
     card, folder = registry.resolve(arguments.ref)
     history = [change.model_dump(mode="json") for change in registry.history(card.name) if change.version == card.version]
+    checks, evaluations = registry.checks(card.ref), registry.evaluations(card.ref)
     if arguments.json:
-        show_json({**card.model_dump(mode="json"), "content": registry.content(card.ref), "history": history})
+        beside = {
+            "checks": [one.model_dump(mode="json") for one in checks],
+            "evaluations": [one.model_dump(mode="json") for one in evaluations],
+        }
+        show_json({**card.model_dump(mode="json"), "content": registry.content(card.ref), "history": history, **beside})
         return
     show(f"{registry.identity(card.ref)}, in {folder}")
     for name, value in card.model_dump(mode="json", exclude={"files", "packages", "metrics", "name", "version"}).items():
         show(f"  {name:<16} {value if not isinstance(value, list | dict) else _listed(value)}")
     show_table(("figure", "value"), sorted(card.metrics.items()), empty="No figures were kept.")
+    for found in evaluations:
+        mean, low, high = found.success
+        interval = f"{mean:.1%} [{low:.1%}, {high:.1%}]"
+        show(f"{found.time[:16]}  evaluated on {found.tasks} tasks of {found.taskset}, {found.split}: success {interval}")
+    for check in checks:
+        show(f"{check.time[:16]}  deploy-check {'green' if check.passed else 'red'}, {check.target}")
     for change in history:
-        show(f"{change['time'][:16]}  {change['action']} {change['stage']}")
+        reason = (change["gate"] or {}).get("forced")
+        show(f"{change['time'][:16]}  {change['action']} {change['stage']}{', forced: ' + reason if reason else ''}")
 
 
 def _listed(value: "list[object] | dict[str, object]") -> str:
@@ -180,6 +195,7 @@ def _deploy_check(arguments: argparse.Namespace) -> int:
         show(f"{report.adapter}, {report.target}")
         for check in report.checks:
             show(f"  {check.verdict:<20}  {check.name}: {check.detail}")
+        say(f"{'Green' if report.passed else 'Red'}, kept beside {report.adapter}.")
     return 0 if report.passed else 1
 
 

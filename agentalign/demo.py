@@ -21,9 +21,10 @@ from agentalign.config.reward import RewardConfig
 from agentalign.config.sft import SFTConfig
 from agentalign.config.training import TrainingConfig
 from agentalign.deployment.check import promote
+from agentalign.deployment.deploy_check import deploy_check
 from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.environments.worker import WorkerPool
-from agentalign.errors import RegistryError
+from agentalign.errors import AgentAlignError
 from agentalign.evaluation.report import StageResult, write_demo_report
 from agentalign.evaluation.run_eval import EvalPlan, evaluate, stored_evaluation
 from agentalign.recipes import dpo, ppo, reward, sft
@@ -264,11 +265,12 @@ class _Demo:
         self.result(name, adapter, seconds=self.seconds(name), training=self._training(adapter, "sft"), compared_to="sft", control=True)
 
     def report(self, final: str) -> Path:
-        """Promote what the gate lets through, and write the report."""
+        """Check and promote what the gate lets through, and write the report."""
         try:
+            self.part(f"deploy-check {final}", lambda: deploy_check(self.project, final).passed)
             promote(self.project, final, "production")
             name = f"{self.name}@production"
-        except RegistryError as error:
+        except AgentAlignError as error:
             logger.warning("not promoted: %s", error)
             name = final
         notes = [

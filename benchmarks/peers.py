@@ -7,10 +7,11 @@
 
 A speed counts only when the losses agree, so those come first. Per cell 4 steps, the first of which warms up, and 3 repetitions. A cell's
 row is appended to benchmarks/results.json; what an interrupted run had measured stands in .cache/peers and is used by the next one.
-TRL lives there too, in an environment that shares our torch and transformers. "tuned" gives both sides the rows sorted by length, and
-TRL its precomputed reference; in "default" TRL computes DPO's reference inside each step, which ours does before the first and is not
-timed: compare DPO by "tuned". DPO is trained on what TRL trains: everything after the prompt, tool results included. TRL's packing is
-left out: without flash attention (a GPU) it lets packed rows see each other, and the losses differ. Run it alone on the machine.
+Where there is a CUDA GPU both sides train on it. TRL lives in .cache/peers too, in an environment that shares our torch and
+transformers. "tuned" gives both sides the rows sorted by length, and TRL its precomputed reference; in "default" TRL computes DPO's
+reference inside each step, which ours does before the first and is not timed: compare DPO by "tuned". DPO is trained on what TRL
+trains: everything after the prompt, tool results included. TRL's packing is left out: without flash attention it lets packed rows see
+each other, and the losses differ. Run it alone on the machine.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from agentalign.training.quantize import fast_bf16
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "peers"))
-from workloads import CPU, WORKLOADS, by_length, length, make_job  # noqa: E402  scripts beside this one, no package
+from workloads import DEVICE, WORKLOADS, by_length, length, make_job  # noqa: E402  scripts beside this one, no package
 
 TRL = "1.16.0"
 AGREE = {False: 2e-3, True: 3e-2}
@@ -70,8 +71,10 @@ def main() -> None:
     variants = arguments.variants or (["tuned", "default"] if arguments.full else ["tuned"])
     cells = [Cell(w, r, v) for w in workloads for r in WORKLOADS[w].recipes if r in arguments.recipes for v in variants]
     peer, folder = environment(), Project.create(Path.cwd()).root / ".cache" / "peers"
-    print(f"{cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {'bf16' if fast_bf16(CPU) else 'fp32'}, TRL {TRL}")
-    progress = Progress(folder / "progress.json", f"{cpu()} {torch.get_num_threads()} {torch.__version__} {arguments.base}")
+    print(
+        f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {'bf16' if fast_bf16(DEVICE) else 'fp32'}, TRL {TRL}"
+    )
+    progress = Progress(folder / "progress.json", f"{machine()} {torch.get_num_threads()} {torch.__version__} {arguments.base}")
     for cell in cells:
         if progress.is_done(cell):
             print(f"\n{cell}: measured before the interruption")
@@ -171,7 +174,7 @@ def report(cell: Cell, sides: dict[str, list[Side]]) -> dict[str, Any]:
         "workload": str(cell), "metric": UNITS[cell.recipe], "ours": statistics.median(speed["ours"]),
         "peer": statistics.median(speed["trl"]), "peer_name": "TRL", "peer_version": theirs["version"], "ratio": ratio,
         "memory_ratio": memory["ours"] / memory["trl"], "losses_equal": equal, "runs": speed, "useful_tokens_per_second": tokens,
-        "machine": cpu(), "date": date.today().isoformat(),
+        "machine": machine(), "date": date.today().isoformat(),
     }  # fmt: skip
 
 
@@ -183,8 +186,10 @@ def _run(command: list[str]) -> Side:
     return found
 
 
-def cpu() -> str:
-    """The processor's name."""
+def machine() -> str:
+    """The GPU's name where there is one, else the processor's."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
     names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.machine()
 

@@ -140,7 +140,7 @@ def test_the_way_with_a_model_from_training_to_export(project: Project, run: Say
     make_base(project.root / "tiny")
     base = "--base", str(project.root / "tiny"), "--quantization", "none"
     run("rollout", "hello", "--policy", "expert")
-    Path("sft.yaml").write_text("taskset: hello\nmax_steps: 2\nlearning_rate: 1e-3\n")
+    Path("sft.yaml").write_text("taskset: hello\nmax_steps: 2\nlearning_rate: 0.05\n")
     assert "optimizer steps" in run("train", "sft", "sft.yaml", *base, "--dry-run")
     assert run("adapters", "--json") == "[]\n"
     assert run("train", "sft", "sft.yaml", *base, "--lora_r=4") == "hello@1\n"
@@ -150,8 +150,13 @@ def test_the_way_with_a_model_from_training_to_export(project: Project, run: Say
     assert (evaluated["evaluation"]["adapter"], evaluated["comparison"]["before"]) == ("hello@1", "base")
     assert Path(evaluated["report"]).is_file()
     assert "against hello@1" in run("eval", "hello@2", "--against", "hello@1")
+    assert "Run `agentalign deploy-check hello@1`" in refused("promote", "hello@1", "production")
+    assert "passed" in run("deploy-check", "hello@1")
     assert "evaluated" in run("promote", "hello@1", "production")
-    run("promote", "hello@2", "production")
+    run("promote", "hello@2", "production", "--force", "the check is for later")
+    shown = run("adapters", "show", "hello@2")
+    assert "promote production, forced: the check is for later" in shown
+    assert ("deploy-check green" in shown, "evaluated on" in shown) == (False, True)
     assert run("promote", "hello", "--rollback") == "hello@1 is in production again\n"
     assert [card["stages"] for card in json.loads(run("adapters", "--json"))] == ["production", ""]
     assert "sft" in run("adapters", "show", "hello@production")

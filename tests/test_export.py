@@ -14,7 +14,8 @@ from small_base import TEMPLATE, add_adapter, make_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentalign.config.project import Project
-from agentalign.deployment.check import expected_tensors, gate, promote
+from agentalign.deployment.check import DEPLOY_CHECKED, expected_tensors, gate, promote
+from agentalign.deployment.deploy_check import deploy_check
 from agentalign.deployment.export import export, fixed_template
 from agentalign.errors import RegistryError, TasksetError
 from agentalign.evaluation.evaluate import Evaluation, summarise
@@ -35,6 +36,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Project:
     add_adapter(project, base, seed=1)
     add_adapter(project, base, seed=2)
     add_adapter(project, base, name="hello-reward", kind="reward")
+    for ref in ("hello@1", "hello@2"):
+        deploy_check(project, ref)
     return project
 
 
@@ -139,7 +142,7 @@ def test_another_base_under_the_same_path_is_refused(project: Project, tmp_path:
     with pytest.raises(RegistryError, match="was trained on"):
         export(project, "other", tmp_path / "out")
     checks = {check.name: check.passed for check in gate(project, "other", evaluation=None).checks}
-    assert checks == {"files": True, "base": False, "template": True, "weights": True, "evaluated": False}
+    assert checks == {"files": True, "base": False, "template": True, "weights": True, "evaluated": False, "deploy-check": False}
 
 
 def test_the_gate_passes_a_sound_and_evaluated_adapter(made: Project) -> None:
@@ -248,8 +251,8 @@ def republish(project: Project, change: str) -> str:
 def test_the_gate_sees_weights_that_peft_would_load_in_silence(project: Project, change: str, words: str) -> None:
     ref = republish(project, change)
     report = gate(project, ref, evaluation=evaluation(ref, [True]))
-    (failed,) = [check for check in report.checks if not check.passed]
-    assert failed.name == "weights"
+    failed, unchecked = [check for check in report.checks if not check.passed]
+    assert (failed.name, unchecked.name) == ("weights", DEPLOY_CHECKED)
     assert words in failed.detail
 
 

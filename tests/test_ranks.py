@@ -1,5 +1,6 @@
 """Several processes train the adapter that one would: same gradients, one result, one voice, and a failure is everybody's."""
 
+import fcntl
 import json
 import os
 import socket
@@ -81,6 +82,55 @@ ranks.stop()
 print("said", me)
 """
 
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+from agentalign.errors import TrainingStoppedError
+from agentalign.training import ranks
+from agentalign.training.engine import train
+from agentalign.training.schedule import Plan
+from agentalign.training.step import Evaluated, Learner, Pass
+from tests.test_attention import CONFIGS, make_model
+from tests.test_engine import packed, sft
+
+folder = Path(sys.argv[1])
+model = make_model(folder / os.environ["RANK"], CONFIGS["llama"])
+ranks.start()
+
+def minutes(step):
+    if step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the gate went on after the request to end")
+    return Evaluated(0.0, {})
+
+steps = lambda start: ([Pass("policy", packed, sft)] for _ in range(start, 4))
+plan = Plan(total_steps=4, save_every_steps=10, eval_every_steps=2)
+try:
+    train(model, [Learner("policy")], steps, plan, folder=folder / "run", evaluate=lambda step, first: ranks.first(lambda: minutes(step)))
+except TrainingStoppedError as error:
+    print(error)
+ranks.stop()
+"""
+HELD = """
+import os, sys
+from pathlib import Path
+from agentalign.errors import TrainingError
+from agentalign.recipes.workspace import Workspace
+from agentalign.training import ranks
+
+class Named:
+    id, taskset, config, trainings = "x", "desk", "{}", Path(sys.argv[1])
+
+ranks.start()
+try:
+    # Of the project the folder of trainings is needed, and of the rest nothing before the folder is held.
+    with Workspace(Named, None, None, None, None).recording(Named, "none"):
+        print("went on")
+except TrainingError as error:
+    print(error)
+ranks.stop()
+"""
+
 
 def run_two(code, *arguments, processes=2):
     with socket.socket() as found:
@@ -123,6 +173,21 @@ def test_two_processes_end_in_the_weights_of_one(tmp_path):
 
 def test_the_first_one_works_for_all_and_its_errors_are_raised_by_all():
     assert run_two(TALK) == ["said 0\n", "said 1\n"]
+
+
+def test_a_request_to_end_inside_the_gate_of_the_first_one_ends_all_and_saves(tmp_path):
+    told = run_two(STOPPED, tmp_path)
+    assert told[0] == told[1]
+    assert "step 2; step 2 is saved" in told[0]
+
+
+def test_a_folder_that_another_training_holds_is_refused_to_all(tmp_path):
+    (tmp_path / "x").mkdir()
+    with (tmp_path / "x" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        told = run_two(HELD, tmp_path)
+    assert told[0] == told[1]
+    assert "running in another process" in told[0]
 
 
 def test_one_process_does_everything_itself():

@@ -14,7 +14,8 @@ from agentalign.environments.team_code import Pool, TeamCode, TeamCodeError
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import TasksetError, ToolError
 from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
-from agentalign.training.stopping import StopAskedError, StopRequest
+from agentalign.training.ranks import StopAskedError
+from agentalign.training.stopping import StopRequest
 
 ENVIRONMENT = """
 import os

@@ -21,6 +21,7 @@ from agentalign.training.lora_form import LoraForm
 
 SPLITS = ("test", "dev", "train")
 NOT_WORSE = "not worse than production"
+DEPLOY_CHECKED = "deploy-check"
 
 
 def gate(
@@ -41,6 +42,7 @@ def gate(
         ("template", lambda: _fine(other_template(bundle), f"digest {bundle.card.template_digest[:12]}")),
         ("weights", lambda: _weights(bundle)),
         ("evaluated", lambda: _evaluated(bundle, evaluation)),
+        (DEPLOY_CHECKED, lambda: _deploy_checked(project, bundle.card.ref)),
     ]
     if evaluation is not None and production is not None:
         before, after = production, evaluation
@@ -114,6 +116,24 @@ def _weights(bundle: Bundle) -> str:
     if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
         raise RegistryError("every B matrix is zero, so the adapter changes nothing. Train it, or promote its parent.")
     return f"{len(tensors)} tensors of rank {config.r} are finite and fit the base"
+
+
+def _deploy_checked(project: Project, ref: str) -> str:
+    """The newest report of these files is asked; what others of other places said is told beside it."""
+    reports = Registry(project.adapters).checks(ref)
+    if not reports:
+        raise RegistryError(f"{ref} has no green deploy-check of exactly these files. Run `agentalign deploy-check {ref}`.")
+    newest = reports[-1]
+    where = f"{newest.target}, {newest.time[:16]}"
+    if not newest.passed:
+        reasons = "; ".join(f"{check.name}: {check.detail}" for check in newest.checks if not check.passed)
+        raise RegistryError(f"the last one is red ({where}): {reasons} Then run `agentalign deploy-check {ref}` again.")
+    by_target = {report.target: report for report in reports}
+    red = sorted(target for target, report in by_target.items() if not report.passed)
+    unasked = [check.name for check in newest.checks if not check.measured]
+    notes = [f"not measured: {', '.join(unasked)}"] if unasked else []
+    notes += [f"red at {', '.join(red)}"] if red else []
+    return "; ".join([f"green ({where})", *notes])
 
 
 def _evaluated(bundle: Bundle, evaluation: Evaluation | None) -> str:

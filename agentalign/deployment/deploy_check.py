@@ -25,6 +25,8 @@ from agentalign.training.top_tokens import apart, top_tokens
 LEAST_NOISE = 1e-5
 """Nats: log-probs are written with six digits."""
 DISTANCE, APPLIED, CONTROL, CALLS, TEMPLATE = "log-probs", "adapter applied", "control beside it", "tool calls", "template"
+FEW = 2
+"""Turns that noise and control are measured on in process: more prove nothing new, and a check that takes long is not made."""
 CONTROLS = ("zero", "identity", "base")
 Tops = Sequence[Sequence[TopTokens]]
 
@@ -44,7 +46,7 @@ def deploy_check(
     project: Project, ref: str, *, endpoint: str = "", model: str = "", control: str = "", quantization: Quantization | str = "",
     api_key: str = "none",
 ) -> GateReport:  # fmt: skip
-    """Ask every question; the report is not stored.
+    """Ask every question; the report is kept beside the version, green or red, and promotion asks for it.
 
     Args:
         endpoint: address of a server, such as "http://127.0.0.1:8000/v1"; empty: in this process.
@@ -58,6 +60,8 @@ def deploy_check(
     """
     bundle = open_bundle(project, ref)
     require_runnable(project, bundle)
+    registry = Registry(project.adapters)
+    content = registry.content(bundle.card.ref)
     golden = read_golden(bundle)
     if golden is None:
         detail = "it was saved before golden prompts were kept, so there is nothing to hold against. Train it anew to have them."
@@ -66,20 +70,21 @@ def deploy_check(
         checks = _asked_of_server(project, bundle, golden, endpoint, model, control, quantization, api_key)
     else:
         checks = _in_process(bundle, golden)
-    content = Registry(project.adapters).content(bundle.card.ref)
-    return GateReport(adapter=bundle.card.ref, content=content, target=endpoint or "in process", checks=tuple(checks))
+    report = GateReport(adapter=bundle.card.ref, content=content, target=endpoint or "in process", checks=tuple(checks))
+    registry.keep(bundle.card.ref, report)
+    return report
 
 
 def _in_process(bundle: Bundle, golden: Golden) -> list[GateCheck]:
     model = Model.load(bundle.base, quantization=bundle.card.quantization)
     model.load_adapter("policy", bundle.folder)
     model.add_adapter("control", r=1, alpha=1.0, trainable=False)  # B is zero: it must change nothing
-    turns = golden.turns
+    turns, few = golden.turns, golden.turns[:FEW]
     first = top_tokens(model, "policy", turns, together=True)
-    beside = top_tokens(model, "control", turns, together=True)
-    again = top_tokens(model, "policy", turns, together=False)
-    bare = top_tokens(model, None, turns, together=True)
-    noise = max(golden.noise, _mean(first, again), LEAST_NOISE)
+    beside = top_tokens(model, "control", few, together=True)
+    again = top_tokens(model, "policy", few, together=False)
+    bare = top_tokens(model, None, few, together=True)
+    noise = max(golden.noise, _mean(first[:FEW], again), LEAST_NOISE)
     same = (golden.dtype, golden.device) == (str(model.dtype).removeprefix("torch."), model.device.type)
     dialect = model.dialect.digest == golden.dialect
     said = (

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from agentalign.environments.task import Task
 from agentalign.errors import DataError
 from agentalign.evaluation.statistics import Rate, pass_k, rate
+from agentalign.records.adapter import EvaluationSummary
 from agentalign.records.base import Record, now
 from agentalign.records.criterion import Criterion, Score, overall, unit_values
 from agentalign.records.trajectory import Trajectory
@@ -155,6 +156,17 @@ def summarise(
         settings=dict(settings or {}),
         created=now(),
     )
+
+
+def summary_of(evaluation: Evaluation, content: str) -> EvaluationSummary:
+    """Its headline figures, as they are kept beside the version of this content hash."""
+    head = evaluation.headline
+    versions = {key.split("@")[0]: key for key in evaluation.criteria}
+    return EvaluationSummary(
+        content=content, taskset=evaluation.taskset, split=evaluation.split, settings=evaluation.settings, tasks=head.n,
+        success=(head.success.mean, head.success.low, head.success.high),
+        criteria={versions.get(name, name): rate.mean for name, rate in head.criteria.items()}, time=evaluation.created,
+    )  # fmt: skip
 
 
 def _task_results(

@@ -5,6 +5,7 @@ own, so that a quick look at twenty tasks never stands where all of them were me
 """
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,9 +15,9 @@ from pydantic import JsonValue, ValidationError
 from agentalign.config.project import Project
 from agentalign.environments.taskset import Taskset, find_taskset, load_taskset, require_name
 from agentalign.environments.worker import WorkerPool
-from agentalign.errors import DataError, UsageError
+from agentalign.errors import DataError, RegistryError, UsageError
 from agentalign.evaluation.compare import Comparison, compare
-from agentalign.evaluation.evaluate import Evaluation, summarise
+from agentalign.evaluation.evaluate import Evaluation, summarise, summary_of
 from agentalign.evaluation.report import ReportPaths, write_report
 from agentalign.records.base import digest
 from agentalign.rollouts.bundle import adapter_policy, base_policy
@@ -25,6 +26,7 @@ from agentalign.scoring.score import score_trajectories
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
 
+logger = logging.getLogger("agentalign")
 BASE = "base"
 """Instead of an adapter's name: the bare base model."""
 
@@ -86,8 +88,10 @@ def evaluate(
         if before is None or before.criteria != tuple(criterion.key for criterion in tasks.criteria):
             before = _evaluate_one(project, store, names[1], tasks, plan, progress)
             write_report(_folder(project, names[1], tasks.name, plan), before)
+            _keep(project, before)
     evaluation = _evaluate_one(project, store, names[0], tasks, plan, progress)
     report = write_report(_folder(project, names[0], tasks.name, plan), evaluation, before)
+    _keep(project, evaluation)
     return Evaluated(evaluation, before, compare(before, evaluation) if before else None, report)
 
 
@@ -106,6 +110,17 @@ def stored_evaluations(project: Project, adapter: str, taskset: str, split: str)
     by_age = sorted((_read(path, adapter) for path in reports), key=lambda one: one.created)
     newest = {frozenset(one.settings.items()): one for one in by_age}
     return sorted(newest.values(), key=lambda one: (one.settings.get("tasks") == "all", len(one.tasks), one.created), reverse=True)
+
+
+def _keep(project: Project, evaluation: Evaluation) -> None:
+    """Its figures beside the version too: they go where the adapter goes, the report stays in this project."""
+    if evaluation.adapter == BASE:
+        return
+    registry = Registry(project.adapters)
+    try:
+        registry.keep(evaluation.adapter, summary_of(evaluation, registry.content(evaluation.adapter)))
+    except RegistryError as error:  # the report is written: a registry that cannot be written to loses no evaluation
+        logger.warning("no summary of the evaluation is kept beside %s: %s", evaluation.adapter, error)
 
 
 def _read(path: Path, adapter: str) -> Evaluation:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -176,9 +176,14 @@ class Workspace:
             TrainingError: the same training is running elsewhere.
             ConfigError: the tracker is not installed.
         """
-        if ranks.rank() > 0:  # the first process holds the folder, and says how it ended
-            yield lambda step, figures: None
-            return
+        reports: list[Report] = []
+        with ExitStack() as held:
+            # The first process holds the folder and says how it ended; what it cannot have is refused to all.
+            ranks.first(lambda: reports.append(held.enter_context(self._held(training, report_to))))
+            yield reports[0] if reports else lambda step, figures: None
+
+    @contextmanager
+    def _held(self, training: Training, report_to: TrackerName) -> Iterator[Report]:
         folder = self.project.trainings / training.id
         with (folder / LOCK_FILE).open("a") as lock:
             try:

@@ -1,4 +1,4 @@
-"""What a training was and what it left: the run, the adapter's card, and the gate it passed."""
+"""What a training was and what it left: the run, the adapter's card, how good it is, and the gate it passed."""
 
 from typing import Literal
 
@@ -83,6 +83,29 @@ class AdapterCard(Record):
     def ref(self) -> str:
         """The reference, "name@version"."""
         return f"{self.name}@{self.version}"
+
+
+class EvaluationSummary(Record):
+    """The figures of one evaluation, small enough to be kept beside the version that it is about."""
+
+    content: str
+    """Content hash of the version."""
+    taskset: str
+    split: str
+    settings: dict[str, str | int | float]
+    """How the runs were made."""
+    tasks: int
+    """So many are in the headline figures."""
+    success: tuple[float, float, float]
+    """Mean, low and high of the interval."""
+    criteria: dict[str, float]
+    """Mean in [0, 1] per criterion version, "name@version"."""
+    time: str
+
+    @property
+    def plan(self) -> tuple[object, ...]:
+        """What makes two of them be about the same thing."""
+        return self.content, self.taskset, self.split, tuple(sorted(self.settings.items()))
 
 
 class GateCheck(Record):

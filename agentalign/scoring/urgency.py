@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 
-from agentalign.records.criterion import Criterion, Score, ScoreStatus
+from agentalign.records.criterion import NO_ANSWER, Criterion, Score, ScoreStatus
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import RunRow, Store
 
@@ -24,22 +24,27 @@ def urgency(store: Store, ids: Sequence[str], criteria: Mapping[str, Sequence[Cr
     for score in store.scores(list(ids)):
         scores.setdefault(score.trajectory, []).append(score)
     doubt = uncertainties(found, {id: reward(said) for id, said in scores.items()})
-    wanting = coverage(found, {id for id, said in scores.items() if any(score.rater_kind == "human" for score in said)})
+    wanting = coverage(found, {id for id, said in scores.items() if any(s.status not in NO_ANSWER for s in newest(said))})
     apart = {row.id: disagreement(scores.get(row.id, []), criteria.get(row.taskset, ())) for row in found}
     return {row.id: max(apart[row.id], doubt.get(row.id, 0.0), 0.5 * wanting[row.id]) for row in found}
 
 
-def disagreement(scores: Sequence[Score], criteria: Sequence[Criterion]) -> float:
-    """The largest mean distance between two people's newest answers to one question, as a share of its scale; 0 with fewer than two."""
-    newest: dict[tuple[str, int | None, str], Score] = {}
+def newest(scores: Sequence[Score]) -> list[Score]:
+    """What people say now: each one's last word on each question."""
+    found: dict[tuple[str, int | None, str], Score] = {}
     for score in sorted(scores, key=lambda score: score.time):
         if score.rater_kind == "human":
-            newest[(score.criterion, score.step, score.rater)] = score
+            found[(score.criterion, score.step, score.rater)] = score
+    return list(found.values())
+
+
+def disagreement(scores: Sequence[Score], criteria: Sequence[Criterion]) -> float:
+    """The largest mean distance between two people's newest answers to one question, as a share of its scale; 0 with fewer than two."""
     scales = {criterion.key: criterion for criterion in criteria}
     answers: dict[tuple[str, int | None], list[float]] = {}
-    for (key, step, _), score in newest.items():
-        if score.status == ScoreStatus.VALUE and score.value is not None and key in scales:
-            answers.setdefault((key, step), []).append(scales[key].unit_value(score.value))
+    for score in newest(scores):
+        if score.status == ScoreStatus.VALUE and score.value is not None and score.criterion in scales:
+            answers.setdefault((score.criterion, score.step), []).append(scales[score.criterion].unit_value(score.value))
     distances = [[abs(a - b) for a, b in combinations(values, 2)] for values in answers.values() if len(values) > 1]
     return max((sum(found) / len(found) for found in distances), default=0.0)
 

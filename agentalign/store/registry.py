@@ -17,8 +17,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from agentalign.errors import RegistryError
-from agentalign.records.adapter import AdapterCard, GateReport
-from agentalign.store import stages
+from agentalign.records.adapter import AdapterCard, EvaluationSummary, GateReport
+from agentalign.store import beside, stages
 from agentalign.store.files import copy_durably, fsync, put_in_place, sha256, write_whole
 from agentalign.store.stages import STAGES, StageChange, Stages
 
@@ -171,6 +171,29 @@ class Registry:
             after = stages.after_promotion(held, stage, card.version, gate, content)
             stages.write(self.folder / card.name, stages.after_canary(after, canary) if canary else after)
 
+    def keep(self, ref: str, report: GateReport | EvaluationSummary) -> None:
+        """Keep a deploy-check or an evaluation's summary beside the version that it is about; refused where it is about other files."""
+        card, folder = self.resolve(ref)
+        if report.content != self.content(card.ref):
+            raise RegistryError(f"the report is about other files than {card.ref} has now, so it is not kept beside it. Make it again.")
+        with self._changing(card.name):
+            if isinstance(report, GateReport):
+                beside.keep_check(folder, report)
+            else:
+                beside.keep_evaluation(folder, report)
+
+    def checks(self, ref: str) -> tuple[GateReport, ...]:
+        """The deploy-checks of exactly these files, oldest first; the newest counts."""
+        card, folder = self.resolve(ref)
+        content = self.content(card.ref)
+        return tuple(report for report in beside.read_checks(folder).checks if report.content == content)
+
+    def evaluations(self, ref: str) -> tuple[EvaluationSummary, ...]:
+        """Summaries of the evaluations of exactly these files, oldest first."""
+        card, folder = self.resolve(ref)
+        content = self.content(card.ref)
+        return tuple(one for one in beside.read_evaluations(folder).evaluations if one.content == content)
+
     def roll_back(self, name: str) -> AdapterCard:
         """Put the previous version back into production; returns its card. Going back further is a promotion with a gate."""
         name, wanted = self._parse(name)
@@ -273,7 +296,7 @@ class Registry:
                 yield stages.read(self.folder / name)
         except OSError as error:
             raise RegistryError(
-                f"the stages of {name} could not be written ({error}); they are as before. Free some space or fix the rights."
+                f"what stands beside {name}'s versions could not be written ({error}); it is as before. Free some space or fix the rights."
             ) from error
 
     def list(self) -> "list[AdapterCard]":

@@ -25,9 +25,9 @@ from agentalign.training.metrics import StepSums, forget_rows_after, means, shor
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan, clip_gradients
 from agentalign.training.step import Evaluated, Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces, rate_groups, tokens_of
-from agentalign.training.stopping import StopAskedError, StopRequest
+from agentalign.training.stopping import StopRequest
 from agentalign.training.trackers import Report
-from agentalign.training.tree_check import check_tree
+from agentalign.training.tree_check import check_first
 
 logger = logging.getLogger("agentalign")
 MAX_SKIPPED_STEPS = 3
@@ -196,7 +196,7 @@ class _Loop:
             mine = ranks.share(some, lambda micro: micro.tree.n_tokens)
             with self.model.using(one.adapter):
                 if mine and self.step == self.first_step and not self.checked:
-                    check_tree(self.model, mine[0].tree.to(self.model.device))
+                    check_first(self.model, mine[0].tree.to(self.model.device), [one for one, _ in batches], self.budget)
                     self.checked = True
                 for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in mine):
                     if ranks.world() == 1:
@@ -248,7 +248,7 @@ class _Loop:
         try:
             with self.stop.at_once():
                 return next(source, None)
-        except StopAskedError:
+        except ranks.StopAskedError:
             return self._stop()
 
     def gate_if_due(self) -> None:
@@ -259,7 +259,7 @@ class _Loop:
         try:
             with self.stop.at_once():
                 found = self.evaluate(self.step, self.first_metrics)
-        except StopAskedError:
+        except ranks.StopAskedError:
             self._stop()
         self._judge(found)
         if self.plan.save_every_steps and self.step > 0:

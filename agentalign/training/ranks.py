@@ -20,6 +20,19 @@ from agentalign.errors import AgentAlignError, TrainingError
 T = TypeVar("T")
 
 
+class StopAskedError(BaseException):
+    """Raised out of work that a request to end interrupts. Not an Exception: no handler of errors on its way may take it for one."""
+
+
+class _Group:
+    alone = False
+
+
+def alone() -> bool:
+    """Whether this process may break off by itself: it is the only one, or the others wait for what it does in `first`."""
+    return world() == 1 or _Group.alone
+
+
 def start() -> None:
     """Join the processes that a launcher started; nothing where there is one only."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
@@ -59,24 +72,27 @@ def gathered(value: T) -> list[T]:
 
 
 def first(work: Callable[[], T]) -> T:
-    """The result of the first process, which alone does the work; its error is raised in all.
+    """The result of the first process, which alone does the work; its error, or a request to end, is raised in all.
 
     Raises:
         TrainingError: the first process failed with an error that is not one of ours.
     """
     if world() == 1:
         return work()
-    box: list[tuple[T | None, AgentAlignError | None]] = [(None, None)]
+    box: list[tuple[T | None, AgentAlignError | StopAskedError | None]] = [(None, None)]
     if rank() > 0:
         dist.broadcast_object_list(box, src=0)
     else:
+        _Group.alone = True
         try:
             box = [(work(), None)]
-        except AgentAlignError as error:
+        except (AgentAlignError, StopAskedError) as error:
             box = [(None, error)]
         except Exception as error:
             dist.broadcast_object_list([(None, TrainingError(f"the first process failed: {type(error).__name__}: {error}"))], src=0)
             raise
+        finally:
+            _Group.alone = False
         dist.broadcast_object_list(box, src=0)
     result, failure = box[0]
     if failure is not None:

@@ -14,6 +14,9 @@ from agentalign.training.memory import halved
 from agentalign.training.model import Model
 from agentalign.training.tree import TreeBatch
 
+WORTH_SAYING = 1.5
+"""So many times the tokens that larger micro-batches would compute."""
+
 
 class Term(NamedTuple):
     """One part of a loss: a value per item, and its factor."""
@@ -66,6 +69,22 @@ def in_pieces(one: Pass, max_tokens: int, at_least: int) -> Sequence[MicroBatch]
 def tokens_of(passes: Sequence[Pass], max_tokens: int) -> int:
     """Distinct tokens that go through the network for a step in micro-batches of at most so many."""
     return sum(micro.tree.n_tokens for one in passes for micro in one.micro_batches(max_tokens))
+
+
+def larger_budget(passes: Sequence[Pass], max_tokens: int) -> str:
+    """Why the micro-batches are too small for what their runs share, and how large they should be; empty where they are not.
+
+    What many groups begin with stands once in each micro-batch. Where it fills one, every group is computed whole.
+    """
+    now = tokens_of(passes, max_tokens)
+    for budget in (2 * max_tokens, 4 * max_tokens):
+        then = tokens_of(passes, budget)
+        if WORTH_SAYING * then <= now:
+            return (
+                f"micro_batch_tokens: {max_tokens} is little for how much these runs begin with in common: a step computes {now:,} tokens, "
+                f"and {then:,} with {budget}, where memory allows."
+            )
+    return ""
 
 
 class Learner(NamedTuple):

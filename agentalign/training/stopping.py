@@ -12,10 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from agentalign.training import ranks
-
-
-class StopAskedError(BaseException):
-    """Raised out of the work of `at_once`. Not an Exception: no handler of errors on its way may take it for one."""
+from agentalign.training.ranks import StopAskedError
 
 
 class StopRequest:
@@ -37,10 +34,14 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a request raises StopAskedError wherever the work is; with several processes it waits, since the others wait for it."""
-        self._at_once = ranks.world() == 1
+        """Inside, a request raises StopAskedError wherever the work is.
+
+        Of several processes the first one alone can be interrupted, in work that the others wait for (the dev gate); all of them end then.
+        Elsewhere they would wait for each other, and the request is answered at the next step.
+        """
+        self._at_once = True
         try:
-            if self.asked and self._at_once:
+            if any(ranks.gathered(self.asked)):
                 raise StopAskedError
             yield
         finally:
@@ -48,5 +49,5 @@ class StopRequest:
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
-        if self._at_once:
+        if self._at_once and ranks.alone():
             raise StopAskedError

@@ -4,6 +4,7 @@ Two paths of a tree are scored by themselves, by transformers' own attention, an
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,11 +12,19 @@ from torch import Tensor
 from agentalign.training.attention import leaf_paths
 from agentalign.training.logprobs import token_logprobs
 from agentalign.training.model import Model
+from agentalign.training.step import Pass, larger_budget
 from agentalign.training.tree import TreeBatch
 
 logger = logging.getLogger("agentalign")
 TOLERANCE = {torch.float32: 1e-2, torch.float16: 0.3, torch.bfloat16: 0.7}
 """Largest difference of a token's log-prob, in nats, that rounding explains. A wrong attention is off by several."""
+
+
+def check_first(model: Model, batch: TreeBatch, passes: Sequence[Pass], max_tokens: int) -> None:
+    """What a training looks at once, before its first backward: that trees are right, and that its micro-batches let them share."""
+    check_tree(model, batch)
+    if model.tree_capable and (advice := larger_budget(passes, max_tokens)):
+        logger.warning(advice)
 
 
 @torch.no_grad()

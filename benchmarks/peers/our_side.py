@@ -4,7 +4,6 @@ python our_side.py JOB.json     # prints one JSON object: seconds and loss of ev
 """
 
 import json
-import resource
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from agentalign.recipes import dpo, reward, sft
 from agentalign.recipes.data import Part, Turn, sft_batches
 from agentalign.training.base import prepare_base
 from agentalign.training.engine import train
+from agentalign.training.memory import peak_memory
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered, RenderedTurn
 from agentalign.training.schedule import Plan
@@ -44,7 +44,7 @@ def main() -> None:
         plan = Plan(total_steps=job["steps"], schedule="constant", micro_batch_tokens=job["micro_batch_tokens"])
         train(model, [learner], steps, plan, folder=Path(folder))
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory(model.device)
     computed = [round(row["tokens_per_second"] * row["seconds"]) for row in rows]
     found = {"seconds": [row["seconds"] for row in rows], "losses": [row["loss"] for row in rows], "peak_gib": peak, "computed": computed}
     print(json.dumps(found))

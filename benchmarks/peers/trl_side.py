@@ -56,7 +56,7 @@ def main() -> None:
     common = {
         "output_dir": job["scratch"], "per_device_train_batch_size": job["batch"], "max_steps": job["steps"], "learning_rate": job["rate"],
         "lr_scheduler_type": "constant", "max_grad_norm": 1.0, "logging_steps": 1, "train_sampling_strategy": "sequential",
-        "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": job["bf16"], "gradient_checkpointing": False,
+        "save_strategy": "no", "report_to": "none", "use_cpu": job["device"] == "cpu", "bf16": job["bf16"], "gradient_checkpointing": False,
         "max_length": job["max_length"], "seed": 0, "disable_tqdm": True,
     }  # fmt: skip
     data = Dataset.from_list(job["rows"])
@@ -78,7 +78,8 @@ def main() -> None:
     else:
         trainer = trl.SFTTrainer(model=adapted, args=trl.SFTConfig(**common), **shared)
     trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    on_cpu = job["device"] == "cpu"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 if on_cpu else torch.cuda.max_memory_allocated() / 2**30
     print(json.dumps({"seconds": clock.seconds, "losses": clock.losses[: job["steps"]], "peak_gib": peak, "version": trl.__version__}))
 
 

@@ -25,7 +25,7 @@ from agentalign.training.quantize import fast_bf16
 from agentalign.training.render import Rendered, render
 
 STEPS, RATE, BETA, MAX_LENGTH = 4, 1e-4, 0.5, 8192
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PREFIX_TOKENS = 4096
 
 Row = dict[str, list[int]]
@@ -161,7 +161,7 @@ WORKLOADS = {
 def make_job(workload: str, recipe: str, base: str, scratch: Path) -> dict[str, Any]:
     """All that a side needs for one cell."""
     prepared = prepare_base(base, Project.create(Path.cwd()).cache)
-    model = Model.load(prepared, quantization="none", dtype=torch.float32)
+    model = Model.load(prepared, quantization="none", device="cpu", dtype=torch.float32)
     model.add_adapter("policy", r=16, alpha=32, seed=0)
     draw = torch.Generator().manual_seed(1)
     for key, tensor in sorted(model.adapter_tensors("policy").items()):
@@ -175,8 +175,8 @@ def make_job(workload: str, recipe: str, base: str, scratch: Path) -> dict[str, 
     rows = ROWS[recipe](groups)
     return {
         "base": str(prepared.folder), "adapter": str(scratch / "adapter"), "scratch": str(scratch / "trl"), "steps": STEPS, "rate": RATE,
-        "beta": BETA, "max_length": MAX_LENGTH, "bf16": fast_bf16(CPU), "threads": torch.get_num_threads(), "name": base, "recipe": recipe,
-        "rows": rows, "batch": len(rows) // STEPS, "size": len(groups[0]),
+        "beta": BETA, "max_length": MAX_LENGTH, "bf16": fast_bf16(DEVICE), "device": DEVICE.type,
+        "threads": torch.get_num_threads(), "name": base, "recipe": recipe, "rows": rows, "batch": len(rows) // STEPS, "size": len(groups[0]),
         "head": (torch.randn(width, generator=draw) / width**0.5).tolist(),
     }  # fmt: skip
 

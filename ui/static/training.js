@@ -218,7 +218,7 @@ async function promote(row, screen) {
       event.target.disabled = false;
     }
   };
-  box.append(h("div", { class: "sheet-box promote" }, h("h2", {}, "Promote ", visible(row.adapter)), h("p", { class: "dim" }, "It must pass its gate: unchanged files, sound weights, an evaluation, and not worse than production."), reason, answer, h("p", {}, h("button", { type: "button", onclick: ask("candidate") }, "Candidate"), " ", h("button", { type: "button", onclick: ask("production") }, "Production"), " ", h("button", { type: "button", class: "quiet", onclick: () => box.remove() }, "Cancel"))));
+  box.append(h("div", { class: "sheet-box promote" }, h("h2", {}, "Promote ", visible(row.adapter)), h("p", { class: "dim" }, "It must pass its gate: unchanged files, sound weights, an evaluation, a green deploy-check, and not worse than production."), reason, answer, h("p", {}, h("button", { type: "button", onclick: ask("candidate") }, "Candidate"), " ", h("button", { type: "button", onclick: ask("production") }, "Production"), " ", h("button", { type: "button", class: "quiet", onclick: () => box.remove() }, "Cancel"))));
   screen.root.append(box);
   reason.focus();
 }
