@@ -151,6 +151,8 @@ def _entries(lane: Lane) -> list[views.Entry]:
     if not lane.messages:
         return []
     found = views.timeline(lane.messages, steps_of(lane.messages))
-    if lane.proposals:  # they stand below, with what they wait for
-        found[-1] = found[-1].model_copy(update={"calls": []})
-    return found
+    if not lane.proposals:
+        return found
+    # The calls stand below, with what they wait for; a turn of nothing else has nothing to show here yet.
+    last = found[-1].model_copy(update={"calls": []})
+    return [*found[:-1], last] if last.text or last.reasoning else found[:-1]

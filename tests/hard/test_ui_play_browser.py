@@ -54,7 +54,7 @@ def test_a_call_is_changed_and_the_chat_kept_by_keyboard(page: Page, project: Pr
     page.keyboard.press("Enter")
     state(page, "waits for you")
     page.keyboard.press("e")
-    expect(page.locator("form.decide textarea")).to_be_focused(timeout=PATIENCE)
+    expect(page.locator("form.call-form textarea")).to_be_focused(timeout=PATIENCE)
     page.keyboard.press("Control+a")
     page.keyboard.type('{"item": "kite", "colour": "<img src=x onerror=window.pwned=1>"}')
     page.keyboard.press("Control+Enter")
@@ -64,12 +64,11 @@ def test_a_call_is_changed_and_the_chat_kept_by_keyboard(page: Page, project: Pr
         page.keyboard.press("d")
         page.keyboard.type("Stop.")
         page.keyboard.press("Control+Enter")
-        expect(page.locator("form.decide, .entry.live")).to_have_count(0, timeout=PATIENCE)
+        expect(page.locator("form.call-form, .entry.live")).to_have_count(0, timeout=PATIENCE)
     expect(page.locator(".lane .args").first).to_contain_text("<img", timeout=PATIENCE)
     page.keyboard.press("g")
     page.keyboard.press("q")
     page.keyboard.press("k")
-    state(page, "kept") if page.locator(".speak:visible").count() else None
     expect(page.locator('.run-head a[href^="#/run/"]')).to_be_visible(timeout=PATIENCE)
     with Store(project.store_url) as store:
         (run,) = store.trajectories(RunFilter(origin_kind="chat"))
@@ -98,7 +97,7 @@ def test_two_sides_answer_hostile_words_and_are_named_after_the_vote(page: Page,
         page.keyboard.press("w")
         page.keyboard.type("none left")
         page.keyboard.press("Control+Enter")
-        expect(page.locator("form.decide, .entry.live")).to_have_count(0, timeout=PATIENCE)
+        expect(page.locator("form.call-form, .entry.live")).to_have_count(0, timeout=PATIENCE)
     page.keyboard.press("4")
     expect(page.locator(".lane h2 .chip")).to_have_count(2, timeout=PATIENCE)
     with Store(project.store_url) as store:

@@ -192,7 +192,7 @@ function ask(box, label, value, verb, give, mono = false, mayFail = false) {
   const form = h(
     "form",
     {
-      class: "decide",
+      class: "call-form",
       onsubmit: (event) => (event.preventDefault(), submit()),
       onkeydown: (event) => {
         if (event.key === "Escape") form.remove();
