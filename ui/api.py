@@ -133,11 +133,7 @@ def create_api(project: Project, *, rater: str, team: bool = False, home: str | 
     add_queue(app, project, house.store, rules)
     add_team(app, accounts, signer, secure=bool(home and home.startswith("https://")))
     app.include_router(inspect_routes(house.store))
-<<<<<<< HEAD
-    from agentalign.ui import agreement_api, correct_api, lineage_api, play_api, training_api  # they stand on this module
-=======
-    from agentalign.ui import agreement_api, compare_api, correct_api, lineage_api, training_api  # they stand on this module
->>>>>>> main
+    from agentalign.ui import agreement_api, compare_api, correct_api, lineage_api, play_api, training_api  # they stand on this module
 
     agreement_api.add(app, house)
     compare_api.add(app, house)

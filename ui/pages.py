@@ -23,11 +23,8 @@ HEAD = """
 <link rel="stylesheet" href="/ui/training.css">
 <link rel="stylesheet" href="/ui/agreement.css">
 <link rel="stylesheet" href="/ui/judge.css">
-<<<<<<< HEAD
 <link rel="stylesheet" href="/ui/play.css">
-=======
 <link rel="stylesheet" href="/ui/compare.css">
->>>>>>> main
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 """

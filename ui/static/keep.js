@@ -1,16 +1,7 @@
 // What becomes of a chat: a vote between two sides, or marks on the one, and the run that is kept.
 
+import { SCALE } from "./ballot.js";
 import { h, visible } from "./dom.js";
-
-// As in comparing: [what is sent, its key, its words].
-const CHOICES = [
-  ["left_far", "1", "A far better"],
-  ["left", "2", "A better"],
-  ["tie", "3", "Equal"],
-  ["right", "4", "B better"],
-  ["right_far", "5", "B far better"],
-  ["both_bad", "0", "Both bad"],
-];
 
 /** The vote that keeps a pair and tells who was who: {box, keys}. */
 export function voteBar(keep) {
@@ -19,9 +10,9 @@ export function voteBar(keep) {
     for (const button of buttons) button.disabled = true;
     if (!(await keep({ choice, note: note.value }))) for (const button of buttons) button.disabled = false;
   };
-  const buttons = CHOICES.map(([choice, key, text]) => h("button", { type: "button", class: "choice", "data-choice": choice, onclick: () => vote(choice) }, h("kbd", {}, key), text));
+  const buttons = SCALE.map(([choice, key, text]) => h("button", { type: "button", class: "choice", "data-choice": choice, onclick: () => vote(choice) }, h("kbd", {}, key), text));
   const box = h("footer", { class: "choices", "aria-label": "Which side is better? Voting keeps both and tells who they are" }, buttons, note);
-  return { box, keys: [...CHOICES.map(([choice, key, text]) => ({ keys: [key], label: key, does: `${text}: keep both, and be told who they are`, act: () => buttons[0].disabled || vote(choice) })), { keys: ["m"], label: "m", does: "note", act: () => note.focus() }] };
+  return { box, keys: [...SCALE.map(([choice, key, text]) => ({ keys: [key], label: key, does: `${text}: keep both, and be told who they are`, act: () => buttons[0].disabled || vote(choice) })), { keys: ["m"], label: "m", does: "note", act: () => note.focus() }] };
 }
 
 /** Marks by the team's criteria, and the button that keeps the run: {box, keys}. */
