@@ -150,6 +150,7 @@ def test_every_call_waits_and_a_changed_one_is_what_was_done_with_the_agents_own
     step = found.steps[0]
     assert step.message.tool_calls[0].arguments == '{"colour":"plaid","item":"kite"}'
     assert (step.results[0].content, step.results[0].error) == ("no such item.", True)
+    assert found.task_id is None, "checks would hold against the agent what a person did"
     did = json.loads(found.metadata)["chat"]["changes"][0]
     assert (did["did"], did["call"], did["arguments"]) == ("edited", call["id"], call["arguments"])
     assert tokens is None or step.message_index not in [turn.message_index for turn in tokens.turns]
@@ -199,7 +200,7 @@ def test_own_words_on_a_task_are_no_attempt_at_it(ada: TestClient, store: Store)
     (run,) = ada.post(f"/api/play/chats/{id}/keep", json={}).json()["runs"]
     found = store.trajectory(run)
     assert (found.task_id, found.messages[1].content) == (None, "I want a red kite.")
-    assert json.loads(found.metadata)["chat"]["environment_of"] == task
+    assert json.loads(found.metadata)["chat"]["world_of"] == task
 
 
 def test_nobody_is_told_who_is_on_which_side_before_the_vote(ada: TestClient, store: Store) -> None:
@@ -292,3 +293,19 @@ def test_without_its_model_a_chat_says_so_and_can_still_be_kept(clients: dict[st
     assert store.trajectory(run).steps[0].results[0].error
     lea.post("/api/play/model", json={"adapter": "toy_desk@2"})
     assert until(lambda: lea.get("/api/play").json()["model"], lambda model: model["state"] != "loading")["state"] == "ready"
+
+
+def test_the_tasks_own_customer_may_answer_and_only_then_is_it_an_attempt(ada: TestClient, store: Store) -> None:
+    task = next(task for task in load_taskset(TINY.parent / "toy_desk").tasks("train") if task.family == "unclear")
+    kept = []
+    for speaks in (False, True):
+        id = begin(ada, task=task.id, ask=False)
+        (lane,) = rests(ada, id)["lanes"]
+        assert lane["customer"] == f"In {task.values['colour']}, please.", lane
+        if speaks:
+            assert ada.post(f"/api/play/chats/{id}/customer", json={}).status_code == 200
+            (lane,) = rests(ada, id)["lanes"]
+            assert (lane["customer"], lane["entries"][3]["text"]) == (None, f"In {task.values['colour']}, please.")
+            assert ada.post(f"/api/play/chats/{id}/customer", json={}).status_code == 422
+        kept += ada.post(f"/api/play/chats/{id}/keep", json={}).json()["runs"]
+    assert [store.trajectory(run).task_id for run in kept] == [None, task.id]

@@ -66,6 +66,7 @@ RULES = (
     Rule("POST", "/api/play/chats", "rater"),
     Rule("GET", "/api/play/chats/{chat}", "rater", is_own=True),
     Rule("POST", "/api/play/chats/{chat}/say", "rater", is_own=True),
+    Rule("POST", "/api/play/chats/{chat}/customer", "rater", is_own=True),
     Rule("POST", "/api/play/chats/{chat}/call", "rater", is_own=True),
     Rule("POST", "/api/play/chats/{chat}/stop", "rater", is_own=True),
     Rule("POST", "/api/play/chats/{chat}/resume", "rater", is_own=True),

@@ -196,6 +196,13 @@ def _talking(app: FastAPI, house: House, room: Room) -> None:
         found.say(wanted.words)
         return _shown(house, found)
 
+    @app.post("/api/play/chats/{chat}/customer")
+    def customer(rater: Rater, chat: RunId) -> Response:
+        """Let the task's customer answer."""
+        found = own(room, chat, rater)
+        found.let_customer_say()
+        return _shown(house, found)
+
     @app.post("/api/play/chats/{chat}/call")
     def call(rater: Rater, chat: RunId, wanted: CallIn) -> Response:
         """Decide about a call."""

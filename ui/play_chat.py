@@ -87,7 +87,20 @@ class Chat:
                 raise DataError("the agent is not done yet, or can say no more. Wait, answer its calls, or stop it; then speak.")
             for lane in self.lanes:
                 lane.messages.append(Message(role="user", content=words))
+                lane.customer, lane.has_own_words = None, True
             self._go(self.lanes)
+
+    def let_customer_say(self) -> None:
+        """Let the task's customer answer, on every side where they have something to say."""
+        with self.lock:
+            self._require_going()
+            lanes = [lane for lane in self.lanes if lane.customer is not None and lane.state == "ready"]
+            if not lanes:
+                raise DataError("the task's customer has nothing to say now. Say something yourself, or keep the chat.")
+            for lane in lanes:
+                lane.messages += [lane.customer] if lane.customer is not None else []
+                lane.customer = None
+            self._go(lanes)
 
     def decide(self, side: int, call: str, decision: Decision, arguments: str, words: str, *, error: bool) -> None:
         """What is to become of a call.
@@ -154,7 +167,9 @@ class Chat:
                 raise DataError("the agent is still at work. Wait, or stop it; then keep the chat.")
             if any(lane.steps == 0 for lane in self.lanes):
                 raise DataError("the agent has said nothing yet, so there is no run to keep. Let it answer, or discard the chat.")
-            return tuple(lane.run(self.about, time.monotonic() - self._began) for lane in self.lanes)
+            # Two sides are two runs of one thing, or their preference would be about nothing.
+            is_attempt = self._pool is not None and all(lane.is_attempt for lane in self.lanes)
+            return tuple(lane.run(self.about, time.monotonic() - self._began, is_attempt=is_attempt) for lane in self.lanes)
 
     def tokens_of(self, runs: Sequence[Trajectory]) -> list[TokenRecord]:
         """The tokens of its runs."""
@@ -171,7 +186,7 @@ class Chat:
         self.touched = time.monotonic()
 
     def _edit(self, lane: Lane, proposal: Proposal, arguments: str) -> None:
-        offered = offered_tools(lane.run(self.about, None))
+        offered = offered_tools(lane.run(self.about, None, is_attempt=False))
         require_fit(proposal.call.name, arguments, offered)
         lane.make(proposal, ToolCall(id=proposal.call.id, name=proposal.call.name, arguments=arguments))
 
@@ -214,7 +229,8 @@ class Chat:
         if self._pool is None or self.about.task is None:
             return [*system, *own]
         said = self._pool.reset(lane.slot, self.about.task)
-        return [*system, *(own if self.about.own_words else said)]
+        lane.has_own_words = bool(own)
+        return [*system, *(own or said)]
 
     def _work(self, lane: Lane) -> None:
         try:
@@ -252,16 +268,26 @@ class Chat:
                 self.seen += 1
             else:
                 chosen = None
-                if lane.steps >= self._taskset.limits.max_turns:
-                    lane.stop = StopReason.MAX_TURNS if lane.waits_for_agent else StopReason.ANSWERED
-                    return True
-                if not lane.waits_for_agent:
-                    return self._rest(lane, "ready")
-        if chosen is None:
+                asks = self._pool is not None and not lane.has_own_words and lane.asked_at != len(lane.messages)
+                if lane.waits_for_agent or not asks:
+                    if lane.steps >= self._taskset.limits.max_turns:
+                        lane.stop = StopReason.MAX_TURNS if lane.waits_for_agent else StopReason.ANSWERED
+                        return True
+                    if not lane.waits_for_agent:
+                        return self._rest(lane, "ready")
+        if chosen is not None:
+            self._call(lane, chosen)
+        elif lane.waits_for_agent:
             self._write(lane)
         else:
-            self._call(lane, chosen)
+            self._ask_customer(lane)
         return True
+
+    def _ask_customer(self, lane: Lane) -> None:
+        """What the task's customer would say to this; asked once, for an environment remembers that it was."""
+        said = self._pool.reply(lane.slot, lane.messages) if self._pool is not None else None
+        with self.lock:
+            lane.customer, lane.asked_at = said, len(lane.messages)
 
     def _call(self, lane: Lane, proposal: Proposal) -> None:
         """Run a call, or find what came of it, or leave it to a person."""

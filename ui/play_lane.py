@@ -60,6 +60,12 @@ class Lane:
     attempt: int = 0
     """How often a turn was begun, for its random stream."""
     pen: "Pen | None" = None
+    customer: Message | None = None
+    """What the task's own customer would say now; None where they have nothing more to say, or there is none."""
+    asked_at: int = -1
+    """How many messages there were when the customer was asked."""
+    has_own_words: bool = False
+    """A person said something here that the task's customer had not said."""
 
     @property
     def steps(self) -> int:
@@ -75,6 +81,21 @@ class Lane:
     def can_go_on(self) -> bool:
         """It rests where the agent would have the word."""
         return self.state in ("stopped", "failed") and self.stop is None and self.waits_for_agent
+
+    @property
+    def is_attempt(self) -> bool:
+        """It went as the task goes by itself: to its end, in the customer's words, and nobody decided what a call does."""
+        by_people = any(change["did"] not in ("approved", "replayed") for change in self.changes)
+        return (
+            not self.has_own_words and not by_people and self.customer is None and self.ended not in (StopReason.UNKNOWN, StopReason.ERROR)
+        )
+
+    @property
+    def ended(self) -> StopReason:
+        """Why the run that it is now ends where it does."""
+        last = self.messages[-1]
+        answered = last.role == "assistant" and not last.tool_calls and not last.malformed
+        return self.stop or (StopReason.ANSWERED if answered else StopReason.UNKNOWN)
 
     def note(self, proposal: Proposal, did: Did) -> None:
         """Remember what was done to a call."""
@@ -97,28 +118,32 @@ class Lane:
         proposal.result = Message(role="tool", content=content, tool_call_id=made.id, name=made.name, error=error)
         proposal.state = "done"
 
-    def run(self, about: "About", seconds: float | None) -> Trajectory:
-        """What happened here, as a run."""
-        messages = [*self.messages, *(p.result for p in self.proposals if p.result is not None)]
-        answered = messages[-1].role == "assistant" and not messages[-1].tool_calls and not messages[-1].malformed
-        stop = self.stop or (StopReason.ANSWERED if answered else StopReason.UNKNOWN)
+    def run(self, about: "About", seconds: float | None, *, is_attempt: bool) -> Trajectory:
+        """What happened here, as a run.
+
+        Args:
+            is_attempt: the task may be judged by it. Else its checks would hold against the agent what people did.
+        """
+        task, stop = about.task, self.ended
+        attempted = task if is_attempt else None
         said: dict[str, JsonValue] = {"tools": about.tools_by, "changes": list[JsonValue](self.changes), "temperature": about.temperature}
-        task = about.task
         labels: dict[str, JsonValue] = {}
-        if task is not None:
-            labels = {"task": json.loads(task.data), "tags": list(task.tags), "unseen": task.unseen}
+        if attempted is not None:
+            labels = {"task": json.loads(attempted.data), "tags": list(attempted.tags), "unseen": attempted.unseen}
+        elif task is not None:
+            said["world_of"] = task.id
         return Trajectory(
             taskset=about.taskset,
-            messages=tuple(messages),
+            messages=(*self.messages, *(p.result for p in self.proposals if p.result is not None)),
             tools=about.tools,
             origin=Origin(kind="chat", reference=self.version, task=about.chat, seed=about.seed),
-            task_id=task.id if task and not about.own_words else None,
-            family=task.family if task and not about.own_words else "",
+            task_id=attempted.id if attempted else None,
+            family=attempted.family if attempted else "",
             split=task.split if task else "",
             stop_reason=stop,
             error=self.problem if stop is StopReason.ERROR else "",
             seconds=seconds,
-            metadata=canonical_json({"chat": said | ({"environment_of": task.id} if task and about.own_words else {}), **labels}),
+            metadata=canonical_json({"chat": said, **labels}),
             created=now(),
         )
 
@@ -136,7 +161,5 @@ class About:
     tools: str
     tools_by: Literal["live", "replay", "hand"]
     task: Task | None
-    own_words: bool
-    """The person said the first words, not the task: then the run is no attempt at the task, however its world looks."""
     seed: int
     temperature: float

@@ -81,7 +81,7 @@ class Room:
         task = self._task(taskset, wish)
         about = About(
             chat=secrets.token_hex(16), taskset=taskset.name, tools=taskset.tools if wish.source is None else wish.source.tools,
-            tools_by=wish.tools_by, task=task, own_words=bool(wish.words.strip()), seed=secrets.randbits(31), temperature=wish.temperature,
+            tools_by=wish.tools_by, task=task, seed=secrets.randbits(31), temperature=wish.temperature,
         )  # fmt: skip
         chat = Chat(owner, about, taskset, wish.sides, source=wish.source, ask=wish.ask, engine=engine)
         with self._lock:

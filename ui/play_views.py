@@ -39,6 +39,8 @@ class LaneView(BaseModel):
     problem: str
     stop: str
     can_go_on: bool
+    customer: str | None
+    """What the task's customer would say now."""
     changes: list[str]
     """What people did to calls, a line each."""
     proposals: list[ProposalView]
@@ -141,6 +143,7 @@ def _lane(lane: Lane, known: bool) -> LaneView:
         problem=lane.problem,
         stop="" if lane.stop is None else lane.stop.value,
         can_go_on=lane.can_go_on and not lane.busy,
+        customer=lane.customer.content if lane.customer and lane.state == "ready" else None,
         changes=[f"step {one['step']}: {one['name']} {one['did']}" for one in lane.changes],
         proposals=proposals,
         entries=None if known else _entries(lane),

@@ -69,11 +69,12 @@ function build(screen, chat) {
   nodes.send = h("button", { type: "button", class: "main", onclick: () => send(screen) }, "Send ", h("kbd", {}, "Enter"));
   nodes.stop = h("button", { type: "button", onclick: () => act(screen, "stop") }, "Stop ", h("kbd", {}, "s"));
   nodes.resume = h("button", { type: "button", onclick: () => act(screen, "resume") }, "Go on ", h("kbd", {}, "r"));
+  nodes.customer = h("button", { type: "button", onclick: () => act(screen, "customer") }, "Customer answers ", h("kbd", {}, "c"));
   nodes.lanes = h("div", { class: "lanes" + (chat.lanes.length > 1 ? " two" : "") }, screen.lanes.map((lane) => lane.box));
   nodes.words.addEventListener("input", () => {
     nodes.words.rows = Math.min(8, nodes.words.value.split("\n").length + 1);
   });
-  nodes.speak = h("footer", { class: "speak" }, nodes.state, nodes.words, nodes.send, nodes.stop, nodes.resume);
+  nodes.speak = h("footer", { class: "speak" }, nodes.state, nodes.words, nodes.send, nodes.customer, nodes.stop, nodes.resume);
   nodes.end = h("div", { class: "chat-end" });
   screen.view.append(nodes.head, nodes.lanes, nodes.speak, nodes.end);
 }
@@ -92,6 +93,7 @@ function update(screen, chat) {
   nodes.send.disabled = !mayTalk;
   nodes.stop.hidden = !busy;
   nodes.resume.hidden = busy || chat.kept || !chat.lanes.some((lane) => lane.can_go_on);
+  nodes.customer.hidden = busy || chat.kept || !chat.lanes.some((lane) => lane.customer !== null);
   const state = chat.kept ? "kept" : chat.problem || [...new Set(chat.lanes.map(stateText))].join(" · ");
   if (nodes.state.textContent !== state) nodes.state.textContent = state;
   nodes.state.classList.toggle("fault", Boolean(chat.problem));
@@ -146,7 +148,7 @@ function drawLane(screen, lane, index) {
     own.known = texts;
   }
   // What a person is typing into stays as it is until the calls themselves change.
-  const shown = JSON.stringify([lane.proposals, lane.problem, lane.stop, lane.changes, lane.state === "writing"]);
+  const shown = JSON.stringify([lane.proposals, lane.problem, lane.stop, lane.changes, lane.state === "writing", lane.customer]);
   if (shown !== own.shown) {
     own.shown = shown;
     own.live = lane.state === "writing" && h("article", { class: "entry step live" }, h("header", {}, h("span", { class: "role" }, h("b", {}, "Agent"))), h("div", { class: "content" }, h("pre", { class: "text" })));
@@ -154,6 +156,7 @@ function drawLane(screen, lane, index) {
       ...[
         ...lane.proposals.map((call) => proposal(screen, index, call)),
         own.live,
+        lane.customer !== null && h("p", { class: "dim customer" }, "The task's customer would say: ", visible(lane.customer)),
         lane.problem && h("p", { class: "fault" }, visible(lane.problem)),
         lane.stop && lane.state === "over" && h("p", { class: "dim" }, `It ended here: ${lane.stop.replace("_", " ")}.`),
         lane.changes.length > 0 && h("p", { class: "dim changes" }, visible(lane.changes.join("; "))),
@@ -244,6 +247,7 @@ function keysOf(screen) {
   const press = (name) => screen.view.querySelector(`.call-wait [data-act="${name}"]`)?.click();
   return [
     { keys: ["i"], label: "i", does: "write to the agent (Enter sends, Shift+Enter breaks the line)", act: () => screen.nodes.words.focus() },
+    { keys: ["c"], label: "c", does: "let the task's customer answer", act: () => !screen.nodes.customer.hidden && act(screen, "customer") },
     { keys: ["s"], label: "s", does: "stop", act: () => !screen.nodes.stop.hidden && act(screen, "stop") },
     { keys: ["r"], label: "r", does: "go on after a stop", act: () => !screen.nodes.resume.hidden && act(screen, "resume") },
     { keys: ["a"], label: "a", does: "approve the call that waits", act: () => press("approve") },
