@@ -296,7 +296,7 @@ def test_without_its_model_a_chat_says_so_and_can_still_be_kept(clients: dict[st
 
 
 def test_the_tasks_own_customer_may_answer_and_only_then_is_it_an_attempt(ada: TestClient, store: Store) -> None:
-    task = next(task for task in load_taskset(TINY.parent / "toy_desk").tasks("train") if task.family == "unclear")
+    task = load_taskset(TINY.parent / "toy_desk").task("train-00104")  # no colour is said, and the model asks for it
     kept = []
     for speaks in (False, True):
         id = begin(ada, task=task.id, ask=False)
