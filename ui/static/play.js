@@ -13,7 +13,7 @@ const TOOLS = [
   ["hand", "are answered by me", "Every call asks you what comes back."],
 ];
 // What was chosen last, for the next chat of this visit.
-const chosen = { two: false, left: "", right: "", taskset: "", tools: "live", task: "", run: "", ask: true, temperature: "0" };
+const chosen = { two: false, left: "", right: "", taskset: "", tools: "live", task: "", run: "", ask: true, temperature: "0", words: "" };
 
 export async function showPlay(view, place) {
   if (place.id) return showChat(view, place);
@@ -94,7 +94,7 @@ function fields(model, tasksets, redraw) {
   const select = (name, label, values) => h("label", {}, h("span", { class: "dim" }, label), h("select", { name, onchange: (event) => ((chosen[name] = event.target.value), name === "taskset" && redraw(name)) }, values.map((value) => h("option", { value, selected: value === chosen[name] }, visible(value)))));
   const input = (name, label, more = {}) => h("label", {}, h("span", { class: "dim" }, label), h("input", { name, type: "text", class: "field", value: chosen[name], oninput: (event) => (chosen[name] = event.target.value), ...more }));
   const tick = (name, label) => h("label", { class: "tick" }, h("input", { name, type: "checkbox", checked: chosen[name], onchange: (event) => ((chosen[name] = event.target.checked), redraw(name)) }), label);
-  const words = h("label", { class: "wide" }, h("span", { class: "dim" }, chosen.tools === "hand" ? "first words" : "first words; empty takes the task's own"), h("textarea", { name: "words", class: "field", rows: 3, maxLength: 20000 }));
+  const words = h("label", { class: "wide" }, h("span", { class: "dim" }, chosen.tools === "hand" ? "first words" : "first words; empty takes the task's own"), h("textarea", { name: "words", class: "field", rows: 3, maxLength: 20000, value: chosen.words, oninput: (event) => (chosen.words = event.target.value) }));
   const tasks = h("datalist", { id: "aa-play-tasks" });
   if (chosen.tools === "live") listTasks(tasks);
   return [
@@ -125,10 +125,12 @@ async function begin(screen, box) {
   const button = box.querySelector("button.main");
   button.disabled = true;
   const { tools } = chosen;
-  const words = box.querySelector('[name="words"]')?.value ?? "";
+  const words = tools === "replay" ? "" : chosen.words;
   const body = { sides: chosen.two ? [chosen.left, chosen.right] : [chosen.left], taskset: tools === "replay" ? "" : chosen.taskset, tools, task: tools === "live" ? chosen.task.trim() : "", run: tools === "replay" ? chosen.run.trim() : null, words, ask: chosen.ask, temperature: Number(chosen.temperature.replace(",", ".")) };
   try {
-    go("play", (await read("/api/play/chats", body)).id);
+    const { id } = await read("/api/play/chats", body);
+    chosen.words = "";
+    go("play", id);
   } catch (error) {
     notice(screen.place.root, error.message);
     button.disabled = false;
