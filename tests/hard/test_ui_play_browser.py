@@ -48,6 +48,11 @@ def state(page: Page, text: str) -> None:
     expect(page.locator(".chat-state")).to_contain_text(text, timeout=PATIENCE)
 
 
+def rests(page: Page) -> None:
+    """No side is at work."""
+    expect(page.locator(".speak button", has_text="Stop")).to_be_hidden(timeout=PATIENCE)
+
+
 def test_a_call_is_changed_and_the_chat_kept_by_keyboard(page: Page, project: Project) -> None:
     page.goto("/#/play")
     page.locator(".new-chat button.main").focus()
@@ -60,11 +65,13 @@ def test_a_call_is_changed_and_the_chat_kept_by_keyboard(page: Page, project: Pr
     page.keyboard.press("Control+Enter")
     expect(page.locator(".changes")).to_contain_text("order edited", timeout=PATIENCE)
     expect(page.locator(".call-wait.running, .entry.live")).to_have_count(0, timeout=PATIENCE)
+    rests(page)
     while page.locator(".call-wait.asked").count():
         page.keyboard.press("d")
         page.keyboard.type("Stop.")
         page.keyboard.press("Control+Enter")
-        expect(page.locator("form.call-form, .entry.live")).to_have_count(0, timeout=PATIENCE)
+        expect(page.locator("form.call-form")).to_have_count(0, timeout=PATIENCE)
+        rests(page)
     expect(page.locator(".lane .args").first).to_contain_text("<img", timeout=PATIENCE)
     page.keyboard.press("g")
     page.keyboard.press("q")
@@ -91,13 +98,15 @@ def test_two_sides_answer_hostile_words_and_are_named_after_the_vote(page: Page,
     expect(page.locator(".entry.user .esc").first).to_have_text("\\u202e", timeout=PATIENCE)
     expect(page.locator(".entry.step").nth(1)).to_be_visible(timeout=PATIENCE)
     assert "toy_desk@" not in page.locator(".aa").inner_text()
+    rests(page)
     for _ in range(8):  # what the model calls is answered until it has said its word
         if not page.locator(".call-wait.wanting").count():
             break
         page.keyboard.press("w")
         page.keyboard.type("none left")
         page.keyboard.press("Control+Enter")
-        expect(page.locator("form.call-form, .entry.live")).to_have_count(0, timeout=PATIENCE)
+        expect(page.locator("form.call-form")).to_have_count(0, timeout=PATIENCE)
+        rests(page)
     page.keyboard.press("4")
     expect(page.locator(".lane h2 .chip")).to_have_count(2, timeout=PATIENCE)
     with Store(project.store_url) as store:
