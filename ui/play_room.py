@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, find_taskset, load_taskset
 from agentalign.errors import DataError
-from agentalign.records.base import digest, now
+from agentalign.records.base import digest
 from agentalign.records.criterion import Score
+from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.store.store import Store
 from agentalign.ui.api import House
-from agentalign.ui.compare import Choice, Draw, preference_of
+from agentalign.ui.compare import STRENGTH, Choice
 from agentalign.ui.play_chat import Chat
 from agentalign.ui.play_lane import About
 from agentalign.ui.play_model import Stage
@@ -158,11 +159,25 @@ def keep(store: Store, chat: Chat, *, choice: Choice | None, scores: Sequence[Sc
     if scores:
         store.add_scores(scores)
     if choice is not None:
-        left, right = runs
-        draw = Draw(rater=chat.owner, taskset=chat.about.taskset, left=left.id, right=right.id, time=now())
-        store.add_preferences([preference_of(draw, choice, id=digest(["chat", chat.id]), note=note)])
+        store.add_preferences([_vote(chat, runs, choice, note)])
     if queue:
         store.queue_items.add([run.id for run in runs])
     # Names are told from here on: after everything is committed.
     chat.kept = True
     chat.seen += 1
+
+
+def _vote(chat: Chat, runs: Sequence[Trajectory], choice: Choice, note: str) -> Preference:
+    items = tuple(Item(run.id) for run in runs)
+    return Preference(
+        taskset=chat.about.taskset,
+        items=items[::-1] if choice in ("right", "right_far") else items,
+        strength=STRENGTH[choice],
+        tie=choice == "tie",
+        both_bad=choice == "both_bad",
+        left=runs[0].id,
+        source="human",
+        rater=chat.owner,
+        note=note,
+        id=digest(["chat", chat.id]),
+    )
