@@ -189,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ref", nargs="?", help="an adapter, such as order_desk@2; without one nothing is measured")
     parser.add_argument("--tasks", type=int, default=20, help="held-out tasks (default 20)")
+    parser.add_argument("--only", metavar="WORD", default="", help="only ways whose name has this in it, such as llama")
     parser.add_argument("--full", action="store_true", help="every held-out task")
     parser.add_argument("--llama-server", type=Path, help="llama.cpp's llama-server")
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_lora_to_gguf.py")
@@ -216,6 +217,8 @@ def main() -> None:
             "vLLM, base not rounded": lambda: vllm(bench, arguments.vllm),
         }
         for way, measure in ways.items():
+            if arguments.only not in way:
+                continue
             try:
                 rows.append(measure())
             except (AgentAlignError, OSError) as error:
