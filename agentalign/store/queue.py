@@ -9,10 +9,11 @@ but fills no place.
 
 import secrets
 from collections.abc import Collection
+from itertools import count
 from random import Random
 from typing import Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, ScalarSelect, Select, and_, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, ScalarSelect, Select, and_, exists, func, or_, select, text
 
 from agentalign.errors import DataError
 from agentalign.records.base import digest
@@ -30,6 +31,9 @@ FINISHED: tuple[State, ...] = ("done", "late", "skipped")
 
 LOOK_AHEAD = 64
 """Among so many of the most urgent runs one is drawn by person, so that not all raters meet them in one order."""
+
+PEEK = 256
+"""Items that are looked at together, until LOOK_AHEAD of them are found."""
 
 CLOSE = 0.05
 """Priorities that differ by less are equal."""
@@ -240,11 +244,11 @@ def clock(connection: Connection) -> float:
     return float(connection.execute(text("SELECT (julianday('now') - 2440587.5) * 86400.0")).scalar_one())
 
 
-def busy(now: float) -> ScalarSelect[int]:
-    """How many places of an item in `queue_items` are taken: normal answers, and normal leases that live."""
+def busy(now: float, among: FromClause = queue_items) -> ScalarSelect[int]:
+    """How many places of an item in `queue_items`, or in a part of it, are taken: normal answers, and normal leases that live."""
     holding = or_(assignments.c.state == "done", and_(assignments.c.state == "open", assignments.c.expires > now))
     query = select(func.count()).select_from(assignments)
-    return query.where(assignments.c.item == queue_items.c.item, assignments.c.kind == "normal", holding).scalar_subquery()
+    return query.where(assignments.c.item == among.c.item, assignments.c.kind == "normal", holding).scalar_subquery()
 
 
 def _is_open_for(person: str) -> ColumnElement[bool]:
@@ -282,14 +286,23 @@ def assignment_of(row: Row[*tuple[object, ...]], now: float) -> Assignment:
 
 def _normal(connection: Connection, person: str, taskset: str | None, now: float) -> str | None:
     """The most urgent item with a free place that this person never had; among equally urgent ones each person meets their own order."""
-    had = exists().where(assignments.c.item == queue_items.c.item, assignments.c.person == person, assignments.c.kind == "normal")
-    query = select(queue_items.c.item, queue_items.c.priority)
-    query = query.where(queue_items.c.status == "open", queue_items.c.gold == "", ~had, busy(now) < queue_items.c.overlap, *_of(taskset))
-    found = connection.execute(query.order_by(queue_items.c.priority.desc(), queue_items.c.seq).limit(LOOK_AHEAD)).all()
+    found: list[Row[str, float, bool]] = []
+    for start in count(0, PEEK):
+        # Places are counted for the most urgent only: in a queue of ten thousand items that is most of the work.
+        some = select(queue_items).where(queue_items.c.status == "open", queue_items.c.gold == "", *_of(taskset))
+        urgent = some.order_by(queue_items.c.priority.desc(), queue_items.c.seq).limit(PEEK).offset(start).subquery()
+        had = exists().where(assignments.c.item == urgent.c.item, assignments.c.person == person, assignments.c.kind == "normal")
+        is_free = and_(~had, busy(now, urgent) < urgent.c.overlap).label("is_free")
+        looked_at = connection.execute(
+            select(urgent.c.item, urgent.c.priority, is_free).order_by(urgent.c.priority.desc(), urgent.c.seq)
+        ).all()
+        found += [row for row in looked_at if row.is_free]
+        if len(found) >= LOOK_AHEAD or len(looked_at) < PEEK:
+            break
     if not found:
         return None
-    urgent: list[str] = [row.item for row in found if row.priority >= found[0].priority - CLOSE]
-    return min(urgent, key=lambda item: digest([person, item]), default=None)
+    equal: list[str] = [row.item for row in found[:LOOK_AHEAD] if row.priority >= found[0].priority - CLOSE]
+    return min(equal, key=lambda item: digest([person, item]), default=None)
 
 
 def _gold(connection: Connection, person: str, taskset: str | None, chance: Random) -> str | None:

@@ -29,7 +29,11 @@ async function showReport(view, { query, session }) {
   const report = await read("/api/agreement?" + new URLSearchParams({ taskset }));
   const body = h("div", { class: "agreement" });
   if (report.criteria_missing) body.append(h("p", { class: "fault" }, visible(report.criteria_missing)));
-  for (const question of report.questions) body.append(questionBox(taskset, question));
+  const isAnswered = (question) => question.raters.some((rater) => rater[0] === "human");
+  const boxes = (answered) => report.questions.filter((question) => isAnswered(question) === answered).map((question) => questionBox(taskset, question));
+  const empty = boxes(false);
+  body.append(...boxes(true));
+  if (empty.length) body.append(h("details", { class: "unanswered" }, h("summary", {}, `${empty.length} that no person has answered`), empty));
   if (!report.questions.length) body.append(h("div", { class: "empty" }, h("p", {}, "Nobody has rated or compared runs of this taskset.")));
   if (report.people.length) body.append(peopleBox(report.people));
   view.append(bar, body);
@@ -38,7 +42,7 @@ async function showReport(view, { query, session }) {
 
 /** Arrow keys move between cells; Enter opens, as on any link. */
 function keysOf(body) {
-  const cells = () => [...body.querySelectorAll("a.cell")];
+  const cells = () => [...body.querySelectorAll("a.cell")].filter((cell) => cell.checkVisibility());
   const move = (by) => {
     const all = cells();
     if (!all.length) return;

@@ -97,7 +97,7 @@ export async function showQueue(view, { root, session }) {
 }
 
 function drawBar(bar, progress, hand, finish, skip) {
-  const reason = h("input", { class: "field", placeholder: `skip because … (${LETTERS.skip}, then Enter)`, maxLength: 1000, "aria-label": "Reason for skipping" });
+  const reason = h("input", { class: "field", placeholder: `skip because … (${LETTERS.skip})`, maxLength: 1000, "aria-label": "Reason for skipping" });
   reason.addEventListener("keydown", (event) => event.key === "Enter" && skip(reason.value));
   const time = (seconds) => (seconds === null ? "" : `, about ${spoken(seconds)}`);
   bar.replaceChildren(
