@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from agentalign import cli_foreign
+from agentalign import cli_foreign, cli_registry
 from agentalign.cli_arguments import Commands, add_json, command, verbs
 from agentalign.cli_output import say, show, show_json, show_table
 from agentalign.config.project import Project
@@ -44,6 +44,7 @@ def _add_adapters(commands: Commands) -> None:
     )
     parser.add_argument("ref", metavar="NAME@V")
     cli_foreign.add(adapters)
+    cli_registry.add(adapters)
     parser = command(
         adapters,
         "lineage",
@@ -93,6 +94,8 @@ def _add_promote(commands: Commands) -> None:
         examples=(
             "agentalign promote order_desk@3 production\n"
             "agentalign promote order_desk@3 candidate --force 'the tone matters more now'\n"
+            "agentalign promote order_desk@3 candidate --canary 0.05\n"
+            "agentalign promote order_desk --canary 0\n"
             "agentalign promote order_desk --rollback"
         ),
     )
@@ -100,6 +103,9 @@ def _add_promote(commands: Commands) -> None:
     parser.add_argument("stage", nargs="?", choices=("candidate", "production"))
     parser.add_argument(
         "--force", metavar="REASON", default="", help="promote it although a check fails; the reason is kept in the adapter's history"
+    )
+    parser.add_argument(
+        "--canary", type=float, metavar="SHARE", help="the candidate answers this share of the conversations, 0 to 1; 0 takes it back"
     )
     parser.add_argument("--rollback", action="store_true", help="put the previous version back into production")
     add_json(parser)
@@ -202,6 +208,11 @@ def _deploy_check(arguments: argparse.Namespace) -> int:
 def _promote(arguments: argparse.Namespace) -> None:
     from agentalign.store.registry import Registry
 
+    if arguments.canary is not None and (arguments.rollback or arguments.stage == "production"):
+        raise UsageError("--canary is the share of a candidate. Promote to candidate, or give it alone: promote NAME --canary 0.05.")
+    if arguments.canary is not None and not arguments.stage:
+        _set_canary(arguments)
+        return
     if arguments.rollback == bool(arguments.stage):
         raise UsageError("promote needs either a stage (candidate or production) or --rollback. Give one of them.")
     if arguments.rollback and arguments.force:
@@ -212,13 +223,22 @@ def _promote(arguments: argparse.Namespace) -> None:
         return
     from agentalign.deployment.check import promote
 
-    report = promote(project, arguments.ref, arguments.stage, forced=arguments.force)
+    report = promote(project, arguments.ref, arguments.stage, forced=arguments.force, canary=arguments.canary or 0.0)
     if arguments.json:
         show_json(report.model_dump(mode="json"))
         return
     rows = [(check.name, "passed" if check.passed else "failed", check.detail) for check in report.checks]
     show_table(("check", "", "detail"), rows, empty="")
     say(f"{report.adapter} is {arguments.stage} now{', forced: ' + report.forced if report.forced else ''}.")
+
+
+def _set_canary(arguments: argparse.Namespace) -> None:
+    from agentalign.store.registry import Registry
+
+    registry = Registry(Project.find().adapters)
+    registry.set_canary(arguments.ref, arguments.canary)
+    name = arguments.ref
+    show(f"{name}@candidate answers {registry.canary(name):.1%} of the conversations" if arguments.canary else f"{name} has no canary now")
 
 
 def _export(arguments: argparse.Namespace) -> None:
