@@ -1,9 +1,8 @@
-"""Commands about what was trained: adapters, deploy-check, promote, export."""
+"""Commands about what was trained: adapters, deploy-check, promote; export is `cli_export`."""
 
 import argparse
-from pathlib import Path
 
-from agentalign import cli_foreign, cli_registry
+from agentalign import cli_export, cli_foreign, cli_registry
 from agentalign.cli_arguments import Commands, add_json, command, verbs
 from agentalign.cli_output import say, show, show_json, show_table
 from agentalign.config.project import Project
@@ -15,16 +14,7 @@ def add(commands: Commands) -> None:
     _add_adapters(commands)
     _add_deploy_check(commands)
     _add_promote(commands)
-    parser = command(
-        commands,
-        "export",
-        "write an adapter as a folder for PEFT and vLLM",
-        run=_export,
-        more="With its chat template, the tokenizer, and the command that serves it.",
-        examples="agentalign export order_desk@production served/order_desk",
-    )
-    parser.add_argument("ref", metavar="NAME@V")
-    parser.add_argument("folder", type=Path, help="a new folder")
+    cli_export.add(commands)
 
 
 def _add_adapters(commands: Commands) -> None:
@@ -239,11 +229,3 @@ def _set_canary(arguments: argparse.Namespace) -> None:
     registry.set_canary(arguments.ref, arguments.canary)
     name = arguments.ref
     show(f"{name}@candidate answers {registry.canary(name):.1%} of the conversations" if arguments.canary else f"{name} has no canary now")
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from agentalign.deployment.export import export
-
-    done = export(Project.find(), arguments.ref, arguments.folder)
-    show(str(done.folder))
-    say(f"{done.adapter} is exported, for the base {done.base}. Serve it with vLLM:\n  {done.command}")

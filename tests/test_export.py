@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agentalign.config.project import Project
 from agentalign.deployment.check import DEPLOY_CHECKED, expected_tensors, gate, promote
 from agentalign.deployment.deploy_check import deploy_check
-from agentalign.deployment.export import export, fixed_template
+from agentalign.deployment.export import export
+from agentalign.deployment.export_files import fixed_template
 from agentalign.errors import RegistryError, TasksetError
 from agentalign.evaluation.evaluate import Evaluation, summarise
 from agentalign.evaluation.report import write_report
@@ -98,8 +99,8 @@ def test_an_export_is_plain_readable_and_complete(made: Project, tmp_path: Path)
     assert {"adapter_model.safetensors", "chat_template.jinja", "tokenizer.json", "card.json"} <= names
     assert {"README.md", "requirements.txt", "serve_vllm.sh"} <= names
     assert not {name for name in names if "head" in name}
-    for path in done.folder.iterdir():
-        assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.suffix == ".sh" else 0o644), path.name
+    for path in done.folder.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.suffix == ".sh" or path.is_dir() else 0o644), path.name
     assert stat.S_IMODE(done.folder.stat().st_mode) == 0o755
     assert f"--lora-modules hello={done.folder}" in done.command
     assert "--max-lora-rank 8 " in done.command

@@ -487,6 +487,8 @@ def test_runs_that_cannot_be_compared_are_refused_with_the_reason(client: TestCl
     assert client.post("/api/compare", json={"taskset": "desk"}).json() == {
         "draw": None,
         "open": 0,
+        "criteria": [],
+        "answers": [],
         "shared": 0,
         "rows": [],
         "left": None,

@@ -72,6 +72,7 @@ class CaseView(BaseModel):
     swapped: bool = False
     """Of a pair: whether the case's first item is on the right."""
     shared: int = 0
+    rows: list[align.Row] = []
     left: views.BlindRun | None = None
     right: views.BlindRun | None = None
 
@@ -186,6 +187,7 @@ def case_view(house: House, wanted: CaseQuery, lead: str) -> CaseView:
         draw=kept.token,
         swapped=kept.draw.left != first,
         shared=align.shared_entries(left.timeline, right.timeline),
+        rows=align.align(left.timeline, right.timeline),
         left=left,
         right=right,
     )

@@ -27,7 +27,7 @@ from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.store.queue import Rules
 from agentalign.store.store import Store
-from agentalign.ui import align, compare, hidden, tokens, views
+from agentalign.ui import hidden, tokens, views
 from agentalign.ui.access import enforce
 from agentalign.ui.auth import Guard, Person, Signer, project_signer, require_person, require_rater
 from agentalign.ui.files import project_secret
@@ -94,26 +94,6 @@ class ScoreIn(BaseModel):
     note: Note = ""
 
 
-class PreferenceIn(BaseModel):
-    """A choice between the two sides of a draw."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    key: Key
-    draw: RunId
-    choice: compare.Choice
-    note: Note = ""
-
-
-class DrawIn(BaseModel):
-    """Which pair to draw: two runs that the rater chose, or any open pair of a taskset."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    taskset: Annotated[str | None, Field(max_length=500)] = None
-    runs: tuple[RunId, RunId] | None = None
-
-
 class Saved(BaseModel):
     """The acknowledgement: sent only after COMMIT."""
 
@@ -121,20 +101,6 @@ class Saved(BaseModel):
     id: str
     known: bool
     """The same save had arrived before."""
-
-
-class DrawView(BaseModel):
-    """A pair to compare, or none left."""
-
-    draw: str | None
-    open: int
-    """Pairs of the taskset that this rater has not compared, this one included."""
-    shared: int = 0
-    """How many entries both runs begin with."""
-    rows: list[align.Row] = []
-    """What stands side by side after them."""
-    left: views.BlindRun | None = None
-    right: views.BlindRun | None = None
 
 
 def create_api(project: Project, *, rater: str, team: bool = False, home: str | None = None, rules: Rules = Rules()) -> FastAPI:
@@ -166,9 +132,10 @@ def create_api(project: Project, *, rater: str, team: bool = False, home: str | 
     add_queue(app, project, house.store, rules)
     add_team(app, accounts, signer, secure=bool(home and home.startswith("https://")))
     app.include_router(inspect_routes(house.store))
-    from agentalign.ui import agreement_api, correct_api, lineage_api, training_api  # they stand on this module
+    from agentalign.ui import agreement_api, compare_api, correct_api, lineage_api, training_api  # they stand on this module
 
     agreement_api.add(app, house)
+    compare_api.add(app, house)
     correct_api.add(app, house)
     lineage_api.add(app, house)
     training_api.add(app, house)
@@ -247,26 +214,6 @@ def _rating(app: FastAPI, house: House) -> None:
         report = house.store.add_scores([score])
         return ascii_json(Saved(id=score.id, known=report.stored == 0))
 
-    @app.post("/api/compare", response_model=DrawView)
-    def draw(rater: Rater, wanted: DrawIn) -> Response:
-        """Draw a pair to compare."""
-        if wanted.runs is not None:
-            found, left_open = (stored_run(house.store, wanted.runs[0]), stored_run(house.store, wanted.runs[1])), 1
-        else:
-            any_pair = compare.open_pair(house.store, wanted.taskset or "", rater)
-            if any_pair is None:
-                return ascii_json(DrawView(draw=None, open=0))
-            found, left_open = any_pair
-        return ascii_json(draw_view(house, compare.draw_pair(house.draws, house.secret, rater, found), left_open))
-
-    @app.post("/api/preferences", response_model=Saved)
-    def add_preference(rater: Rater, vote: PreferenceIn) -> Response:
-        """Save one comparison."""
-        drawn = compare.read_draw(house.draws, vote.draw, rater)
-        preference = compare.preference_of(drawn, vote.choice, id=digest(["preference", rater, vote.key]), note=vote.note)
-        report = house.store.add_preferences([preference])
-        return ascii_json(Saved(id=preference.id, known=report.stored == 0))
-
 
 def score_of(mark: ScoreIn, criteria: Sequence[Criterion], missing: str, rater: str) -> Score:
     """The mark as a record; DataError where the team's criteria do not allow it."""
@@ -293,15 +240,6 @@ def score_of(mark: ScoreIn, criteria: Sequence[Criterion], missing: str, rater: 
         note=mark.note,
         id=digest(["score", rater, mark.key]),
     )
-
-
-def draw_view(house: House, kept: compare.Kept, left_open: int) -> DrawView:
-    """The two sides without anything that tells where they came from."""
-    left, right = (views.blind_view(house.store.trajectory(id)) for id in (kept.draw.left, kept.draw.right))
-    # Message numbers may differ where the text does not: entries are compared by what they show.
-    shared = align.shared_entries(left.timeline, right.timeline)
-    rows = align.align(left.timeline, right.timeline)
-    return DrawView(draw=kept.token, open=left_open, shared=shared, rows=rows, left=left, right=right)
 
 
 def _exporting(app: FastAPI, house: House) -> None:

@@ -7,7 +7,7 @@ same sides. The page knows a draw by a token that says nothing; ids and makers s
 import hmac
 import re
 import secrets
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +24,8 @@ from agentalign.store.store import RunRow, Store
 from agentalign.ui.files import write_once
 
 Choice = Literal["left_far", "left", "tie", "right", "right_far", "both_bad"]
+Vote = Choice | Literal["withdrawn"]
+"""A choice, or an earlier one taken back."""
 
 NEWEST = 2000
 """Pairs are drawn among this many of a taskset's newest runs."""
@@ -93,15 +95,43 @@ def forget_draws(folder: Path, runs: Set[str], person: str | None) -> int:
     return gone
 
 
-def preference_of(draw: Draw, choice: Choice, *, id: str, note: str) -> Preference:
+class Answered(BaseModel):
+    """What a rater said about a drawn pair, in the sides of the draw."""
+
+    criterion: str
+    choice: Choice
+    note: str
+
+
+def answered(said: Iterable[Preference], draw: Draw) -> list[Answered]:
+    """The newest of the rater's answers on the pair by criterion, less those taken back."""
+    pair = {Item(draw.left), Item(draw.right)}
+    newest = {p.criterion: p for p in said if p.rater == draw.rater and set(p.items) == pair}
+    words = [p for p in newest.values() if not p.withdrawn]
+    return [Answered(criterion=p.criterion, choice=choice_of(p, draw.left), note=p.note) for p in words]
+
+
+def choice_of(preference: Preference, left: str) -> Choice:
+    """The choice that the preference is, with this run on the left."""
+    if not preference.decided:
+        return "tie" if preference.tie else "both_bad"
+    is_far = preference.strength > 2
+    if preference.items[0].trajectory == left:
+        return "left_far" if is_far else "left"
+    return "right_far" if is_far else "right"
+
+
+def preference_of(draw: Draw, choice: Vote, *, id: str, note: str, criterion: str = "overall") -> Preference:
     """What the rater's choice says, best first."""
     items = (Item(draw.left), Item(draw.right))
     return Preference(
         taskset=draw.taskset,
         items=items[::-1] if choice in ("right", "right_far") else items,
-        strength=STRENGTH[choice],
+        criterion=criterion,
+        strength=1.0 if choice == "withdrawn" else STRENGTH[choice],
         tie=choice == "tie",
         both_bad=choice == "both_bad",
+        withdrawn=choice == "withdrawn",
         left=draw.left,
         source="human",
         rater=draw.rater,
@@ -113,7 +143,8 @@ def preference_of(draw: Draw, choice: Choice, *, id: str, note: str) -> Preferen
 def open_pair(store: Store, taskset: str, rater: str) -> tuple[tuple[Trajectory, Trajectory], int] | None:
     """Two runs of one task that this rater has not compared yet, by chance, and how many such pairs there are; None where none is left."""
     partial = {run.id for run in store.trajectories(RunFilter(taskset=taskset, origin_kind="correction")) if run.is_corrected_step}
-    done = {frozenset(item.trajectory for item in p.items) for p in store.preferences(taskset, source="human") if p.rater == rater}
+    words = {frozenset(p.items): p for p in store.preferences(taskset, "overall", "human") if p.rater == rater}
+    done = {frozenset(item.trajectory for item in items) for items, word in words.items() if not word.withdrawn}
     tasks: dict[str, list[RunRow]] = {}
     rows = [row for row in store.runs(RunFilter(taskset=taskset), limit=NEWEST).rows if row.id not in partial]
     unnamed = _keys_of_unnamed(store, [row.id for row in rows if row.task_id is None][:NEWEST_UNNAMED])

@@ -1,34 +1,45 @@
-"""An adapter as a folder for other people's servers: PEFT files, template, tokenizer, and the command that serves it.
+"""An adapter as a folder for somebody else's server: checked for it, in the one form that all compute alike, and tried before it stands.
 
-Only what PEFT and vLLM both take is written: plain LoRA, no heads, every file readable by others (safetensors writes 0600).
-Surprise: fixed template arguments (`enable_thinking: false`) are set at the top of the exported template: no server can forget them.
+Four forms: the adapter itself for PEFT; that with what vLLM needs; a plain merged model; a GGUF LoRA for llama.cpp. Whatever the form,
+the target's questions (`targets`) are asked first, scales are folded into plain LoRA, and every file is readable by others (safetensors
+writes 0600). Surprise: the folder appears whole or not at all; it is built beside its place and moved there at the end.
 """
 
 import json
-import shlex
 import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from pydantic import JsonValue
+from torch import Tensor
 
 from agentalign.config.project import Project
+from agentalign.deployment.export_card import write_readme, write_record
+from agentalign.deployment.export_files import Written, base_path
+from agentalign.deployment.export_gguf import require_converter, write_base_gguf, write_gguf
+from agentalign.deployment.export_merged import load_plain, require_mergeable, write_merged
+from agentalign.deployment.export_peft import write_peft
+from agentalign.deployment.targets import Target, findings, require_deployable
+from agentalign.deployment.trial import Trial, try_out
 from agentalign.errors import RegistryError
-from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle, open_bundle, require_runnable
-from agentalign.training.adapter_files import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, read_adapter
-from agentalign.training.base import BUILT_IN
-from agentalign.training.dialect import Dialect
+from agentalign.rollouts.bundle import Bundle, open_bundle, require_runnable
+from agentalign.store.files import sha256
+from agentalign.store.registry import Registry
+from agentalign.training.adapter_files import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, write_adapter
+from agentalign.training.base_layers import linear_layers
+from agentalign.training.foreign_config import read_foreign_config
+from agentalign.training.foreign_folder import read_values
+from agentalign.training.lora_form import canonical
+from agentalign.training.model import Model
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"
-)  # fmt: skip
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM takes for --max-lora-rank (vllm/config/lora.py, 0.32)."""
-VLLM_PARSERS = ("hermes", "llama3_json")
-"""Call formats that vLLM's --tool-call-parser knows under the same name; of others it returns the text."""
-SERVE_FILE = "serve_vllm.sh"
+Form = Literal["vllm", "peft", "merged", "gguf"]
+FORMS: tuple[Form, ...] = get_args(Form)
+ASKED: dict[Form, tuple[Target, ...]] = {
+    "vllm": ("peft", "vllm"), "peft": ("peft",), "merged": ("transformers",), "gguf": ("llama.cpp",),
+}  # fmt: skip
+"""The targets whose questions each form must pass."""
+FOLDED = (3,)
+"""The row about rsLoRA and patterns: its remedy is what every export does."""
 
 
 class Exported(NamedTuple):
@@ -38,160 +49,151 @@ class Exported(NamedTuple):
     adapter: str
     """"name@version"."""
     base: str
-    """What adapter_config.json names as the base: a hub name or a folder."""
+    """Where the base is expected: a hub name or a folder."""
     command: str
-    """Serves it with vLLM."""
+    """Serves it; "" for PEFT alone."""
+    trial: Trial | None = None
+    """What was measured; None where nothing was asked for."""
+    unmeasured: tuple[str, ...] = ()
+    """What the target does with it that nobody measured."""
 
 
-def export(project: Project, ref: str, target: Path) -> Exported:
+class _Adapter(NamedTuple):
+    """The plain LoRA that every form starts from."""
+
+    folder: Path
+    config: AdapterConfig
+    tensors: dict[str, Tensor]
+
+
+def export(
+    project: Project,
+    ref: str,
+    target: Path,
+    form: Form = "vllm",
+    *,
+    tasks: int = 0,
+    dtype: str = "bfloat16",
+    converter: Path | None = None,
+    with_base: bool = False,
+) -> Exported:
     """Write a policy adapter to a new folder.
 
+    Args:
+        tasks: held-out tasks that it is tried on; 0: no task, and of the forms only a merged one is compared with the trained policy.
+        dtype: of merged weights: bfloat16 or float32.
+        converter: llama.cpp's convert_lora_to_gguf.py, for gguf.
+        with_base: write the base as GGUF too.
+
     Raises:
-        RegistryError: an adapter that was changed, does not fit its base, or is not plain LoRA.
+        RegistryError: an adapter that was changed, does not fit its base, or that the target would not compute as trained.
+        ConfigError: no converter.
     """
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RegistryError(f"{target} exists and is not an empty folder. Name a new folder.")
     bundle = open_bundle(project, ref)
     require_runnable(project, bundle)
-    config, _ = read_adapter(bundle.folder)
-    exported = Exported(target, bundle.card.ref, _base_path(bundle), _command(bundle, config, target))
+    tool = require_converter(converter) if form == "gguf" else None
+    if form == "merged":
+        require_mergeable(bundle, dtype)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as name:
-            _write(bundle, config, exported, Path(name))
-            for file in Path(name).iterdir():
-                file.chmod(0o755 if file.name == SERVE_FILE else 0o644)
-            Path(name).chmod(0o755)
-            if target.exists():
-                target.rmdir()
-            shutil.copytree(name, target)
+            adapter, folder = Path(name) / "adapter", Path(name) / "folder"
+            folder.mkdir()
+            plain, doubts = _plain_adapter(bundle, form, adapter)
+            written, trial = _write(project, bundle, plain, target, folder, form, tasks=tasks, dtype=dtype, converter=tool, base=with_base)
+            shutil.copyfile(bundle.folder / "card.json", folder / "card.json")
+            write_readme(bundle, folder, written, trial, form=form)
+            content = Registry(project.adapters).content(bundle.card.ref)
+            write_record(
+                bundle, folder, form=form, content=content, trial=trial, dtype=dtype if form == "merged" else "",
+                converter=sha256(tool) if tool else "",
+            )  # fmt: skip
+            _place(folder, target)
     except OSError as error:
         raise RegistryError(f"{target}: the export could not be written ({error}). Free some space, or choose another folder.") from error
-    return exported
+    return Exported(target, bundle.card.ref, base_path(bundle), written.command, trial, doubts)
 
 
-def _write(bundle: Bundle, config: AdapterConfig, exported: Exported, folder: Path) -> None:
+def _plain_adapter(bundle: Bundle, form: Form, folder: Path) -> tuple[_Adapter, tuple[str, ...]]:
+    """The adapter in its one plain form, in a folder of its own, once every target has been asked; and what nobody has measured."""
+    layers = linear_layers(bundle.base.folder)
+    raw = folder / "raw"
+    raw.mkdir(parents=True)
+    shutil.copyfile(bundle.folder / WEIGHTS_FILE, raw / WEIGHTS_FILE)
     settings = json.loads((bundle.folder / CONFIG_FILE).read_text("utf-8"))
-    settings |= {"base_model_name_or_path": exported.base, "target_modules": sorted(config.targets)}
-    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
-    for name in (WEIGHTS_FILE, "card.json"):
-        shutil.copyfile(bundle.folder / name, folder / name)
-    (folder / TEMPLATE_FILE).write_text(fixed_template(bundle.base.template, bundle.base.template_kwargs), "utf-8")
-    for name in TOKENIZER_FILES:
-        if (bundle.base.folder / name).is_file():
-            shutil.copyfile(bundle.base.folder / name, folder / name)
-    _without_template(folder / "tokenizer_config.json")
-    (folder / "README.md").write_text(_model_card(bundle, exported), "utf-8")
-    (folder / "requirements.txt").write_text(_requirements(), "utf-8")
-    script = f'#!/bin/sh\n# Serves {exported.adapter} as an OpenAI-compatible server.\nexec {exported.command} "$@"\n'
-    (folder / SERVE_FILE).write_text(script, "utf-8")
+    # Whatever base it names, the card's is the one: it was compared by its digest.
+    (raw / CONFIG_FILE).write_text(json.dumps({**settings, "base_model_name_or_path": None}), "utf-8")
+    doubts = []
+    for target in ASKED[form]:
+        require_deployable(raw, layers, target, besides=FOLDED)
+        found = (finding for finding in findings(raw, layers, target) if finding.number not in FOLDED)
+        doubts += [f"{finding.question} ({finding.detail}): what {target} does with it was not measured" for finding in found]
+    form_of, _ = read_foreign_config((raw / CONFIG_FILE).read_bytes())
+    config, tensors = canonical(form_of, read_values(raw / WEIGHTS_FILE, str(bundle.folder / WEIGHTS_FILE)))
+    shutil.rmtree(raw)
+    write_adapter(folder, config, tensors, base=base_path(bundle), heads={})
+    return _Adapter(folder, config, tensors), tuple(doubts)
 
 
-def fixed_template(template: str, arguments: dict[str, JsonValue]) -> str:
-    """The template with its fixed arguments set at the top."""
-    lines = [f"{{%- set {name} = {_jinja(value)} -%}}\n" for name, value in arguments.items() if name != "today"]
-    return "".join(lines) + template
+def _write(
+    project: Project,
+    bundle: Bundle,
+    plain: _Adapter,
+    target: Path,
+    folder: Path,
+    form: Form,
+    *,
+    tasks: int,
+    dtype: str,
+    converter: Path | None,
+    base: bool,
+) -> tuple[Written, Trial | None]:
+    if form == "merged":
+        trained = _trained(bundle, plain.folder)
+        written = write_merged(bundle, trained, target, folder, dtype=dtype)
+        served = load_plain(bundle, folder, folder.parent / "cache", dtype=dtype)
+        where = f"the merged folder, loaded again in {dtype} on {served.device.type}"
+        return written, try_out(project, bundle, trained, served, None, where=where, tasks=tasks)
+    if form == "gguf":
+        assert converter is not None
+        written = write_gguf(bundle, plain.folder, plain.config, plain.tensors, converter, target, folder)
+        if base:
+            write_base_gguf(bundle, _trained(bundle, plain.folder), converter, folder)
+        words = (
+            "everything: llama.cpp does not run in this process. Every number of the adapter was found again in the file; ask a running "
+        )
+        words += "server by `agentalign deploy-check --endpoint`, or several at once by benchmarks/deploy.py."
+        return written, Trial(where="a GGUF file that was read back", unmeasured=(words,))
+    for file in plain.folder.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    written = write_peft(bundle, target, folder, vllm=form == "vllm")
+    return written, _tried_adapter(project, bundle, folder, form, tasks) if tasks else None
 
 
-def _jinja(value: JsonValue) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_jinja(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)}: {_jinja(item)}" for key, item in value.items()) + "}"
-    return "none" if value is None else json.dumps(value)
+def _tried_adapter(project: Project, bundle: Bundle, folder: Path, form: Form, tasks: int) -> Trial:
+    """As PEFT computes on the base that training rounded, or as vLLM does on the base as it is."""
+    trained = _trained(bundle, bundle.folder)
+    rounded = form == "peft" and trained.quantization != "none"
+    served = trained if rounded or trained.quantization == "none" else Model.load(bundle.base, quantization="none")
+    served.load_adapter("exported", folder)
+    where = f"the exported adapter on the base {f'rounded to {trained.quantization}' if rounded else 'as it is, not rounded'}"
+    return try_out(project, bundle, trained, served, "exported", where=f"{where}, on {served.device.type}", tasks=tasks)
 
 
-def _without_template(config: Path) -> None:
-    """The template stands in its own file; a second one inside tokenizer_config.json would win in some versions."""
-    if config.is_file():
-        settings = json.loads(config.read_text("utf-8"))
-        settings.pop("chat_template", None)
-        config.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+def _trained(bundle: Bundle, adapter: Path) -> Model:
+    model = Model.load(bundle.base, quantization=bundle.card.quantization)
+    model.load_adapter("policy", adapter)
+    return model
 
 
-def _base_path(bundle: Bundle) -> str:
-    name = bundle.card.base
-    local = name in BUILT_IN or name.endswith(".gguf") or Path(name).expanduser().is_dir()
-    return str(bundle.base.folder) if local else name
-
-
-def _command(bundle: Bundle, config: AdapterConfig, target: Path) -> str:
-    words = ["vllm", "serve", _base_path(bundle), "--enable-lora", "--lora-modules", f"{bundle.card.name}={target}"]
-    words += ["--max-lora-rank", str(_server_rank(bundle, config.r))]
-    call_format = Dialect.load(bundle.base).call_format
-    if call_format in VLLM_PARSERS:
-        words += ["--enable-auto-tool-choice", "--tool-call-parser", call_format]
-    words += ["--chat-template", str(target / TEMPLATE_FILE)]
-    return shlex.join(words)
-
-
-def _server_rank(bundle: Bundle, rank: int) -> int:
-    for allowed in VLLM_RANKS:
-        if rank <= allowed:
-            return allowed
-    raise RegistryError(f"{bundle.card.ref} has rank {rank}; servers take {VLLM_RANKS[-1]} at most. Train it with a smaller lora_r.")
-
-
-def _requirements() -> str:
-    lines = ["# For `PeftModel.from_pretrained`, as tested. vLLM brings its own versions and wants an environment of its own."]
-    for package in ("torch", "transformers", "peft", "safetensors"):
-        try:
-            lines.append(f"{package}>={version(package).split('+')[0]}")
-        except PackageNotFoundError:
-            continue
-    return "\n".join(lines) + "\n"
-
-
-def _model_card(bundle: Bundle, exported: Exported) -> str:
-    card = bundle.card
-    rows = {
-        "Taskset": card.taskset, "Recipe": card.recipe, "Parents": ", ".join(card.parents) or "none",
-        "Base": f"{card.base} ({card.base_digest[:12]})",
-        "Trained on": f"the base in {card.quantization}" if card.quantization != "none" else "the base as it is", "Made": card.created,
-        "Trained from": ", ".join(f"{count} {source}" for source, count in card.data_counts.items()) or "see card.json",
-    }  # fmt: skip
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    figures = "\n".join(f"| {name} | {value:g} |" for name, value in sorted(card.metrics.items()))
-    date = ""
-    if Dialect.load(bundle.base).report.writes_date:
-        date = "\nThe template writes today's date; training saw one fixed date. Expect slightly different prompts on a server.\n"
-    return f"""---
-library_name: peft
-base_model: {json.dumps(exported.base)}
-pipeline_tag: text-generation
-tags: [lora, tool-calling, agentalign]
----
-# {card.ref}
-
-A LoRA adapter that makes an agent better at the taskset *{card.taskset}*. `card.json` says in full how it was made.
-
-| what | |
-|---|---|
-{table}
-
-## Use
-With vLLM: `./{SERVE_FILE}`, then ask for the model `{card.name}`:
-
-    {exported.command}
-
-On a CPU build of vLLM never mix requests to the bare base with requests to the adapter: those to the base may be answered with the adapter.
-On another machine put the base where `adapter_config.json` names it, or change `base_model_name_or_path`.
-
-With PEFT:
-
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained({json.dumps(exported.base)}, dtype="bfloat16")
-    model = PeftModel.from_pretrained(model, {json.dumps(str(exported.folder))})
-    tokenizer = AutoTokenizer.from_pretrained({json.dumps(str(exported.folder))})
-
-The adapter was trained under `{TEMPLATE_FILE}`. Under another chat template, or without its tools, it is not the same agent.
-{date}
-## Figures of its training
-
-| figure | value |
-|---|---|
-{figures}
-"""
+def _place(folder: Path, target: Path) -> None:
+    """Readable by everybody, and in its place."""
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() or path.suffix == ".sh" else 0o644)
+    folder.chmod(0o755)
+    if target.exists():
+        target.rmdir()
+    folder.rename(target)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from agentalign.config.project import Project
-from agentalign.deployment.export import fixed_template
+from agentalign.deployment.export_files import fixed_template
 from agentalign.errors import ModelError, RegistryError
 from agentalign.records.adapter import AdapterCard, EvaluationSummary
 from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle, open_bundle, require_runnable

@@ -5,7 +5,7 @@ is "unmeasured". `transformers` means weights that PEFT merged, since its server
 Surprise: the worst verdict is not "error" but "silent": llama.cpp converts rsLoRA, and then computes with another scale.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -136,10 +136,14 @@ def findings(folder: Path, layers: Mapping[str, tuple[int, int]], target: Target
     return tuple(found)
 
 
-def require_deployable(folder: Path, layers: Mapping[str, tuple[int, int]], target: Target) -> None:
-    """AdapterRefusedError with the first finding, where there is one that was measured to go wrong."""
+def require_deployable(folder: Path, layers: Mapping[str, tuple[int, int]], target: Target, *, besides: Collection[int] = ()) -> None:
+    """AdapterRefusedError with the first finding, where there is one that was measured to go wrong.
+
+    Args:
+        besides: numbers of rows that the caller answers itself.
+    """
     for finding in findings(folder, layers, target):
-        if finding.verdict != "unmeasured":
+        if finding.verdict != "unmeasured" and finding.number not in besides:
             silent = "computes something else without a word" if finding.verdict == "silent" else f"answers it with: {finding.verdict}"
             raise AdapterRefusedError(
                 Refusal.KIND, f"{folder}: {finding.question} ({finding.detail}); {target} {silent}. Do this: {finding.action}."

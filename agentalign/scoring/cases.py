@@ -8,7 +8,7 @@ the screen, so that two people who saw it mirrored agree when they mean the same
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from agentalign.records.criterion import Score, ScoreStatus
+from agentalign.records.criterion import NO_ANSWER, Score, ScoreStatus
 from agentalign.records.preference import Item, Preference
 
 PAIR_ANSWERS = ("first", "second", "tie", "both bad")
@@ -54,6 +54,8 @@ class Answer(NamedTuple):
     time: str
     left: str | None = None
     """Of a pair: the run that was shown on the left."""
+    is_none: bool = False
+    """The rater took an earlier answer back, or cannot judge: there is none from now on."""
 
 
 class Panel(NamedTuple):
@@ -64,7 +66,7 @@ class Panel(NamedTuple):
     decisions: dict[Case, Answer]
     """What an adjudicator decided; the newest."""
     events: dict[Case, list[Answer]]
-    """Everything that people ever answered, oldest first, taken-back answers included."""
+    """Everything that people ever answered, oldest first, what they took back later included."""
 
     def people(self, case: Case) -> dict[Rater, Answer]:
         """What people answered."""
@@ -78,12 +80,16 @@ class Panel(NamedTuple):
 def panel(scores: Iterable[Score], preferences: Iterable[Preference]) -> Panel:
     """Everyone's answers by case.
 
-    A check or judge that broke has not answered. Rankings of more than two are left out: their pairs were not asked one by one.
+    A check or judge that broke has not answered, nor has who took an answer back or cannot judge. Rankings of more than two are left out:
+    their pairs were not asked one by one.
     """
     found = Panel({}, {}, {})
     said = [(_score_case(score), _score_answer(score)) for score in scores if score.status != ScoreStatus.ERROR]
     said += [_pair(preference) for preference in preferences if len(preference.items) == 2]
     for case, answer in sorted(said, key=lambda one: one[1].time):
+        if answer.is_none:
+            _drop(found, case, answer.rater)
+            continue
         if answer.rater.kind == "adjudicator":
             found.decisions[case] = answer
             continue
@@ -93,16 +99,28 @@ def panel(scores: Iterable[Score], preferences: Iterable[Preference]) -> Panel:
     return found
 
 
+def _drop(found: Panel, case: Case, rater: Rater) -> None:
+    if rater.kind == "adjudicator":
+        found.decisions.pop(case, None)
+        return
+    answers = found.answers.get(case, {})
+    answers.pop(rater, None)
+    if not answers:
+        found.answers.pop(case, None)
+
+
 def _score_case(score: Score) -> Case:
     return Case(Question(score.criterion, "mark"), (Item(score.trajectory, score.step),))
 
 
 def _score_answer(score: Score) -> Answer:
-    return Answer(Rater(score.rater_kind, score.rater), score.value, score.note, score.time)
+    is_none = score.status in NO_ANSWER
+    return Answer(Rater(score.rater_kind, score.rater), score.value, score.note, score.time, is_none=is_none)
 
 
 def _pair(preference: Preference) -> tuple[Case, Answer]:
     first, second = sorted(preference.items, key=lambda item: (item.trajectory, -1 if item.step is None else item.step))
     value = 2.0 if preference.tie else 3.0 if preference.both_bad else 0.0 if preference.items[0] == first else 1.0
-    answer = Answer(Rater(preference.source, preference.rater), value, preference.note, preference.time, preference.left)
+    rater = Rater(preference.source, preference.rater)
+    answer = Answer(rater, value, preference.note, preference.time, preference.left, is_none=preference.withdrawn)
     return Case(Question(preference.criterion, "pair"), (first, second)), answer

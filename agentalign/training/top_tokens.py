@@ -6,7 +6,7 @@ listed, the most it can have: else two lists without a common token would seem e
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,13 @@ class _Run:
 
 
 def top_tokens(model: Model, adapter: str | None, turns: Sequence[TurnLike], *, together: bool) -> list[tuple[TopTokens, ...]]:
-    """Per turn and completion token the likeliest ids, on the path that training computes.
+    """Per turn and completion token the likeliest ids, on the path that training computes; arguments as in `turn_logprobs`."""
+    found = {index: _tops(logprobs) for index, logprobs in turn_logprobs(model, adapter, turns, together=together)}
+    return [found[i] for i in range(len(turns))]
+
+
+def turn_logprobs(model: Model, adapter: str | None, turns: Sequence[TurnLike], *, together: bool) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each turn's number with the log-probabilities of every token along its completion, (M, V), fp32.
 
     Args:
         adapter: None for the bare base.
@@ -37,16 +43,17 @@ def top_tokens(model: Model, adapter: str | None, turns: Sequence[TurnLike], *, 
     groups = (
         pack(range(len(runs)), max_tokens=TOGETHER_TOKENS, runs_of=lambda i: [runs[i]]) if together else [[i] for i in range(len(runs))]
     )
-    found: dict[int, tuple[TopTokens, ...]] = {}
-    with model.using(adapter), torch.no_grad():
-        for members in groups:
+    for members in groups:
+        with model.using(adapter), torch.no_grad():
             tree = build_tree([runs[i] for i in members]).to(model.device)
             hidden = model.hidden(tree)
             rows = hidden[tree.parents[tree.labels]][tree.occurrences]  # (M, H)
-            for place, index in enumerate(members):
+        # Given out one by one and outside the context: two of these may be read side by side, of one model even.
+        for place, index in enumerate(members):
+            with torch.no_grad():
                 logits = (rows[tree.occurrence_run == place].to(model.head_weight.dtype) @ model.head_weight.t()).float()
-                found[index] = _tops(torch.log_softmax(logits, dim=-1))
-    return [found[i] for i in range(len(runs))]
+                logprobs = torch.log_softmax(logits, dim=-1)
+            yield index, logprobs
 
 
 def _tops(logprobs: torch.Tensor) -> tuple[TopTokens, ...]:

@@ -176,7 +176,8 @@ def make_job(workload: str, recipe: str, base: str, scratch: Path) -> dict[str, 
     return {
         "base": str(prepared.folder), "adapter": str(scratch / "adapter"), "scratch": str(scratch / "trl"), "steps": STEPS, "rate": RATE,
         "beta": BETA, "max_length": MAX_LENGTH, "bf16": fast_bf16(DEVICE), "device": DEVICE.type,
-        "threads": torch.get_num_threads(), "name": base, "recipe": recipe, "rows": rows, "batch": len(rows) // STEPS, "size": len(groups[0]),
+        "threads": torch.get_num_threads(), "name": base, "recipe": recipe,
+        "rows": rows, "batch": len(rows) // STEPS, "size": len(groups[0]),
         "head": (torch.randn(width, generator=draw) / width**0.5).tolist(),
     }  # fmt: skip
 

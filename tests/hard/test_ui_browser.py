@@ -177,10 +177,12 @@ def test_two_runs_are_compared_blind_by_keyboard(watched: Watched, server: Serve
     expect(page.locator(".pair .shared")).to_have_attribute("open", "")
     page.keyboard.press("i")
     expect(page.locator(".pair .shared")).not_to_have_attribute("open", "")
+    page.keyboard.press("ArrowDown")  # past the criterion, to the overall question
     page.keyboard.press("m")
     page.keyboard.type("clearer")
     page.keyboard.press("Escape")
     page.keyboard.press("5")
+    page.keyboard.press("Enter")
     expect(page.locator(".empty")).to_contain_text("No pair is left", timeout=PATIENCE)
     (preference,) = store.preferences("desk")
     assert [item.trajectory for item in preference.items] == [runs[right or ""], runs[left or ""]]

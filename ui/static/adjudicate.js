@@ -1,6 +1,8 @@
 // One case, to decide: what happened, everyone's answer side by side, and the lead's word with its reason. It adds a record and changes none.
 
 import { answerChip, nameOf, who } from "./agreement.js";
+import { SCALE } from "./ballot.js";
+import { sides } from "./compare.js";
 import { h, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
 import { addressOf, notice } from "./place.js";
@@ -8,21 +10,12 @@ import { number } from "./rate.js";
 import { onSave, read, save } from "./save.js";
 import { timeline, toggle } from "./timeline.js";
 
-const SIDES = [
-  ["left_far", "1", "A far better"],
-  ["left", "2", "A better"],
-  ["tie", "3", "Equal"],
-  ["right", "4", "B better"],
-  ["right_far", "5", "B far better"],
-  ["both_bad", "0", "Both bad"],
-];
-
 export async function showCase(view, { query, root }) {
   const shown = await read("/api/agreement/case?" + query);
   const wanted = Object.fromEntries(query);
   const isPair = wanted.kind === "pair";
   const back = addressOf("agreement", "cases", { taskset: wanted.taskset, criterion: wanted.criterion, kind: wanted.kind });
-  const choices = isPair ? SIDES.map(([value, key, label]) => ({ value, key, label, anchor: "" })) : marksOf(shown.criterion);
+  const choices = isPair ? SCALE.map(([value, key, label]) => ({ value, key, label, anchor: "" })) : marksOf(shown.criterion);
   const state = { choice: undefined, sent: null };
 
   const why = h("textarea", { class: "why", rows: 3, maxLength: 4000, "aria-label": "Why", placeholder: "why? (m) It is kept with the decision, and everyone can read it" });
@@ -77,12 +70,13 @@ export async function showCase(view, { query, root }) {
   );
   view.append(
     h("div", { class: "run-head" }, h("a", { class: "back", href: back, title: "Back to the cases (l)" }, "‹"), h("h1", {}, "Decide"), h("span", { class: "dim" }, visible(nameOf(shown.case.question))), h("span", { class: "grow" }), !isPair && h("a", { class: "button quiet", href: addressOf("run", wanted.run, { s: wanted.step }) }, "The run's page")),
-    h("div", { class: "split" }, h("div", { class: "left" }, isPair ? pairOf(shown) : runOf(shown, wanted.step)), side),
+    h("div", { class: "split" }, h("div", { class: "left" }, isPair ? sides(shown) : runOf(shown, wanted.step)), side),
   );
   useKeys([
     { keys: choices.map((one) => one.key), label: choices.map((one) => one.key).join(" "), does: "choose what holds", act: (key) => choose(choices.find((one) => one.key === key)) },
     { keys: ["m"], label: "m", does: "say why (Enter decides)", act: () => why.focus() },
     { keys: ["Enter"], label: "Enter", does: "decide", act: decide },
+    { keys: ["i"], label: "i", does: "open or fold what both begin with", act: () => view.querySelectorAll(".pair > .shared").forEach((box) => (box.open = !box.open)) },
     { keys: ["o"], label: "o", does: "fold or unfold all", act: () => [...view.querySelectorAll(".entry")].forEach((box) => toggle(box)) },
     { keys: ["l"], label: "l", does: "back to the cases", act: () => (location.hash = back) },
   ]);
@@ -106,10 +100,4 @@ function runOf(shown, step) {
   at?.classList.add("at");
   if (at) requestAnimationFrame(() => at.scrollIntoView({ block: "center" }));
   return [rows, h("p", { class: "ended dim" }, `ended: ${shown.run.stop_reason.replaceAll("_", " ")}`)];
-}
-
-function pairOf({ shared, left, right }) {
-  const side = (run) => h("div", { class: "side" }, timeline(run.timeline.slice(shared)), h("p", { class: "ended dim" }, `ended: ${run.stop_reason.replaceAll("_", " ")}`));
-  const common = shared > 0 && [h("details", { class: "shared", open: shared <= 5 }, h("summary", {}, `${shared} in common`), timeline(left.timeline.slice(0, shared))), h("p", { class: "part" }, "from here they differ")];
-  return h("div", { class: "pair" }, common, h("h2", {}, "A"), h("h2", {}, "B"), side(left), side(right));
 }

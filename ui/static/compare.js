@@ -1,20 +1,12 @@
-// Two runs of one task, side by side, without a word about where they come from.
+// Two runs of one task, side by side, without a word about where they come from; asked criterion by criterion.
 
 import { alignedRows } from "./aligned.js";
+import { ballot } from "./ballot.js";
 import { h } from "./dom.js";
 import { useKeys } from "./keys.js";
-import { go } from "./place.js";
-import { onSave, read, save } from "./save.js";
+import { go, notice } from "./place.js";
+import { onSave, read, unsaved } from "./save.js";
 import { timeline, toggle } from "./timeline.js";
-
-const CHOICES = [
-  ["left_far", "1", "A far better"],
-  ["left", "2", "A better"],
-  ["tie", "3", "Equal"],
-  ["right", "4", "B better"],
-  ["right_far", "5", "B far better"],
-  ["both_bad", "0", "Both bad"],
-];
 
 const OPEN_SHARED = 5;
 
@@ -32,26 +24,45 @@ export async function showCompare(view, { query, session, root }) {
     return;
   }
   const again = () => (chosen.length === 2 ? go("compare", "", { taskset }) : window.dispatchEvent(new HashChangeEvent("hashchange")));
-  const note = h("input", { type: "text", class: "field", maxLength: 4000, placeholder: "why? (m)", "aria-label": "Note" });
-  const buttons = CHOICES.map(([choice, key, text]) => h("button", { type: "button", class: "choice", "data-choice": choice, onclick: () => vote(choice) }, h("kbd", {}, key), text));
-  let sent = null;
-  const vote = (choice) => {
-    if (sent) return;
-    for (const button of buttons) button.classList.toggle("chosen", button.dataset.choice === choice);
-    for (const button of buttons) button.disabled = true;
-    sent = save("/api/preferences", { draw: pair.draw, choice, note: note.value });
-  };
-  const stop = onSave((change) => {
-    if (!sent || change.item?.body.key !== sent) return;
-    // Only an acknowledged choice leads on; a refused one can be given again.
-    if (change.kind === "saved") again();
-    else {
-      sent = null;
-      for (const button of buttons) button.disabled = false;
-    }
-  });
-  view.addEventListener("gone", () => stop());
+  view.append(h("div", { class: "filters" }, tasksets, h("span", { class: "dim" }, "The sides are drawn by chance."), h("span", { class: "grow" }), h("span", { class: "count" }, chosen.length === 2 ? "the pair you chose" : `${pair.open} ${pair.open === 1 ? "pair" : "pairs"} left`)));
+  const shown = showPair(view, pair, { root, leave: again });
+  useKeys([...shown.keys, { keys: ["s"], label: "s", does: "skip to another pair", act: again }]);
+}
 
+/** A pair with its ballot in `view`; `leave` is called once it is answered and every answer is acknowledged. Returns its keys. */
+export function showPair(view, pair, { root, leave }) {
+  let isLeaving = false;
+  const held = () => unsaved().some((item) => item.body.draw === pair.draw);
+  const go = () => {
+    if (!isLeaving || held()) return;
+    isLeaving = false;
+    leave();
+  };
+  const done = () => {
+    if (!asked.ready()) return;
+    isLeaving = true;
+    go();
+  };
+  const asked = ballot(pair, { root, done });
+  const stop = onSave((change) => {
+    if (change.kind === "refused" && change.item?.body.draw === pair.draw) isLeaving = false;
+    if (change.kind === "saved") go();
+  });
+  view.addEventListener("gone", () => (stop(), asked.stop()));
+  view.append(h("div", { class: "pair-box" }, sides(pair)), asked.box);
+  const fold = (selector) => [...view.querySelectorAll(selector)];
+  return {
+    keys: [
+      ...asked.keys,
+      { keys: ["i"], label: "i", does: "open or fold what both begin with", act: () => fold(".pair > .shared").forEach((box) => (box.open = !box.open)) },
+      { keys: ["o"], label: "o", does: "fold or unfold everything", act: () => fold(".pair > .side .entry").forEach((box) => toggle(box)) },
+      { keys: ["n"], label: "n", does: "next difference", act: () => nextDifference(view, root) },
+    ],
+  };
+}
+
+/** Both runs as a grid: what they share, then row beside row. */
+export function sides(pair) {
   const { shared, left } = pair;
   const grid = h("div", { class: "pair" });
   if (shared > 0) {
@@ -59,16 +70,14 @@ export async function showCompare(view, { query, session, root }) {
     grid.append(h("p", { class: "part" }, "from here they differ"));
   }
   grid.append(h("h2", {}, "A"), h("h2", {}, "B"), ...alignedRows(pair));
-  view.append(
-    h("div", { class: "filters" }, tasksets, h("span", { class: "dim" }, "Which run is better? The sides are drawn by chance."), h("span", { class: "grow" }), h("span", { class: "count" }, chosen.length === 2 ? "the pair you chose" : `${pair.open} ${pair.open === 1 ? "pair" : "pairs"} left`)),
-    h("div", { class: "pair-box" }, grid),
-    h("footer", { class: "choices" }, buttons, note),
-  );
-  useKeys([
-    ...CHOICES.map(([choice, key, text]) => ({ keys: [key], label: key, does: text, act: () => vote(choice) })),
-    { keys: ["m"], label: "m", does: "note", act: () => note.focus() },
-    { keys: ["s"], label: "s", does: "skip to another pair", act: again },
-    { keys: ["i"], label: "i", does: "open or fold what both begin with", act: () => [...root.querySelectorAll(".pair > .shared")].forEach((box) => (box.open = !box.open)) },
-    { keys: ["o"], label: "o", does: "fold or unfold everything", act: () => [...root.querySelectorAll(".pair > .side .entry")].forEach((box) => toggle(box)) },
-  ]);
+  return grid;
+}
+
+function nextDifference(view, root) {
+  const box = view.querySelector(".pair-box");
+  const top = box.getBoundingClientRect().top + 34;
+  const found = [...box.querySelectorAll(".pair > :is(.changed, .only_left, .only_right)")].map((cell) => cell.getBoundingClientRect().top - top);
+  const below = found.filter((distance) => distance > 4);
+  if (!found.length) return notice(root, "The two runs do nothing differently but how they ended.");
+  box.scrollTop += below.length ? Math.min(...below) : Math.min(...found);
 }

@@ -1,0 +1,68 @@
+"""The command that hands an adapter to somebody else's server: export."""
+
+import argparse
+from pathlib import Path
+
+from agentalign.cli_arguments import Commands, add_json, command
+from agentalign.cli_output import say, show, show_json
+from agentalign.config.project import Project
+
+TRIED_TASKS = 8
+
+
+def add(commands: Commands) -> None:
+    """Declare it among the commands."""
+    parser = command(
+        commands,
+        "export",
+        "write an adapter as a folder for PEFT, vLLM or llama.cpp, or merged into its base",
+        run=_export,
+        more=(
+            "With chat template, tokenizer and the command that serves it. The target is asked first whether it computes such an adapter "
+            "rightly, scales are folded into plain LoRA, and what was written is tried: a few held-out tasks, and the distance to the "
+            "trained policy. A GGUF is made by llama.cpp's own converter, which you name."
+        ),
+        examples=(
+            "agentalign export order_desk@production served/order_desk\n"
+            "agentalign export order_desk@3 merged/order_desk --to merged\n"
+            "agentalign export order_desk@3 gguf/order_desk --to gguf --converter llama.cpp/convert_lora_to_gguf.py --with-base"
+        ),
+    )
+    parser.add_argument("ref", metavar="NAME@V")
+    parser.add_argument("folder", type=Path, help="a new folder")
+    parser.add_argument(
+        "--to", choices=("vllm", "peft", "merged", "gguf"), default="vllm",
+        help="vllm: the adapter for PEFT, and what vLLM needs (default); peft: for PEFT alone; merged: one plain model; gguf: llama.cpp",
+    )  # fmt: skip
+    parser.add_argument("--tasks", type=int, default=TRIED_TASKS, metavar="N", help="held-out tasks to try it on (default 8; 0: none)")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=("bfloat16", "float32", "nf4", "int8"),
+        help="of merged weights (default bfloat16); nf4 and int8 are refused, with the reason",
+    )  # fmt: skip
+    parser.add_argument("--converter", type=Path, metavar="FILE", help="llama.cpp's convert_lora_to_gguf.py, for --to gguf")
+    parser.add_argument("--with-base", action="store_true", help="with --to gguf: write the base that training saw as GGUF too")
+    add_json(parser)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from agentalign.deployment.export import export
+
+    done = export(
+        Project.find(),
+        arguments.ref,
+        arguments.folder,
+        arguments.to,
+        tasks=arguments.tasks,
+        dtype=arguments.dtype,
+        converter=arguments.converter,
+        with_base=arguments.with_base,
+    )
+    if arguments.json:
+        trial = done.trial.model_dump(mode="json") if done.trial else None
+        show_json({**done._asdict(), "folder": str(done.folder), "trial": trial})
+        return
+    show(str(done.folder))
+    serve = f" Serve it:\n  {done.command}" if done.command else " Its README.md says how to load it."
+    say(f"{done.adapter} is exported, for the base {done.base}.{serve}")
+    for sentence in [*done.unmeasured, *(done.trial.sentences() if done.trial else ())]:
+        say(f"  {sentence}")

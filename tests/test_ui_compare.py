@@ -1,0 +1,125 @@
+"""Comparing criterion by criterion: what is asked, what each answer becomes, and that nothing said is lost or told to others."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_desk import HOME, make_desk, make_run
+from starlette.testclient import TestClient
+
+from agentalign.config.project import Project
+from agentalign.exchange.ratings import preference_table, rating_lines, read_rating_line
+from agentalign.records.preference import in_force
+from agentalign.scoring.agreement_report import stored_panel
+from agentalign.scoring.cases import Question
+from agentalign.scoring.habits import habits
+from agentalign.store.store import Store
+from agentalign.ui.api import create_api
+from agentalign.ui.compare import Choice
+
+CRITERIA = """
+tone: {description: Is the agent friendly?, scale: [1, 5]}
+helpful: {description: Is the customer helped?, kind: judge}
+good_step: {description: Is this step right?, level: step}
+solved: {description: Was the task done?, check: solved}
+"""
+CHOICES: tuple[Choice, ...] = ("left_far", "left", "tie", "right", "right_far", "both_bad")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    project = make_desk(tmp_path)
+    (project.tasks / "desk" / "criteria.yaml").write_text(CRITERIA)
+    return project
+
+
+@pytest.fixture
+def store(project: Project) -> Iterator[Store]:
+    with Store(project.store_url) as store:
+        yield store
+
+
+@pytest.fixture
+def client(project: Project) -> Iterator[TestClient]:
+    with TestClient(create_api(project, rater="rater"), base_url=HOME) as client:
+        client.get("/")
+        yield client
+
+
+def add_pair(store: Store, task: str = "t1") -> None:
+    store.add([make_run(answer=f"Yes {task}.", policy="desk@7", task=task), make_run(answer=f"No {task}.", policy="base", task=task)])
+
+
+def draw(client: TestClient, **wanted: Any) -> dict[str, Any]:
+    answer = client.post("/api/compare", json=wanted or {"taskset": "desk"})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def vote(client: TestClient, drawn: dict[str, Any], choice: str, criterion: str = "overall", **more: Any) -> Any:
+    body = {"key": secrets.token_hex(8), "draw": drawn["draw"], "choice": choice, "criterion": criterion, **more}
+    return client.post("/api/preferences", json=body)
+
+
+def test_a_pair_is_asked_about_by_every_criterion_that_people_can_answer_about_whole_runs(client: TestClient, store: Store) -> None:
+    add_pair(store)
+    assert [criterion["key"] for criterion in draw(client)["criteria"]] == ["tone@1", "helpful@1"]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_an_answer_comes_back_in_the_sides_it_was_given_in(client: TestClient, store: Store, choice: Choice) -> None:
+    add_pair(store)
+    drawn = draw(client)
+    assert drawn["answers"] == []
+    assert vote(client, drawn, choice, "tone@1", note="warmer").status_code == 200
+    again = draw(client)
+    assert again["draw"] == drawn["draw"], "a pair without an overall answer is still open"
+    assert again["answers"] == [{"criterion": "tone@1", "choice": choice, "note": "warmer"}]
+
+
+def test_each_criterion_becomes_a_preference_of_its_own_and_overall_closes_the_pair(client: TestClient, store: Store) -> None:
+    add_pair(store)
+    drawn = draw(client)
+    for criterion, choice in (("tone@1", "left_far"), ("helpful@1", "both_bad"), ("overall", "right")):
+        assert vote(client, drawn, choice, criterion).status_code == 200
+    tone, helpful, overall = store.preferences("desk")
+    assert tone.left == overall.left == tone.items[0].trajectory == overall.items[1].trajectory
+    assert (tone.criterion, tone.strength, helpful.both_bad, overall.strength) == ("tone@1", 3, True, 1)
+    assert [p.criterion for p in store.preferences("desk", criterion="overall")] == ["overall"], "what recipes learn from by default"
+    assert draw(client)["draw"] is None
+    lines = list(rating_lines(store.preferences("desk")))
+    assert [read_rating_line(line, "exported") for line in lines] == [tone, helpful, overall]
+    table = "".join(preference_table(store.preferences("desk")))
+    assert "tone@1" in table
+    assert "helpful@1" in table
+
+
+def test_what_is_not_asked_about_pairs_is_refused(client: TestClient, store: Store) -> None:
+    add_pair(store)
+    drawn = draw(client)
+    for criterion in ("good_step@1", "solved@1", "tone@2", ""):
+        answer = vote(client, drawn, "tie", criterion)
+        assert answer.status_code == 422
+        assert "is not asked about pairs" in answer.json()["detail"]
+    assert vote(client, drawn, "much_better").status_code == 422
+    assert store.preferences("desk") == []
+
+
+def test_an_answer_that_was_taken_back_counts_nowhere_and_opens_the_pair_again(client: TestClient, store: Store) -> None:
+    add_pair(store)
+    drawn = draw(client)
+    for choice in ("left", "withdrawn"):
+        vote(client, drawn, choice)
+        vote(client, drawn, choice, "tone@1")
+    assert [p.decided for p in in_force(store.preferences("desk"))] == [False, False]
+    assert draw(client)["answers"] == []
+    found = stored_panel(store, "desk")
+    assert found.answers == {}
+    (person,) = habits(found, [])
+    assert person.pairs == 0
+    vote(client, drawn, "right")
+    (case,) = stored_panel(store, "desk").answers
+    assert case.question == Question("overall", "pair")

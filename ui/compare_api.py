@@ -1,0 +1,112 @@
+"""Routes of the blind comparison: draw a pair, and save what a rater says about it, criterion by criterion.
+
+Every answer is a preference of its own, saved at once; "overall" is the one that recipes learn from unless told otherwise. Surprise: what
+this rater said about the pair already comes back with it, in the sides of the draw, so that a reload loses nothing.
+"""
+
+from typing import Annotated
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from agentalign.errors import DataError
+from agentalign.records.base import digest
+from agentalign.records.criterion import Criterion
+from agentalign.ui import align, compare, views
+from agentalign.ui.api import House, Key, Note, Rater, RunId, Saved, ascii_json, stored_run
+
+MOST_QUESTIONS = 20
+"""So many criteria are asked about a pair, the heaviest first: nobody answers more with care."""
+
+
+class PreferenceIn(BaseModel):
+    """A choice between the two sides of a draw."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Key
+    draw: RunId
+    criterion: Annotated[str, Field(max_length=100)] = "overall"
+    choice: compare.Vote
+    note: Note = ""
+
+
+class DrawIn(BaseModel):
+    """Which pair to draw: two runs that the rater chose, or any open pair of a taskset."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    taskset: Annotated[str | None, Field(max_length=500)] = None
+    runs: tuple[RunId, RunId] | None = None
+
+
+class DrawView(BaseModel):
+    """A pair to compare, or none left."""
+
+    draw: str | None
+    open: int
+    """Pairs of the taskset that this rater has not compared, this one included."""
+    criteria: list[views.CriterionView] = []
+    """What is asked about it before the overall question."""
+    answers: list[compare.Answered] = []
+    """What this rater has said about it."""
+    shared: int = 0
+    """How many entries both runs begin with."""
+    rows: list[align.Row] = []
+    """What stands side by side after them."""
+    left: views.BlindRun | None = None
+    right: views.BlindRun | None = None
+
+
+def add(app: FastAPI, house: House) -> None:
+    """Add the routes."""
+
+    @app.post("/api/compare", response_model=DrawView)
+    def draw(rater: Rater, wanted: DrawIn) -> Response:
+        """Draw a pair to compare."""
+        if wanted.runs is not None:
+            found, left_open = (stored_run(house.store, wanted.runs[0]), stored_run(house.store, wanted.runs[1])), 1
+        else:
+            any_pair = compare.open_pair(house.store, wanted.taskset or "", rater)
+            if any_pair is None:
+                return ascii_json(DrawView(draw=None, open=0))
+            found, left_open = any_pair
+        return ascii_json(draw_view(house, compare.draw_pair(house.draws, house.secret, rater, found), left_open))
+
+    @app.post("/api/preferences", response_model=Saved)
+    def add_preference(rater: Rater, vote: PreferenceIn) -> Response:
+        """Save one answer."""
+        drawn = compare.read_draw(house.draws, vote.draw, rater)
+        asked = ["overall", *(criterion.key for criterion in questions(house, drawn.taskset))]
+        if vote.criterion not in asked:
+            raise DataError(f"'{vote.criterion}' is not asked about pairs here. Reload the page; asked are {', '.join(asked)}.")
+        id = digest(["preference", rater, vote.key])
+        preference = compare.preference_of(drawn, vote.choice, id=id, note=vote.note, criterion=vote.criterion)
+        report = house.store.add_preferences([preference])
+        return ascii_json(Saved(id=preference.id, known=report.stored == 0))
+
+
+def questions(house: House, taskset: str) -> list[Criterion]:
+    """The criteria that a pair is compared by: those about whole runs that people can answer, in the team's order."""
+    criteria, _ = house.criteria(taskset)
+    found = [criterion for criterion in criteria if criterion.level == "trajectory" and criterion.kind != "check"]
+    kept = sorted(found, key=lambda criterion: (not criterion.gate, -criterion.weight))[:MOST_QUESTIONS]
+    return [criterion for criterion in found if criterion in kept]
+
+
+def draw_view(house: House, kept: compare.Kept, left_open: int) -> DrawView:
+    """The two sides without anything that tells where they came from."""
+    left, right = (views.blind_view(house.store.trajectory(id)) for id in (kept.draw.left, kept.draw.right))
+    said = house.store.preferences(kept.draw.taskset, source="human")
+    return DrawView(
+        draw=kept.token,
+        open=left_open,
+        criteria=[views.criterion_view(criterion) for criterion in questions(house, kept.draw.taskset)],
+        answers=compare.answered(said, kept.draw),
+        # Message numbers may differ where the text does not: entries are compared by what they show.
+        shared=align.shared_entries(left.timeline, right.timeline),
+        rows=align.align(left.timeline, right.timeline),
+        left=left,
+        right=right,
+    )
