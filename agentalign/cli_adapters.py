@@ -3,7 +3,7 @@
 import argparse
 
 from agentalign import cli_export, cli_foreign, cli_registry
-from agentalign.cli_arguments import Commands, add_json, command, verbs
+from agentalign.cli_arguments import Commands, add_json, at_least, command, verbs
 from agentalign.cli_output import say, show, show_json, show_table
 from agentalign.config.project import Project
 from agentalign.errors import UsageError
@@ -68,6 +68,9 @@ def _add_deploy_check(commands: Commands) -> None:
     parser.add_argument("--model", metavar="NAME", default="", help="the adapter's name there; default: NAME@V or NAME")
     parser.add_argument("--control", metavar="NAME", default="", help="a zero adapter or the base there; default: zero, identity or base")
     parser.add_argument("--quantization", metavar="HOW", default="", help="how the base is rounded there: nf4, int8, none, or another word")
+    parser.add_argument(
+        "--tasks", type=at_least(1), default=0, metavar="N", help="act out N held-out tasks through the server, paired with the evaluation"
+    )
     add_json(parser)
 
 
@@ -181,9 +184,12 @@ def _deploy_check(arguments: argparse.Namespace) -> int:
 
     from agentalign.deployment.deploy_check import deploy_check
 
+    if arguments.tasks and not arguments.endpoint:
+        raise UsageError("--tasks acts through a server: give its --endpoint too. In this process `agentalign eval` does the same.")
     report = deploy_check(
         Project.find(), arguments.ref, endpoint=arguments.endpoint, model=arguments.model, control=arguments.control,
         quantization=arguments.quantization, api_key=os.environ.get("AGENTALIGN_API_KEY", "none"),
+        tasks=arguments.tasks,
     )  # fmt: skip
     if arguments.json:
         show_json(report.model_dump(mode="json"))

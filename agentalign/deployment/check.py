@@ -126,8 +126,8 @@ def _deploy_checked(project: Project, ref: str) -> str:
     newest = reports[-1]
     where = f"{newest.target}, {newest.time[:16]}"
     if not newest.passed:
-        reasons = "; ".join(f"{check.name}: {check.detail}" for check in newest.checks if not check.passed)
-        raise RegistryError(f"the last one is red ({where}): {reasons} Then run `agentalign deploy-check {ref}` again.")
+        reasons = " ".join(f"{check.name}: {check.detail.rstrip('.')}." for check in newest.checks if not check.passed)
+        raise RegistryError(f"the last one is red ({where}). {reasons} Then run `agentalign deploy-check {ref}` again.")
     by_target = {report.target: report for report in reports}
     red = sorted(target for target, report in by_target.items() if not report.passed)
     unasked = [check.name for check in newest.checks if not check.measured]
