@@ -55,10 +55,13 @@ def _agreement(arguments: argparse.Namespace) -> None:
     if pairs:
         show()
         show_table(("criterion", "of", "rater", "and", "kappa", "n"), pairs, empty="")
-    people = [(p.name, p.marks, p.pairs, _share(p.left), _share(p.repeat), _share(p.upheld), p.seconds_per_run) for p in report.people]
+    people = [
+        (p.name, p.marks, p.pairs, _share(p.left), _share(p.repeat), _share(p.swapped), _share(p.upheld), p.seconds_per_run)
+        for p in report.people
+    ]
     if people:
         show()
-        show_table(("person", "marks", "pairs", "left side", "repeated alike", "upheld", "s/run"), people, empty="")
+        show_table(("person", "marks", "pairs", "left side", "repeated alike", "swapped alike", "upheld", "s/run"), people, empty="")
     for person in report.people:
         for flag in person.flags:
             say(f"{person.name} {flag}.")

@@ -98,7 +98,10 @@ def add_last(commands: Commands) -> None:
         "restore",
         "put a backup in the place of the store",
         run=_restore,
-        more="The backup is read whole before anything is replaced; a damaged store is kept beside it.",
+        more=(
+            "The backup is read whole before anything is replaced; a damaged store is kept beside it. What the store has forgotten since "
+            "stays forgotten, as long as the store is there to say so; accounts come back as the backup has them."
+        ),
         examples="agentalign restore before-import.db --force",
     )
     parser.add_argument("file", type=Path)
@@ -184,6 +187,8 @@ def _restore(arguments: argparse.Namespace) -> None:
 
     report = restore(arguments.file, Project.find().store_url, force=arguments.force)
     say(f"The store holds {_counts(_without_problems(report))} now; every record was read again.")
+    if report.forgotten:
+        say(f"{report.forgotten} records of the backup were forgotten since it was made; they were left out.")
 
 
 def _tasks_folder() -> Path:
@@ -197,7 +202,7 @@ def _tasks_folder() -> Path:
 
 
 def _without_problems(report: "object") -> dict[str, int]:
-    return {name: count for name, count in report._asdict().items() if name != "problems"}  # type: ignore[attr-defined]
+    return {name: count for name, count in report._asdict().items() if name not in ("problems", "forgotten")}  # type: ignore[attr-defined]
 
 
 def _counts(counts: dict[str, int]) -> str:

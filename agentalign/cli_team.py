@@ -44,12 +44,14 @@ def _add_queue(commands: Commands) -> None:
     parser = command(
         queue,
         "add",
-        "put runs into the queue",
+        "put runs, or pairs of them, into the queue",
         run=_queue_add,
         more="Runs that are there get the new overlap. Urgent ones come first: where raters disagree, where the reward model wavers, or "
         "where a kind of task has few ratings.",
         examples=(
-            "agentalign queue add --taskset order_desk --policy order_desk@2 --overlap 3\nagentalign queue add --run 3fa9 --gold tone@1=5"
+            "agentalign queue add --taskset order_desk --policy order_desk@2 --overlap 3\n"
+            "agentalign queue add --taskset order_desk --pairs 2\n"
+            "agentalign queue add --run 3fa9 --gold tone@1=5"
         ),
     )
     parser.add_argument("--run", dest="ids", action="append", default=[], metavar="ID", help="this run; may be given again")
@@ -58,6 +60,12 @@ def _add_queue(commands: Commands) -> None:
         "--overlap", type=at_least(1), default=1, metavar="N", help="so many different people rate each; default: %(default)s"
     )
     parser.add_argument("--gold", action="append", default=[], metavar="C@V=X", help="the right answer: every rater is tested with it")
+    parser.add_argument(
+        "--pairs",
+        type=at_least(1),
+        metavar="N",
+        help="pairs to compare instead: up to N of each task, by different makers first",
+    )
     parser = command(queue, "list", "list what is in the queue, the most urgent first", run=_queue_list)
     parser.add_argument("--taskset", metavar="NAME")
     parser.add_argument("--status", choices=("open", "full", "held", "closed"))
@@ -66,7 +74,7 @@ def _add_queue(commands: Commands) -> None:
     for verb, status, help in (("open", "open", "let skipped or closed runs be rated"), ("close", "closed", "take runs out of the queue")):
         parser = command(queue, verb, help, run=_queue_status)
         parser.set_defaults(status=status)
-        parser.add_argument("ids", nargs="+", metavar="ID")
+        parser.add_argument("ids", nargs="+", metavar="ID", help="a run, or a pair as `queue list` shows it: ID+ID")
     add_json(command(queue, "gold", "show how people answered where the answer is known", run=_queue_gold))
 
 
@@ -93,11 +101,30 @@ def _queue_add(arguments: argparse.Namespace) -> None:
 
     project = Project.find()
     gold = _gold(arguments.gold)
+    if gold and arguments.pairs:
+        raise UsageError("--gold is about single runs: nobody knows beforehand which of two is better. Leave out --gold or --pairs.")
     with Store(project.store_url) as store:
         ids = [store.resolve_id(id) for id in arguments.ids] or _matching(store, arguments)
         criteria = {name: load_criteria(find_taskset(name, project.tasks) / "criteria.yaml") for name in _tasksets(store, ids)}
-        added, changed = store.queue_items.add(ids, overlap=arguments.overlap, gold=gold, priority=urgency(store, ids, criteria))
-    say(f"{added} runs added to the queue, {changed} changed.")
+        urgent = urgency(store, ids, criteria)
+        if arguments.pairs:
+            added, changed = _add_pairs(store, ids, arguments.pairs, arguments.overlap, urgent)
+        else:
+            added, changed = store.queue_items.add(ids, overlap=arguments.overlap, gold=gold, priority=urgent)
+    say(f"{added} {'pairs' if arguments.pairs else 'runs'} added to the queue, {changed} changed.")
+
+
+def _add_pairs(store: "object", ids: list[str], per_task: int, overlap: int, urgent: dict[str, float]) -> tuple[int, int]:
+    from agentalign.scoring.to_compare import choose, comparable
+    from agentalign.store.filters import RunFilter
+    from agentalign.store.sides import item_of
+    from agentalign.store.store import Store
+
+    assert isinstance(store, Store)
+    pairs = [(one.id, two.id) for one, two in choose(comparable(store, RunFilter(ids=tuple(ids)), len(ids) or 1), per_task)]
+    if not pairs:
+        raise DataError("among these no two runs of one task differ, so nothing can be compared. Make more: `agentalign rollout --n 4`.")
+    return store.pairs.add(pairs, overlap=overlap, priority={item_of(*pair): max(urgent[id] for id in pair) for pair in pairs})
 
 
 def _tasksets(store: "object", ids: list[str]) -> set[str]:
@@ -142,7 +169,7 @@ def _queue_list(arguments: argparse.Namespace) -> None:
         return
     rows = [
         (
-            i.trajectory[:12],
+            "+".join(id[:12] for id in (i.trajectory, i.other) if id),
             i.taskset,
             i.status,
             i.priority,
@@ -155,7 +182,7 @@ def _queue_list(arguments: argparse.Namespace) -> None:
         for i in items
     ]
     show_table(
-        ("run", "taskset", "status", "urgency", "done", "in hand", "late", "", "skipped because"),
+        ("run, or two", "taskset", "status", "urgency", "done", "in hand", "late", "", "skipped because"),
         rows,
         empty="Nothing is in the queue. `agentalign queue add --taskset NAME` fills it.",
     )
@@ -165,8 +192,9 @@ def _queue_status(arguments: argparse.Namespace) -> None:
     from agentalign.store.store import Store
 
     with Store(Project.find().store_url) as store:
-        changed = store.queue_items.set_status([store.resolve_id(id) for id in arguments.ids], arguments.status)
-    say(f"{changed} runs changed.")
+        items = ["+".join(sorted(store.resolve_id(part) for part in id.split("+"))) for id in arguments.ids]
+        changed = store.queue_items.set_status(items, arguments.status)
+    say(f"{changed} changed.")
 
 
 def _queue_gold(arguments: argparse.Namespace) -> None:
@@ -224,7 +252,6 @@ def _users_remove(arguments: argparse.Namespace) -> None:
 def _forget(arguments: argparse.Namespace) -> None:
     from agentalign.store.filters import RunFilter
     from agentalign.store.store import Store
-    from agentalign.ui.compare import forget_draws
 
     project = Project.find()
     with Store(project.store_url) as store:
@@ -238,7 +265,6 @@ def _forget(arguments: argparse.Namespace) -> None:
             say("Nothing was deleted. Give --yes to delete it for good.")
             return
         gone = store.forget(ids, arguments.person, reason=arguments.reason)
-    forget_draws(project.state / "ui" / "draws", set(gone.runs), arguments.person)
     show(f"{len(gone.runs)} runs, {len(gone.scores)} scores and {len(gone.preferences)} preferences are deleted for good.")
     for training in _learned_from(project.trainings, set(gone.ids)):
         show(f"  training {training} learned from some of it; its adapter keeps that. Train anew and delete the adapter to undo it.")

@@ -42,11 +42,27 @@ def test_runs_are_put_into_the_queue_taken_out_and_put_back(project, capsys):
     items = json.loads(said(capsys, "queue", "list", "--json").out)
     assert {item["trajectory"] for item in items} == set(ids(project))
     one = ids(project)[0]
-    assert "1 runs changed" in said(capsys, "queue", "close", one[:8]).err
+    assert "1 changed" in said(capsys, "queue", "close", one[:8]).err
     assert [item["trajectory"] for item in json.loads(said(capsys, "queue", "list", "--status", "closed", "--json").out)] == [one]
     said(capsys, "queue", "open", one[:8])
     assert json.loads(said(capsys, "queue", "list", "--status", "closed", "--json").out) == []
     assert "0 runs added to the queue, 1 changed" in said(capsys, "queue", "add", "--run", one, "--overlap", "3").err
+
+
+def test_pairs_of_one_task_are_queued_listed_and_closed(project, capsys):
+    assert "2 pairs added to the queue, 0 changed" in said(capsys, "queue", "add", "--taskset", "hello", "--pairs", "2").err
+    items = json.loads(said(capsys, "queue", "list", "--json").out)
+    assert {item["trajectory"] for item in items} | {item["other"] for item in items} == set(ids(project)), (
+        "every run once before one twice"
+    )
+    shown = f"{items[0]['trajectory'][:12]}+{items[0]['other'][:12]}"
+    assert shown in said(capsys, "queue", "list").out
+    said(capsys, "queue", "close", "+".join(reversed(shown.split("+"))))
+    (closed,) = json.loads(said(capsys, "queue", "list", "--status", "closed", "--json").out)
+    assert (closed["trajectory"], closed["other"]) == (items[0]["trajectory"], items[0]["other"])
+    assert main(["queue", "add", "--taskset", "hello", "--pairs", "1", "--gold", "tone@1=5"]) == 2
+    assert main(["queue", "add", "--run", ids(project)[0], "--pairs", "1"]) == 1
+    assert "nothing can be compared" in capsys.readouterr().err
 
 
 def test_accounts_are_made_listed_and_removed_and_no_password_is_shown(project, capsys, monkeypatch):

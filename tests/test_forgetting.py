@@ -9,6 +9,7 @@ from agentalign.errors import DataError
 from agentalign.records.criterion import Score
 from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import Message, Origin, TokenRecord, Trajectory, TurnTokens
+from agentalign.store.backup import backup, restore
 from agentalign.store.filters import RunFilter
 from agentalign.store.queue import Rules
 from agentalign.store.store import AddReport, Store
@@ -105,6 +106,36 @@ def test_no_byte_of_it_is_left_in_the_files_of_a_sqlite_store(tmp_path: Path) ->
         left = b"".join(path.read_bytes() for path in tmp_path.glob("store.db*"))
         assert NEEDLE.encode() not in left
         assert b"fill pages of its own" not in left
+
+
+def test_an_old_backup_does_not_bring_back_what_was_forgotten_since(store_url: str, tmp_path: Path) -> None:
+    gone, kept = run(f"My number is {NEEDLE}."), run("Hello.")
+    fork = run(f"My number is {NEEDLE}. Again.", (gone.id, 0))
+    with Store(store_url) as store:
+        store.add([gone, kept, fork])
+        mild = Score(trajectory=kept.id, criterion="tone@1", value=1, rater="eve", rater_kind="human")
+        scores = [score(gone, "ada"), score(kept, "bob"), mild]
+        store.add_scores(scores)
+        store.add_preferences([preference(gone, kept, "ada")])
+        store.queue_items.add([gone.id, kept.id])
+    backup(store_url, tmp_path / "old.db")
+    with Store(store_url) as store:
+        done = store.forget([gone.id], reason="asked for")
+        left = store.forget(person="bob", reason="left the team")
+        stones = store.tombstones([*done.ids, *left.ids])
+    for _again in range(2):
+        report = restore(tmp_path / "old.db", store_url, force=True)
+        assert (report.trajectories, report.scores, report.preferences, report.forgotten) == (1, 1, 0, 5)
+        with Store(store_url) as store:
+            assert [one.id for one in store.trajectories()] == [kept.id]
+            assert [(one.rater, one.trajectory) for one in store.scores()] == [("eve", kept.id)]
+            assert [item.trajectory for item in store.queue_items.items()] == [kept.id]
+            assert store.tombstones([*done.ids, *left.ids]) == stones, "with the reason and the day it had"
+            assert store.add([gone]) == AddReport(0, 0, 1)
+            assert store.check().problems == ()
+    if store_url.startswith("sqlite"):
+        files = list((tmp_path / ".agentalign").iterdir())
+        assert not [path.name for path in files if path.is_file() and NEEDLE.encode() in path.read_bytes()]
 
 
 def test_forgetting_needs_a_reason(store: Store) -> None:

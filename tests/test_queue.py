@@ -89,7 +89,7 @@ def test_a_lease_that_ran_out_frees_the_place_and_a_late_answer_is_kept_apart(st
     assert queue.finish(late.id, "ada") == (True, True)
     assert store.queue_items.items()[0]._asdict() | {"trajectory": ""} == {
         "trajectory": "", "taskset": "desk", "overlap": 1, "is_gold": False, "priority": 0.0, "status": "open", "done": 0, "live": 1,
-        "late": 1, "skips": (),
+        "late": 1, "skips": (), "other": None,
     }  # fmt: skip
     assert queue.finish(again.id, "bob") == (False, False)
     assert store.queue_items.items()[0].status == "full"

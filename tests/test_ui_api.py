@@ -548,3 +548,25 @@ def test_guidelines_are_read_from_the_tasksets_folder_only(client: TestClient, p
     assert len(text) == 64 * 1024
     for name in ("../desk", "gone", "/etc", ""):
         assert client.get("/api/guidelines", params={"taskset": name}).status_code == 422, name
+
+
+def test_the_reasons_that_were_ticked_are_the_criterions_own(client: TestClient, store: Store, project: Project) -> None:
+    (project.tasks / "desk" / "criteria.yaml").write_text("tone: {description: Friendly?, scale: [1, 5], chips: [cold, wordy]}")
+    run = make_run()
+    store.add([run])
+    answer = client.post("/api/scores", json=mark(run, chips=["rude"]))
+    assert (answer.status_code, "has no chip 'rude'" in answer.json()["detail"]) == (422, True)
+    assert client.post("/api/scores", json=mark(run, chips=["wordy", "cold"])).status_code == 200
+    assert store.scores()[0].chips == ("cold", "wordy"), "in the team's order"
+    page = client.get(f"/api/runs/{run.id}").json()
+    assert (page["criteria"][0]["chips"], page["scores"][0]["chips"]) == (["cold", "wordy"], ["cold", "wordy"])
+
+
+def test_a_mark_that_was_taken_back_leaves_the_run_unrated(client: TestClient, store: Store) -> None:
+    run = make_run()
+    store.add([run])
+    client.post("/api/scores", json=mark(run))
+    assert client.get("/api/runs", params={"unrated": True}).json()["rows"] == []
+    client.post("/api/scores", json=mark(run, value=None, status="withdrawn"))
+    (row,) = client.get("/api/runs", params={"unrated": True}).json()["rows"]
+    assert row["mine"] == 0

@@ -15,6 +15,7 @@ from agentalign.records.preference import in_force
 from agentalign.scoring.agreement_report import stored_panel
 from agentalign.scoring.cases import Question
 from agentalign.scoring.habits import habits
+from agentalign.store.queue import Rules
 from agentalign.store.store import Store
 from agentalign.ui.api import create_api
 from agentalign.ui.compare import Choice
@@ -123,3 +124,86 @@ def test_an_answer_that_was_taken_back_counts_nowhere_and_opens_the_pair_again(c
     vote(client, drawn, "right")
     (case,) = stored_panel(store, "desk").answers
     assert case.question == Question("overall", "pair")
+
+
+# ---- pairs in the queue
+
+
+def hand(client: TestClient) -> Any:
+    return client.post("/api/queue/next", json={}).json()["current"]
+
+
+def done(client: TestClient, assignment: str) -> Any:
+    return client.post(f"/api/queue/{assignment}/done", json={"key": secrets.token_hex(8)})
+
+
+def queue_pairs(store: Store, tasks: int) -> None:
+    for number in range(tasks):
+        add_pair(store, f"t{number}")
+    rows = store.runs(limit=100).rows
+    store.pairs.add([(one.id, two.id) for one in rows for two in rows if one.task_id == two.task_id and one.id < two.id])
+
+
+def test_a_pair_from_the_queue_tells_nothing_and_is_finished_when_every_person_question_is_answered(
+    client: TestClient, store: Store
+) -> None:
+    queue_pairs(store, 1)
+    assert draw(client)["draw"] is None, "what waits in the queue is not given out beside it"
+    taken = hand(client)
+    assert taken["run"] is None
+    answer = client.post("/api/compare", json={"assignment": taken["assignment"]})
+    for row in store.runs().rows:
+        assert row.id not in answer.text
+        assert row.policy not in answer.text
+        assert row.id not in client.get("/api/runs").text, "both runs are left out of lists"
+    drawn = answer.json()
+    assert drawn["draw"] == taken["assignment"]
+    vote(client, drawn, "left")
+    refused = done(client, taken["assignment"])
+    assert (refused.status_code, "not answered yet: tone@1" in refused.json()["detail"]) == (422, True)
+    vote(client, drawn, "tie", "tone@1")
+    assert done(client, taken["assignment"]).json()["saved"] is True
+    assert hand(client) is None
+    assert {p.left for p in store.preferences("desk")} == {store.queue_items.assignments([_item(store)])[0].on_left}
+
+
+def _item(store: Store) -> str:
+    (item,) = store.queue_items.items()
+    return f"{item.trajectory}+{item.other}"
+
+
+def test_a_repeat_is_swapped_shows_nothing_said_before_and_tells_self_consistency(project: Project, store: Store) -> None:
+    queue_pairs(store, 1)
+    app = create_api(project, rater="solo", rules=Rules(gold_rate=0.0, repeat_rate=1.0, repeat_after=0))
+    with TestClient(app, base_url=HOME) as client:
+        client.get("/")
+        lefts = []
+        for _time in range(2):
+            taken = hand(client)
+            drawn = draw(client, assignment=taken["assignment"])
+            assert drawn["answers"] == []
+            assert set(taken) == {"assignment", "run", "state", "left", "lease"}, "a repeat looks like any other"
+            lefts.append(drawn["left"]["timeline"][-1]["text"])
+            vote(client, drawn, "left", "tone@1")
+            vote(client, drawn, "left")  # always the left side, whatever stands there
+            assert done(client, taken["assignment"]).status_code == 200
+    assert len(set(lefts)) == 2
+    (person,) = habits(stored_panel(store, "desk"), [])
+    assert person.swapped is not None
+    assert (person.swapped.share, person.swapped.n, person.pairs) == (0.0, 1, 1)
+    assert person.left is not None
+    assert (person.left.share, person.left.n) == (1.0, 2)
+
+
+def test_someone_elses_pair_does_not_exist(project: Project, store: Store) -> None:
+    queue_pairs(store, 1)
+    with (
+        TestClient(create_api(project, rater="ada"), base_url=HOME) as ada,
+        TestClient(create_api(project, rater="bob"), base_url=HOME) as bob,
+    ):
+        for client in (ada, bob):
+            client.get("/")
+        theirs = hand(ada)["assignment"]
+        assert bob.post("/api/compare", json={"assignment": theirs}).status_code == 404
+        assert vote(bob, {"draw": theirs}, "left").status_code == 404
+    assert store.preferences("desk") == []

@@ -21,6 +21,7 @@ from agentalign.scoring.disputes import Dispute, dispute, disputes
 from agentalign.ui import align, compare, hidden, views
 from agentalign.ui.api import House, Key, RunId, Saved, ScoreIn, ascii_json, score_of, stored_run
 from agentalign.ui.auth import Person, require_lead
+from agentalign.ui.compare_api import own_draw
 
 MOST_CASES = 200
 
@@ -158,7 +159,7 @@ def decided_score(decision: DecisionIn, criteria: Sequence[Criterion], missing: 
 
 def decided_pair(house: House, decision: PairDecisionIn, lead: str) -> Preference:
     """The decision as a record."""
-    drawn = compare.read_draw(house.draws, decision.draw, lead)
+    drawn = own_draw(house, decision.draw, lead)
     if decision.criterion != "overall" and _criterion(house, drawn.taskset, decision.criterion) is None:
         raise DataError(f"there is no criterion '{decision.criterion}' in force here. Reload the page.")
     choice = compare.preference_of(drawn, decision.choice, id=digest(["decision", lead, decision.key]), note=decision.note)
@@ -179,13 +180,13 @@ def case_view(house: House, wanted: CaseQuery, lead: str) -> CaseView:
         )
     first, second = sorted((wanted.run, wanted.other))
     case = _known(found, Case(_question(wanted), (Item(first), Item(second))))
-    kept = compare.draw_pair(house.draws, house.secret, lead, (stored_run(house.store, first), stored_run(house.store, second)))
-    left, right = (views.blind_view(house.store.trajectory(id)) for id in (kept.draw.left, kept.draw.right))
+    drawn = compare.draw_pair(house.store, lead, (stored_run(house.store, first), stored_run(house.store, second)))
+    left, right = (views.blind_view(house.store.trajectory(id)) for id in (drawn.left, drawn.right))
     return CaseView(
         case=dispute(found, case, criterion),
         criterion=card,
-        draw=kept.token,
-        swapped=kept.draw.left != first,
+        draw=drawn.id,
+        swapped=drawn.left != first,
         shared=align.shared_entries(left.timeline, right.timeline),
         rows=align.align(left.timeline, right.timeline),
         left=left,

@@ -53,11 +53,6 @@ class House(NamedTuple):
     store: Store
     secret: bytes
 
-    @property
-    def draws(self) -> Path:
-        """Where drawn pairs are kept."""
-        return self.project.state / "ui" / "draws"
-
     def criteria(self, taskset: str) -> tuple[tuple[Criterion, ...], str]:
         """The taskset's criteria, or why there are none."""
         try:
@@ -92,6 +87,8 @@ class ScoreIn(BaseModel):
     status: Literal["cant_judge", "withdrawn"] | None = None
     """The rater cannot tell, or takes an earlier answer back; without a value."""
     note: Note = ""
+    chips: Annotated[list[str], Field(max_length=9)] = []
+    """Those of the criterion's chips that were ticked."""
 
 
 class Saved(BaseModel):
@@ -229,6 +226,9 @@ def score_of(mark: ScoreIn, criteria: Sequence[Criterion], missing: str, rater: 
     low, high = criterion.scale
     if mark.value is not None and not low <= mark.value <= high:
         raise DataError(f"criterion '{criterion.name}' runs from {low:g} to {high:g}; {mark.value:g} lies outside. Choose a value between.")
+    unknown = [chip for chip in mark.chips if chip not in criterion.chips]
+    if unknown:
+        raise DataError(f"criterion '{criterion.name}' has no chip {unknown[0][:40]!a}. Reload the page; it has {list(criterion.chips)}.")
     return Score(
         trajectory=mark.trajectory,
         criterion=criterion.key,
@@ -238,6 +238,7 @@ def score_of(mark: ScoreIn, criteria: Sequence[Criterion], missing: str, rater: 
         rater=rater,
         rater_kind="human",
         note=mark.note,
+        chips=tuple(chip for chip in criterion.chips if chip in mark.chips),
         id=digest(["score", rater, mark.key]),
     )
 

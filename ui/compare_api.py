@@ -6,18 +6,15 @@ this rater said about the pair already comes back with it, in the sides of the d
 
 from typing import Annotated
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from agentalign.errors import DataError
 from agentalign.records.base import digest
-from agentalign.records.criterion import Criterion
+from agentalign.store.pairs import Draw
 from agentalign.ui import align, compare, views
 from agentalign.ui.api import House, Key, Note, Rater, RunId, Saved, ascii_json, stored_run
-
-MOST_QUESTIONS = 20
-"""So many criteria are asked about a pair, the heaviest first: nobody answers more with care."""
 
 
 class PreferenceIn(BaseModel):
@@ -33,12 +30,13 @@ class PreferenceIn(BaseModel):
 
 
 class DrawIn(BaseModel):
-    """Which pair to draw: two runs that the rater chose, or any open pair of a taskset."""
+    """Which pair to show: one that the queue gave, two runs that the rater chose, or any open pair of a taskset."""
 
     model_config = ConfigDict(extra="forbid")
 
     taskset: Annotated[str | None, Field(max_length=500)] = None
     runs: tuple[RunId, RunId] | None = None
+    assignment: RunId | None = None
 
 
 class DrawView(BaseModel):
@@ -65,6 +63,8 @@ def add(app: FastAPI, house: House) -> None:
     @app.post("/api/compare", response_model=DrawView)
     def draw(rater: Rater, wanted: DrawIn) -> Response:
         """Draw a pair to compare."""
+        if wanted.assignment is not None:
+            return ascii_json(draw_view(house, own_draw(house, wanted.assignment, rater), 1))
         if wanted.runs is not None:
             found, left_open = (stored_run(house.store, wanted.runs[0]), stored_run(house.store, wanted.runs[1])), 1
         else:
@@ -72,13 +72,13 @@ def add(app: FastAPI, house: House) -> None:
             if any_pair is None:
                 return ascii_json(DrawView(draw=None, open=0))
             found, left_open = any_pair
-        return ascii_json(draw_view(house, compare.draw_pair(house.draws, house.secret, rater, found), left_open))
+        return ascii_json(draw_view(house, compare.draw_pair(house.store, rater, found), left_open))
 
     @app.post("/api/preferences", response_model=Saved)
     def add_preference(rater: Rater, vote: PreferenceIn) -> Response:
         """Save one answer."""
-        drawn = compare.read_draw(house.draws, vote.draw, rater)
-        asked = ["overall", *(criterion.key for criterion in questions(house, drawn.taskset))]
+        drawn = own_draw(house, vote.draw, rater)
+        asked = ["overall", *(criterion.key for criterion in compare.questions(house.criteria(drawn.taskset)[0]))]
         if vote.criterion not in asked:
             raise DataError(f"'{vote.criterion}' is not asked about pairs here. Reload the page; asked are {', '.join(asked)}.")
         id = digest(["preference", rater, vote.key])
@@ -87,23 +87,24 @@ def add(app: FastAPI, house: House) -> None:
         return ascii_json(Saved(id=preference.id, known=report.stored == 0))
 
 
-def questions(house: House, taskset: str) -> list[Criterion]:
-    """The criteria that a pair is compared by: those about whole runs that people can answer, in the team's order."""
-    criteria, _ = house.criteria(taskset)
-    found = [criterion for criterion in criteria if criterion.level == "trajectory" and criterion.kind != "check"]
-    kept = sorted(found, key=lambda criterion: (not criterion.gate, -criterion.weight))[:MOST_QUESTIONS]
-    return [criterion for criterion in found if criterion in kept]
+def own_draw(house: House, id: str, person: str) -> Draw:
+    """The person's draw; 404 for anybody else's: that it exists is not told either."""
+    try:
+        return house.store.pairs.drawn(id, person)
+    except DataError as error:
+        raise HTTPException(404, str(error)) from None
 
 
-def draw_view(house: House, kept: compare.Kept, left_open: int) -> DrawView:
+def draw_view(house: House, drawn: Draw, left_open: int) -> DrawView:
     """The two sides without anything that tells where they came from."""
-    left, right = (views.blind_view(house.store.trajectory(id)) for id in (kept.draw.left, kept.draw.right))
-    said = house.store.preferences(kept.draw.taskset, source="human")
+    left, right = (views.blind_view(house.store.trajectory(id)) for id in (drawn.left, drawn.right))
+    # A pair that comes again in the queue shows nothing of what was said about it before.
+    said = house.store.preferences(drawn.taskset, source="human", after=drawn.after)
     return DrawView(
-        draw=kept.token,
+        draw=drawn.id,
         open=left_open,
-        criteria=[views.criterion_view(criterion) for criterion in questions(house, kept.draw.taskset)],
-        answers=compare.answered(said, kept.draw),
+        criteria=[views.criterion_view(criterion) for criterion in compare.questions(house.criteria(drawn.taskset)[0])],
+        answers=compare.answered(said, drawn),
         # Message numbers may differ where the text does not: entries are compared by what they show.
         shared=align.shared_entries(left.timeline, right.timeline),
         rows=align.align(left.timeline, right.timeline),

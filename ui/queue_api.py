@@ -1,6 +1,7 @@
-"""The routes under /api/queue: take the next run, keep it, finish or skip it; a lead fills the queue and sees what is in it.
+"""The routes under /api/queue: take the next run or pair, keep it, finish or skip it; a lead fills the queue and sees what is in it.
 
-Nothing that a rater is told depends on the kind of an assignment: a gold run and a repeat look like any other.
+Nothing that a rater is told depends on the kind of an assignment: a gold run and a repeat look like any other. Of a pair not even the
+runs' ids are told; the page asks /api/compare for it by its assignment.
 """
 
 from typing import Annotated, Any, Literal
@@ -14,12 +15,14 @@ from agentalign.environments.taskset import find_taskset, load_criteria
 from agentalign.errors import AgentAlignError, DataError
 from agentalign.store.queue import Assignment, Queue, Rules
 from agentalign.store.store import Store
+from agentalign.ui import compare
 from agentalign.ui.auth import require_lead, require_rater
 
 Rater = Annotated[str, Depends(require_rater)]
 Lead = Annotated[str, Depends(require_lead)]
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+ItemId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}([+][0-9a-f]{32})?$")]
 Taskset = Annotated[str | None, Field(max_length=500)]
 
 
@@ -55,19 +58,20 @@ class ItemsIn(BaseModel):
 
 
 class StatusIn(BaseModel):
-    """Runs to open or close."""
+    """Runs, or pairs ("ID+ID", the lower one first), to open or close."""
 
     model_config = ConfigDict(extra="forbid")
 
-    runs: Annotated[list[RunId], Field(min_length=1, max_length=1000)]
+    runs: Annotated[list[ItemId], Field(min_length=1, max_length=1000)]
     status: Literal["open", "closed"]
 
 
 class Taken(BaseModel):
-    """A run in the rater's hands. Its kind is not told."""
+    """A run or a pair in the rater's hands. Its kind is not told."""
 
     assignment: str
-    run: str
+    run: str | None
+    """None for a pair."""
     state: str
     left: float
     """Seconds of the lease; 0 where it has ended and others may have the run."""
@@ -77,7 +81,13 @@ class Taken(BaseModel):
 
 def taken(found: Assignment, rules: Rules) -> Taken:
     """What a rater is told about an assignment."""
-    return Taken(assignment=found.id, run=found.trajectory, state=found.state, left=max(0.0, found.left), lease=rules.lease_seconds)
+    return Taken(
+        assignment=found.id,
+        run=None if found.other else found.trajectory,
+        state=found.state,
+        left=max(0.0, found.left),
+        lease=rules.lease_seconds,
+    )
 
 
 def add_queue(app: FastAPI, project: Project, store: Store, rules: Rules) -> None:
@@ -108,7 +118,7 @@ def add_queue(app: FastAPI, project: Project, store: Store, rules: Rules) -> Non
     def done(rater: Rater, assignment: RunId, _said: DoneIn) -> JSONResponse:
         """It is finished."""
         found = own(queue, assignment, rater)
-        ended = queue.finish(assignment, rater, required(project, store.trajectory(found.trajectory).taskset))
+        ended = queue.finish(assignment, rater, required(project, store.trajectory(found.trajectory).taskset, is_pair=bool(found.other)))
         return saved(assignment, **ended._asdict())
 
     @app.post("/api/queue/{assignment}/skip")
@@ -146,12 +156,14 @@ def own(queue: Queue, assignment: str, rater: str) -> Assignment:
         raise HTTPException(404, str(error)) from None
 
 
-def required(project: Project, taskset: str) -> list[str]:
-    """The criteria that a person has to answer before a run of this taskset is finished."""
+def required(project: Project, taskset: str, *, is_pair: bool) -> list[str]:
+    """The criteria that a person has to answer before a run, or a pair, of this taskset is finished."""
     try:
         criteria = load_criteria(find_taskset(taskset, project.tasks) / "criteria.yaml")
     except AgentAlignError:
-        return []
+        criteria = ()
+    if is_pair:
+        return ["overall", *(criterion.key for criterion in compare.questions(criteria) if criterion.kind == "human")]
     return [criterion.key for criterion in criteria if criterion.kind == "human" and criterion.level == "trajectory"]
 
 

@@ -12,6 +12,7 @@ from agentalign.config.load import describe
 from agentalign.environments.taskset import list_tasksets
 from agentalign.errors import DataError
 from agentalign.records.adapter import RecipeName, Training
+from agentalign.records.preference import in_force
 from agentalign.ui import launch, trainings
 from agentalign.ui.api import House, Rater, ascii_json
 from agentalign.ui.auth import require_lead
@@ -184,7 +185,7 @@ def curves_view(house: House, files: MetricsFiles, training: Training, wanted: S
     row = trainings.row_of(house.project, training, rows)
     if len(rows) == seen:
         return CurvesView(row=row, rows=seen, unchanged=True, names=[], curves={}, evaluations=[], alarms=[])
-    human = house.store.preferences(training.taskset, source="human")
+    human = [word for word in in_force(house.store.preferences(training.taskset, "overall", "human")) if not word.withdrawn]
     votes = [Vote(*vote) for vote in trainings.votes(house.store, training, human)] if human else []
     return CurvesView(
         row=row,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from agentalign.records.criterion import Criterion, Score, overall
+from agentalign.records.criterion import Criterion, Score, ScoreStatus, overall
 from agentalign.records.trajectory import Message, Step, Trajectory
 from agentalign.store.store import RunRow
 
@@ -63,6 +63,8 @@ class CriterionView(BaseModel):
     higher_is_better: bool
     weight: float
     marks: list[Mark]
+    chips: list[str]
+    """Short reasons to tick beside a value."""
 
 
 class ScoreView(BaseModel):
@@ -78,6 +80,7 @@ class ScoreView(BaseModel):
     rater_kind: str
     mine: bool
     note: str
+    chips: list[str]
     time: str
 
 
@@ -213,6 +216,7 @@ def criterion_view(criterion: Criterion) -> CriterionView:
         higher_is_better=criterion.higher_is_better,
         weight=criterion.weight,
         marks=marks(criterion),
+        chips=list(criterion.chips),
     )
 
 
@@ -242,6 +246,7 @@ def score_view(score: Score, criteria: Sequence[Criterion], rater: str) -> Score
         rater_kind=score.rater_kind,
         mine=is_mine(score, rater),
         note=score.note,
+        chips=list(score.chips),
         time=score.time,
     )
 
@@ -287,7 +292,7 @@ def list_row(row: RunRow, scores: Sequence[Score], criteria: Sequence[Criterion]
         n_errors=row.n_errors,
         excerpt=row.excerpt,
         overall=overall(criteria, scores),
-        mine=sum(is_mine(score, rater) for score in newest(scores)),
+        mine=sum(is_mine(score, rater) and score.status != ScoreStatus.WITHDRAWN for score in newest(scores)),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from agentalign.records.base import Record
 from agentalign.records.criterion import Criterion
 from agentalign.scoring.agreement import FEWEST_ITEMS
-from agentalign.scoring.cases import Answer, Case, Panel, Rater
+from agentalign.scoring.cases import Answer, Case, Panel, Question, Rater
 from agentalign.scoring.intervals import Share, bootstrap, share_of
 
 REPEAT_SECONDS = 3600.0
@@ -25,6 +25,7 @@ PAUSE_SECONDS = 1800.0
 FAST_SECONDS = 5.0
 FAST_SHARE = 1 / 3
 """Of the others' time per run."""
+OVERALL = Question("overall", "pair")
 BY_CHANCE = 0.01
 """A row of equal answers less likely than this is flagged."""
 
@@ -59,9 +60,11 @@ class Habits(Record):
     marks: int
     pairs: int
     left: Share | None
-    """Of clear choices between two sides, how often the left one."""
+    """Of clear overall choices between two sides, how often the left one. Other criteria of a pair would count one glance many times."""
     repeat: Share | None
     """Of cases answered again after an hour, or after ten other runs, how often alike."""
+    swapped: Share | None
+    """Of pairs answered again with their sides swapped, how often alike, overall: who goes by the side does not."""
     upheld: Share | None
     """Of decided cases, how often this person's answer was the decision. Mostly disputed cases are decided: low for everyone."""
     seconds_per_run: float | None
@@ -96,17 +99,18 @@ def _habits(
     scales: Mapping[str, Criterion],
 ) -> Habits:
     left = _left(said)
-    repeat, upheld = _repeat(said), _upheld(found, rater)
+    repeat, swapped, upheld = _repeat(said), _swapped(said), _upheld(found, rater)
     weeks, streaks = _weeks(found, rater, scales), _streaks(found, rater)
     pace = paces[rater]
     others = [seconds for other, list_ in paces.items() if other != rater for seconds in list_]
-    kinds = [case.question.kind for case, answers in found.answers.items() if rater in answers]
+    answered = [case for case, answers in found.answers.items() if rater in answers]
     return Habits(
         name=rater.name,
-        marks=kinds.count("mark"),
-        pairs=kinds.count("pair"),
+        marks=sum(case.question.kind == "mark" for case in answered),
+        pairs=len({case.run for case in answered if case.question.kind == "pair"}),
         left=left,
         repeat=repeat,
+        swapped=swapped,
         upheld=upheld,
         seconds_per_run=median(pace) if pace else None,
         runs=len(pace),
@@ -117,7 +121,7 @@ def _habits(
 
 
 def _left(said: Sequence[tuple[Case, Answer]]) -> Share | None:
-    clear = [(case, answer) for case, answer in said if case.question.kind == "pair" and answer.value in (0.0, 1.0) and answer.left]
+    clear = [(case, answer) for case, answer in said if case.question == OVERALL and answer.value in (0.0, 1.0) and answer.left]
     picked = [case.items[0 if answer.value == 0.0 else 1].trajectory == answer.left for case, answer in clear]
     return share_of(sum(picked), len(picked)) if picked else None
 
@@ -134,6 +138,15 @@ def _repeat(said: Sequence[tuple[Case, Answer]]) -> Share | None:
         for (first, before), (second, after) in pairwise(answers)
         if second - first > REPEAT_RUNS or _apart(before, after) >= REPEAT_SECONDS
     ]
+    return share_of(sum(again), len(again)) if again else None
+
+
+def _swapped(said: Sequence[tuple[Case, Answer]]) -> Share | None:
+    own: dict[Case, list[Answer]] = {}
+    for case, answer in said:
+        if case.question == OVERALL and answer.left:
+            own.setdefault(case, []).append(answer)
+    again = [one.value == other.value for answers in own.values() for one, other in pairwise(answers) if one.left != other.left]
     return share_of(sum(again), len(again)) if again else None
 
 

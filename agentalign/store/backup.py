@@ -2,6 +2,8 @@
 
 A backup is of one moment, taken while others write; copying store.db by hand is not one, because its newest commits stand in store.db-wal.
 Both directions read every record again before they call it done, and a damaged store is moved aside, never written over.
+Surprise: a restore does not bring back what the store has forgotten since. Only where the store itself is gone or damaged are its
+tombstones too, and nobody can know.
 """
 
 import sqlite3
@@ -13,13 +15,14 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import quote
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, insert, inspect, select
 
 from agentalign.errors import DataError, StoreError
 from agentalign.store import sqlite, tables
 from agentalign.store.check import StoreReport, check, count, stream
 from agentalign.store.database import Database, database_path, open_database
 from agentalign.store.files import put_in_place
+from agentalign.store.forgetting import Tombstone, forget_again, tombstones
 from agentalign.store.schema import check_known, migrate, revision
 
 
@@ -54,11 +57,13 @@ def restore(source: Path, url: str, *, force: bool = False) -> StoreReport:
         _upgrade(copy, source)
         report = _sound(copy, f"backup {source}")
         if path is None:
-            _into_database(copy, url, force)
+            forgotten = _into_database(copy, url, force)
         else:
             sqlite.refuse_network(path)
             with sqlite.file_lock(path):
-                _into_file(copy, path, force)
+                forgotten = _into_file(copy, path, force)
+        if forgotten:
+            report = _sound(copy, f"backup {source}")._replace(forgotten=forgotten)
     return report
 
 
@@ -120,19 +125,39 @@ def _sound(copy: Path, where: str) -> StoreReport:
     return report
 
 
-def _into_file(copy: Path, path: Path, force: bool) -> None:
-    """Put the file in the store's place. Called under the store's lock."""
+def _into_file(copy: Path, path: Path, force: bool) -> int:
+    """Put the file in the store's place; returns how many records were left out. Called under the store's lock."""
     held = _records_of(path)
     if held is None:
         _move_aside(path, force)
         sqlite.set_wal(copy)
         put_in_place(copy, path)
-        return
+        return 0
     _refuse_full(held, str(path), force)
+    with sqlite.translated(path), sqlite.file_engine(path) as engine, engine.begin() as connection:
+        stones = _stones(connection)
+    forgotten = _leave_out(copy, stones)
     # Through SQLite, so that whoever has the store open sees the new content in their next transaction.
     with sqlite.translated(path), closing(_connect(copy, "ro")) as there, closing(_connect(path, "rw")) as here:
         here.execute("PRAGMA synchronous = FULL")
         there.backup(here)
+    return forgotten
+
+
+def _stones(connection: Connection) -> list[Tombstone]:
+    """The tombstones of a store, which may be older than they are."""
+    return list(tombstones(connection).values()) if inspect(connection).has_table("tombstones") else []
+
+
+def _leave_out(copy: Path, stones: list[Tombstone]) -> int:
+    """Take out of the copy what these tombstones name, down to the bytes."""
+    if not stones:
+        return 0
+    with sqlite.file_engine(copy) as engine, engine.begin() as connection:
+        forgotten = forget_again(connection, stones)
+    with closing(sqlite3.connect(copy)) as raw:
+        raw.execute("VACUUM")
+    return forgotten
 
 
 def _records_of(path: Path) -> int | None:
@@ -161,9 +186,11 @@ def _refuse_full(held: int, where: str, force: bool) -> None:
         raise StoreError(f"store {where} holds {held} records, which a restore would replace. Back it up first, then force the restore.")
 
 
-def _into_database(copy: Path, url: str, force: bool) -> None:
+def _into_database(copy: Path, url: str, force: bool) -> int:
     database: Database = open_database(url)
     try:
+        with database.read() as connection:
+            forgotten = _leave_out(copy, _stones(connection))
         with sqlite.file_engine(copy) as engine, engine.begin() as source, database.write() as target:
             _refuse_full(sum(count(target)[:5]), database.where, force)
             for table in reversed(tables.metadata.sorted_tables):
@@ -176,3 +203,4 @@ def _into_database(copy: Path, url: str, force: bool) -> None:
                     target.execute(select(func.setval(counter, highest + 1, False)))
     finally:
         database.close()
+    return forgotten

@@ -29,6 +29,8 @@ class StoreReport(NamedTuple):
     trainings: int
     problems: tuple[str, ...] = ()
     """One sentence each; empty for a sound store."""
+    forgotten: int = 0
+    """Of a restore: records of the backup that were forgotten since it was made, and so were left out."""
 
 
 def count(connection: Connection) -> StoreReport:

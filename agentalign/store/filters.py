@@ -1,9 +1,10 @@
 """Which runs are meant: a filter, and the same filter as a condition on the tables."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pydantic import model_validator
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, CompoundSelect, Connection, FromClause, Select, and_, exists, func, or_, select, union_all
 
 from agentalign.errors import DataError
 from agentalign.records.base import Record
@@ -38,7 +39,7 @@ class RunFilter(Record):
     training: str | None = None
     """Training id: runs sampled while it trained (origin "id" or "id/...") and runs of the adapter that it saved."""
     unrated_by: str | None = None
-    """A person: runs of which this person has scored nothing yet, neither the whole nor a step."""
+    """A person: runs of which this person has scored nothing yet, neither the whole nor a step; what was taken back is no score."""
     hidden_from: str | None = None
     """A person: not the runs that are open in this person's queue, of which no list or search may tell more than their page does."""
     waiting_for: str | None = None
@@ -107,7 +108,7 @@ def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[
         sampled = and_(policy >= training + "/", policy < training + "0")  # "0" follows "/": every name that begins so, by the index
         found.append(or_(policy == training, sampled, policy.in_(adapter)))
     if wanted.unrated_by is not None:
-        rated = select(scores.c.trajectory).where(scores.c.person == bindable(wanted.unrated_by, "unrated_by"))
+        rated = select(scores.c.trajectory).where(scores.c.person == bindable(wanted.unrated_by, "unrated_by"), scores.c.stands)
         found.append(~rated.where(scores.c.trajectory == trajectories.c.id).correlate(trajectories).exists())
     if wanted.criterion is not None or wanted.disagreement is not None:
         found.append(_among(connection, _verdicts(wanted), verdicts.c.trajectory))
@@ -118,15 +119,26 @@ def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[
     return found
 
 
-def open_for(person: str) -> Select[str]:
-    """Runs that this person has taken from the queue and not finished, whether the lease lives or not."""
-    return select(assignments.c.trajectory).where(assignments.c.person == person, assignments.c.state == "open")
+def open_for(person: str) -> CompoundSelect[str]:
+    """Runs that this person has taken from the queue and not finished, alone or in a pair, whether the lease lives or not."""
+    mine = (assignments.c.person == person) & (assignments.c.state == "open")
+    columns = (assignments.c.trajectory, assignments.c.other)
+    return union_all(*(select(c).where(mine, c.is_not(None)) for c in columns))
 
 
-def waiting_for(person: str) -> Select[str]:
-    """Runs in the queue that this person has not finished: any of them may still come to them."""
-    theirs = (assignments.c.trajectory == queue_items.c.trajectory) & (assignments.c.person == person)
-    return select(queue_items.c.trajectory).where(queue_items.c.status == "open", ~exists().where(theirs, assignments.c.state != "open"))
+def waiting_for(person: str, ids: Sequence[str] | None = None) -> CompoundSelect[str]:
+    """Runs in the queue, alone or in a pair, that this person has not finished: any of them may still come to them."""
+    theirs = (assignments.c.item == queue_items.c.item) & (assignments.c.person == person)
+    waits = and_(queue_items.c.status == "open", ~exists().where(theirs, assignments.c.state.not_in(("open", "drawn"))))
+    columns = (queue_items.c.trajectory, queue_items.c.other)
+    # No NULL may get in here: nothing is ever "not in" a list with one.
+    return union_all(*(select(c).where(waits, c.is_not(None) if ids is None else c.in_(ids)) for c in columns))
+
+
+def in_pairs(where: ColumnElement[bool], ids: Sequence[str]) -> CompoundSelect[str]:
+    """Those of the runs that take part in a pair among these assignments."""
+    columns = (assignments.c.trajectory, assignments.c.other)
+    return union_all(*(select(c).where(where, assignments.c.other.is_not(None), c.in_(ids)) for c in columns))
 
 
 def _verdicts(wanted: RunFilter) -> Select[int]:

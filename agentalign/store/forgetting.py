@@ -70,31 +70,59 @@ def forget(connection: Connection, ids: Sequence[str], person: str | None, reaso
     if person is not None:
         about |= tables.scores.c.person == bindable(person, "name of a person")
     scores = list(connection.execute(select(tables.scores.c.id).where(about)).scalars())
-    judged = set(connection.execute(select(tables.scores.c.trajectory).where(about)).scalars()) - set(runs)
     preferences = _preferences(connection, set(runs), person)
-    taken = is_one_of(connection, tables.assignments.c.trajectory, runs)
+    taken = _about(connection, tables.assignments, runs)
     if person is not None:
         taken |= tables.assignments.c.person == person
-    connection.execute(delete(tables.scores).where(about))
-    for part in _parts(preferences):
-        connection.execute(delete(tables.preferences).where(is_one_of(connection, tables.preferences.c.id, part)))
     assignments = connection.execute(delete(tables.assignments).where(taken)).rowcount
-    connection.execute(delete(tables.queue_items).where(is_one_of(connection, tables.queue_items.c.trajectory, runs)))
     accounts = 0 if person is None else connection.execute(delete(tables.accounts).where(tables.accounts.c.name == person)).rowcount
-    _delete_runs(connection, runs)
-    verdicts.refresh(connection, judged)
-    search.forget(connection)
-    _reopen(connection)
+    _delete(connection, runs, scores, preferences)
     for what, gone in (("run", runs), ("score", scores), ("preference", preferences)):
         insert_new(connection, tables.tombstones, [{"id": id, "what": what, "reason": reason, "time": now()} for id in gone])
     return Forgotten(tuple(runs), tuple(scores), tuple(preferences), assignments, accounts)
 
 
-def tombstones(connection: Connection, ids: Iterable[str]) -> dict[str, Tombstone]:
-    """Tombstones by id; ids without one are left out."""
+def forget_again(connection: Connection, stones: Sequence[Tombstone]) -> int:
+    """Delete what these tombstones of another copy of the store name, and take them over; returns how many records that were."""
+    known = tombstones(connection, [stone.id for stone in stones])
+    new = [stone for stone in stones if stone.id not in known]
+    named = {what: [stone.id for stone in new if stone.what == what] for what in ("run", "score", "preference")}
+    runs = descendants(connection, named["run"])
+    about = is_one_of(connection, tables.scores.c.id, named["score"]) | is_one_of(connection, tables.scores.c.trajectory, runs)
+    scores = list(connection.execute(select(tables.scores.c.id).where(about)).scalars())
+    there = select(tables.preferences.c.id).where(is_one_of(connection, tables.preferences.c.id, named["preference"]))
+    preferences = sorted({*connection.execute(there).scalars(), *_preferences(connection, set(runs), None)})
+    connection.execute(delete(tables.assignments).where(_about(connection, tables.assignments, runs)))
+    _delete(connection, runs, scores, preferences)
+    insert_new(connection, tables.tombstones, [stone._asdict() for stone in new])
+    return len(runs) + len(scores) + len(preferences)
+
+
+def _delete(connection: Connection, runs: Sequence[str], scores: Sequence[str], preferences: Sequence[str]) -> None:
+    of_scores = is_one_of(connection, tables.scores.c.id, scores)
+    judged = set(connection.execute(select(tables.scores.c.trajectory).where(of_scores)).scalars()) - set(runs)
+    connection.execute(delete(tables.scores).where(of_scores))
+    for part in _parts(preferences):
+        connection.execute(delete(tables.preferences).where(is_one_of(connection, tables.preferences.c.id, part)))
+    connection.execute(delete(tables.queue_items).where(_about(connection, tables.queue_items, runs)))
+    _delete_runs(connection, runs)
+    verdicts.refresh(connection, judged)
+    search.forget(connection)
+    _reopen(connection)
+
+
+def tombstones(connection: Connection, ids: Iterable[str] | None = None) -> dict[str, Tombstone]:
+    """Tombstones by id: all, or those of `ids`."""
     table = tables.tombstones.c
-    query = select(table.id, table.what, table.reason, table.time).where(is_one_of(connection, table.id, list(ids)))
+    query = select(table.id, table.what, table.reason, table.time)
+    if ids is not None:
+        query = query.where(is_one_of(connection, table.id, list(ids)))
     return {row.id: Tombstone(*row) for row in connection.execute(query)}
+
+
+def _about(connection: Connection, table: Table, runs: Sequence[str]) -> ColumnElement[bool]:
+    """Whether a row of the queue is about one of the runs, alone or in a pair."""
+    return is_one_of(connection, table.c.trajectory, runs) | is_one_of(connection, table.c.other, runs)
 
 
 def _parts(ids: Sequence[str]) -> Iterable[Sequence[str]]:
@@ -129,6 +157,6 @@ def _reopen(connection: Connection) -> None:
     """Runs that lost an answer wait for another one."""
     items, taken = tables.queue_items.c, tables.assignments.c
     done = select(func.count()).select_from(tables.assignments)
-    done = done.where(taken.trajectory == items.trajectory, taken.kind == "normal", taken.state == "done")
+    done = done.where(taken.item == items.item, taken.kind == "normal", taken.state == "done")
     lacking = (items.status == "full") & (items.overlap > done.scalar_subquery())
     connection.execute(tables.queue_items.update().where(lacking).values(status="open"))

@@ -1,33 +1,39 @@
-"""The queue, as a rater meets it: take a run, keep the lease alive, finish or skip.
+"""The queue, as a rater meets it: take a run or a pair, keep the lease alive, finish or skip.
 
-An assignment is one row for a run, a person and a kind: *normal* ones share the run's overlap, *gold* ones (the answer is known) and
-*repeat* ones (the same person once more) stand outside it. A lease lives by the database's clock, so no rater's clock matters, and
-every decision is made inside the one write transaction. Surprise: a lease that ran out is no state. The row stays open; its run is
-free for others at that instant, and whoever answers late is thanked, stored and flagged, but fills no place.
+An assignment is one row for an item (a run, or two to compare), a person and a kind: *normal* ones share the item's overlap, *gold* ones
+(the answer is known) and *repeat* ones (the same person once more, a pair with its sides swapped) stand outside it. A lease lives by the
+database's clock, so no rater's clock matters, and every decision is made inside the one write transaction. Surprise: a lease that ran
+out is no state. The row stays open; its item is free for others at that instant, and whoever answers late is thanked, stored and flagged,
+but fills no place.
 """
 
 import secrets
 from collections.abc import Collection
+from itertools import count
 from random import Random
 from typing import Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, ScalarSelect, Select, and_, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, ScalarSelect, Select, and_, exists, func, or_, select, text
 
 from agentalign.errors import DataError
 from agentalign.records.base import digest
 from agentalign.records.criterion import Score
 from agentalign.store.appending import read_records
 from agentalign.store.database import Database
-from agentalign.store.filters import bindable, waiting_for
+from agentalign.store.filters import bindable, in_pairs, waiting_for
 from agentalign.store.rows import name
+from agentalign.store.sides import compared, item_of, last_word, side
 from agentalign.store.tables import assignments, queue_items, scores
 
-Kind = Literal["normal", "gold", "repeat"]
-State = Literal["open", "done", "late", "skipped"]
+Kind = Literal["normal", "gold", "repeat", "own"]
+State = Literal["open", "done", "late", "skipped", "drawn"]
 FINISHED: tuple[State, ...] = ("done", "late", "skipped")
 
 LOOK_AHEAD = 64
 """Among so many of the most urgent runs one is drawn by person, so that not all raters meet them in one order."""
+
+PEEK = 256
+"""Runs that are looked at together, until so many are found."""
 
 CLOSE = 0.05
 """Priorities that differ by less are equal."""
@@ -65,6 +71,15 @@ class Assignment(NamedTuple):
     """Seconds until the lease ends; 0 or less where it has ended."""
     reason: str
     """Why it was skipped."""
+    other: str | None = None
+    """Of a pair: its second run."""
+    on_left: str | None = None
+    """Of a pair: which of the two this person sees on the left."""
+
+    @property
+    def item(self) -> str:
+        """What is rated, as the queue knows it."""
+        return item_of(self.trajectory, self.other)
 
 
 class Finish(NamedTuple):
@@ -93,23 +108,23 @@ class Queue:
             if found is not None:
                 return found
             draw = chance.random()
-            trajectory, kind = None, "normal"
+            item, kind = None, "normal"
             if draw < self.rules.gold_rate:
-                trajectory, kind = _gold(connection, person, taskset, chance), "gold"
+                item, kind = _gold(connection, person, taskset, chance), "gold"
             elif draw < self.rules.gold_rate + self.rules.repeat_rate:
-                trajectory, kind = self._repeat(connection, person, taskset, chance), "repeat"
-            if trajectory is None:
-                trajectory, kind = _normal(connection, person, taskset, now), "normal"
-            return None if trajectory is None else self._assign(connection, trajectory, person, kind, now)
+                item, kind = self._repeat(connection, person, taskset, chance), "repeat"
+            if item is None:
+                item, kind = _normal(connection, person, taskset, now), "normal"
+            return None if item is None else self._assign(connection, item, person, kind, now, chance)
 
     def beat(self, id: str, person: str) -> Assignment:
         """Keep a lease alive, or take it up again where its place is still free; look at `left` and `state` for what came of it."""
         with self._database.write() as connection:
             now = clock(connection)
             row = _mine(connection, id, person)
-            if row.state == "open" and (row.expires > now or row.kind != "normal" or _is_free(connection, row.trajectory, now)):
+            if row.state == "open" and (row.expires > now or row.kind != "normal" or _is_free(connection, row.item, now)):
                 return self._renewed(connection, row, now)
-            return _assignment(row, now)
+            return assignment_of(row, now)
 
     def finish(self, id: str, person: str, required: Collection[str] = ()) -> Finish:
         """The person is done with the run. DataError where one of the `required` criteria was not answered since it was taken."""
@@ -122,10 +137,11 @@ class Queue:
                 raise DataError("this run was skipped, and a skip stays. Your marks on it are kept; take the next run.")
             missing = sorted(set(required) - _answered(connection, row))
             if missing:
-                raise DataError(f"not answered yet: {', '.join(missing)}. Mark each, or say that it does not apply.")
+                how = "Mark each, or say that it does not apply." if row.other is None else "Answer each, or skip the pair."
+                raise DataError(f"not answered yet: {', '.join(missing)}. {how}")
             late = row.expires <= now
             self._end(connection, row, "late" if late else "done", now)
-            _settle(connection, row.trajectory)
+            _settle(connection, row.item)
             return Finish(False, late)
 
     def skip(self, id: str, person: str, reason: str) -> Finish:
@@ -141,9 +157,9 @@ class Queue:
                 return Finish(True, False)
             late = row.expires <= now
             self._end(connection, row, "skipped", now, bindable(reason, "reason of a skip"))
-            skips = select(func.count()).select_from(assignments).where(_on(row.trajectory), assignments.c.state == "skipped")
+            skips = select(func.count()).select_from(assignments).where(_on(row.item), assignments.c.state == "skipped")
             if connection.execute(skips).scalar_one() >= self.rules.held_at:
-                _set_status(connection, row.trajectory, "open", "held")
+                _set_status(connection, row.item, "open", "held")
             return Finish(False, late)
 
     def current(self, person: str) -> Assignment | None:
@@ -151,12 +167,12 @@ class Queue:
         with self._database.read() as connection:
             now = clock(connection)
             row = connection.execute(_open(person, None).where(assignments.c.expires > now)).first()
-            return None if row is None else _assignment(row, now)
+            return None if row is None else assignment_of(row, now)
 
     def assignment(self, id: str, person: str) -> Assignment:
         """The person's assignment; DataError where there is none, or it is someone else's."""
         with self._database.read() as connection:
-            return _assignment(_mine(connection, id, person), clock(connection))
+            return assignment_of(_mine(connection, id, person), clock(connection))
 
     def hidden(self, person: str, ids: Collection[str], *, waiting: bool = False) -> dict[str, int]:
         """Which of the runs are open in this person's queue, each with the number of the last score that was there when it was taken.
@@ -168,9 +184,13 @@ class Queue:
         found: dict[str, int] = {}
         with self._database.read() as connection:
             if waiting:
-                found |= dict.fromkeys(connection.execute(waiting_for(person).where(queue_items.c.trajectory.in_(wanted))).scalars(), 0)
-            taken = select(assignments.c.trajectory, assignments.c.after).where(_is_open_for(person), assignments.c.trajectory.in_(wanted))
-            for trajectory, after in connection.execute(taken):
+                found |= dict.fromkeys(connection.execute(waiting_for(person, wanted)).scalars(), 0)
+            # A pair says nothing about marks: its number counts preferences.
+            found |= dict.fromkeys(connection.execute(in_pairs(_is_open_for(person), wanted)).scalars(), 0)
+            alone = and_(assignments.c.other.is_(None), assignments.c.trajectory.in_(wanted))
+            for trajectory, after in connection.execute(
+                select(assignments.c.trajectory, assignments.c.after).where(_is_open_for(person), alone)
+            ):
                 found[trajectory] = max(found.get(trajectory, 0), after)
         return found
 
@@ -183,35 +203,37 @@ class Queue:
 
     def _resumed(self, connection: Connection, person: str, taskset: str | None, now: float) -> Assignment | None:
         for row in connection.execute(_open(person, taskset)):
-            if row.expires > now or row.kind != "normal" or _is_free(connection, row.trajectory, now):
+            if row.expires > now or row.kind != "normal" or _is_free(connection, row.item, now):
                 return self._renewed(connection, row, now)
         return None
 
     def _repeat(self, connection: Connection, person: str, taskset: str | None, chance: Random) -> str | None:
         again = assignments.alias()
-        had = exists().where(again.c.trajectory == assignments.c.trajectory, again.c.person == person, again.c.kind == "repeat")
-        query = select(assignments.c.trajectory).join(queue_items, queue_items.c.trajectory == assignments.c.trajectory)
+        had = exists().where(again.c.item == assignments.c.item, again.c.person == person, again.c.kind == "repeat")
+        query = select(assignments.c.item).join(queue_items, queue_items.c.item == assignments.c.item)
         query = query.where(
             assignments.c.person == person, assignments.c.kind == "normal", assignments.c.state == "done", ~had, *_of(taskset)
         )
         query = query.order_by(assignments.c.finished.desc()).offset(self.rules.repeat_after).limit(LOOK_AHEAD)
         return _any(list(connection.execute(query).scalars()), chance)
 
-    def _assign(self, connection: Connection, trajectory: str, person: str, kind: str, now: float) -> Assignment:
+    def _assign(self, connection: Connection, item: str, person: str, kind: str, now: float, chance: Random) -> Assignment:
         id = secrets.token_hex(16)
-        last = connection.execute(select(func.max(scores.c.seq))).scalar() or 0
-        values = {"id": id, "trajectory": trajectory, "person": person, "kind": kind, "state": "open", "after": last, "reason": ""}
+        query = select(queue_items.c.trajectory, queue_items.c.other).where(queue_items.c.item == item)
+        first, second = connection.execute(query).one()
+        left = None if second is None else side(connection, person, first, second, chance, is_repeat=kind == "repeat")
+        values = {"id": id, "item": item, "trajectory": first, "other": second, "on_left": left, "person": person, "kind": kind}
+        values |= {"state": "open", "after": last_word(connection, second), "reason": ""}
         connection.execute(assignments.insert().values(**values, taken=now, expires=now + self.rules.lease_seconds))
-        return _assignment(_mine(connection, id, person), now)
+        return assignment_of(_mine(connection, id, person), now)
 
     def _renewed(self, connection: Connection, row: Row[*tuple[object, ...]], now: float) -> Assignment:
         expires = now + self.rules.lease_seconds
         connection.execute(assignments.update().where(assignments.c.seq == row.seq).values(expires=expires))
-        return _assignment(row, now)._replace(left=self.rules.lease_seconds)
+        return assignment_of(row, now)._replace(left=self.rules.lease_seconds)
 
     def _end(self, connection: Connection, row: Row[*tuple[object, ...]], state: State, now: float, reason: str = "") -> None:
-        last = connection.execute(select(func.max(scores.c.seq))).scalar() or 0
-        values = {"state": state, "finished": now, "reason": reason, "until": last}
+        values = {"state": state, "finished": now, "reason": reason, "until": last_word(connection, row.other)}
         connection.execute(assignments.update().where(assignments.c.seq == row.seq).values(**values))
 
 
@@ -222,11 +244,11 @@ def clock(connection: Connection) -> float:
     return float(connection.execute(text("SELECT (julianday('now') - 2440587.5) * 86400.0")).scalar_one())
 
 
-def busy(now: float) -> ScalarSelect[int]:
-    """How many places of a run in `queue_items` are taken: normal answers, and normal leases that live."""
+def busy(now: float, among: FromClause = queue_items) -> ScalarSelect[int]:
+    """How many places of an item in `queue_items`, or in a part of it, are taken: normal answers, and normal leases that live."""
     holding = or_(assignments.c.state == "done", and_(assignments.c.state == "open", assignments.c.expires > now))
     query = select(func.count()).select_from(assignments)
-    return query.where(assignments.c.trajectory == queue_items.c.trajectory, assignments.c.kind == "normal", holding).scalar_subquery()
+    return query.where(assignments.c.item == among.c.item, assignments.c.kind == "normal", holding).scalar_subquery()
 
 
 def _is_open_for(person: str) -> ColumnElement[bool]:
@@ -237,44 +259,55 @@ def _of(taskset: str | None) -> list[ColumnElement[bool]]:
     return [] if taskset is None else [queue_items.c.taskset == bindable(taskset, "taskset")]
 
 
-def _on(trajectory: str) -> ColumnElement[bool]:
-    return and_(assignments.c.trajectory == trajectory, assignments.c.kind == "normal")
+def _on(item: str) -> ColumnElement[bool]:
+    return and_(assignments.c.item == item, assignments.c.kind == "normal")
 
 
 def _open(person: str, taskset: str | None) -> Select[*tuple[object, ...]]:
-    query = select(assignments).join(queue_items, queue_items.c.trajectory == assignments.c.trajectory)
+    query = select(assignments).join(queue_items, queue_items.c.item == assignments.c.item)
     return query.where(_is_open_for(person), *_of(taskset)).order_by(assignments.c.taken.desc())
 
 
 def _mine(connection: Connection, id: str, person: str) -> Row[*tuple[object, ...]]:
     query = select(assignments).where(assignments.c.id == bindable(id, "assignment"), assignments.c.person == bindable(person, "rater"))
-    row = connection.execute(query).one_or_none()
+    # A pair that was opened on one's own is no lease: it can be neither finished nor skipped.
+    row = connection.execute(query.where(assignments.c.kind != "own")).one_or_none()
     if row is None:
         raise DataError("this run is not in your queue. Take the next one.")
     return row
 
 
-def _assignment(row: Row[*tuple[object, ...]], now: float) -> Assignment:
-    return Assignment(row.id, row.trajectory, row.person, row.kind, row.state, row.taken, row.expires - now, row.reason)
+def assignment_of(row: Row[*tuple[object, ...]], now: float) -> Assignment:
+    """A row of the table as it is handed out."""
+    return Assignment(
+        row.id, row.trajectory, row.person, row.kind, row.state, row.taken, row.expires - now, row.reason, row.other, row.on_left
+    )
 
 
 def _normal(connection: Connection, person: str, taskset: str | None, now: float) -> str | None:
-    """The most urgent run with a free place that this person never had; among equally urgent ones each person meets their own order."""
-    had = exists().where(
-        assignments.c.trajectory == queue_items.c.trajectory, assignments.c.person == person, assignments.c.kind == "normal"
-    )
-    query = select(queue_items.c.trajectory, queue_items.c.priority)
-    query = query.where(queue_items.c.status == "open", queue_items.c.gold == "", ~had, busy(now) < queue_items.c.overlap, *_of(taskset))
-    found = connection.execute(query.order_by(queue_items.c.priority.desc(), queue_items.c.seq).limit(LOOK_AHEAD)).all()
+    """The most urgent item with a free place that this person never had; among equally urgent ones each person meets their own order."""
+    found: list[Row[str, float, bool]] = []
+    for start in count(0, PEEK):
+        # Places are counted for the most urgent only: in a queue of ten thousand items that is most of the work.
+        some = select(queue_items).where(queue_items.c.status == "open", queue_items.c.gold == "", *_of(taskset))
+        urgent = some.order_by(queue_items.c.priority.desc(), queue_items.c.seq).limit(PEEK).offset(start).subquery()
+        had = exists().where(assignments.c.item == urgent.c.item, assignments.c.person == person, assignments.c.kind == "normal")
+        is_free = and_(~had, busy(now, urgent) < urgent.c.overlap).label("is_free")
+        looked_at = connection.execute(
+            select(urgent.c.item, urgent.c.priority, is_free).order_by(urgent.c.priority.desc(), urgent.c.seq)
+        ).all()
+        found += [row for row in looked_at if row.is_free]
+        if len(found) >= LOOK_AHEAD or len(looked_at) < PEEK:
+            break
     if not found:
         return None
-    urgent: list[str] = [row.trajectory for row in found if row.priority >= found[0].priority - CLOSE]
-    return min(urgent, key=lambda trajectory: digest([person, trajectory]), default=None)
+    equal: list[str] = [row.item for row in found[:LOOK_AHEAD] if row.priority >= found[0].priority - CLOSE]
+    return min(equal, key=lambda item: digest([person, item]), default=None)
 
 
 def _gold(connection: Connection, person: str, taskset: str | None, chance: Random) -> str | None:
-    had = exists().where(assignments.c.trajectory == queue_items.c.trajectory, assignments.c.person == person)
-    query = select(queue_items.c.trajectory).where(queue_items.c.status == "open", queue_items.c.gold != "", ~had, *_of(taskset))
+    had = exists().where(assignments.c.item == queue_items.c.item, assignments.c.person == person)
+    query = select(queue_items.c.item).where(queue_items.c.status == "open", queue_items.c.gold != "", ~had, *_of(taskset))
     return _any(list(connection.execute(query.order_by(queue_items.c.seq)).scalars()), chance)
 
 
@@ -282,23 +315,25 @@ def _any(found: list[str], chance: Random) -> str | None:
     return chance.choice(found) if found else None
 
 
-def _is_free(connection: Connection, trajectory: str, now: float) -> bool:
-    query = select(queue_items.c.seq).where(queue_items.c.trajectory == trajectory, queue_items.c.status == "open")
+def _is_free(connection: Connection, item: str, now: float) -> bool:
+    query = select(queue_items.c.seq).where(queue_items.c.item == item, queue_items.c.status == "open")
     return connection.execute(query.where(busy(now) < queue_items.c.overlap)).first() is not None
 
 
 def _answered(connection: Connection, row: Row[*tuple[object, ...]]) -> set[str]:
-    query = select(scores.c.criterion).where(scores.c.trajectory == row.trajectory, scores.c.person == row.person, scores.c.seq > row.after)
-    return set(connection.execute(query).scalars())
+    if row.other is not None:
+        return compared(connection, row.person, row.trajectory, row.other, row.after)
+    mine = and_(scores.c.trajectory == row.trajectory, scores.c.person == row.person, scores.c.stands)
+    return set(connection.execute(select(scores.c.criterion).where(mine, scores.c.seq > row.after)).scalars())
 
 
-def _settle(connection: Connection, trajectory: str) -> None:
-    """A run with all its answers is full, and is looked at no more when the next one is chosen."""
-    done = select(func.count()).select_from(assignments).where(_on(trajectory), assignments.c.state == "done").scalar_subquery()
-    is_full = and_(queue_items.c.trajectory == trajectory, queue_items.c.status == "open", queue_items.c.gold == "")
+def _settle(connection: Connection, item: str) -> None:
+    """An item with all its answers is full, and is looked at no more when the next one is chosen."""
+    done = select(func.count()).select_from(assignments).where(_on(item), assignments.c.state == "done").scalar_subquery()
+    is_full = and_(queue_items.c.item == item, queue_items.c.status == "open", queue_items.c.gold == "")
     connection.execute(queue_items.update().where(is_full, queue_items.c.overlap <= done).values(status="full"))
 
 
-def _set_status(connection: Connection, trajectory: str, before: str, after: str) -> None:
-    where = and_(queue_items.c.trajectory == trajectory, queue_items.c.status == before)
+def _set_status(connection: Connection, item: str, before: str, after: str) -> None:
+    where = and_(queue_items.c.item == item, queue_items.c.status == before)
     connection.execute(queue_items.update().where(where).values(status=after))

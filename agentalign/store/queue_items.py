@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, func, select
 
@@ -13,7 +13,7 @@ from agentalign.records.criterion import Score
 from agentalign.store.appending import read_records
 from agentalign.store.database import Database, is_one_of
 from agentalign.store.filters import bindable
-from agentalign.store.queue import FINISHED, Assignment, busy, clock
+from agentalign.store.queue import FINISHED, Assignment, assignment_of, busy, clock
 from agentalign.store.tables import assignments, queue_items, scores, trajectories
 
 MAX_OVERLAP = 100
@@ -24,7 +24,7 @@ ACTIVE_SECONDS = 900.0
 
 
 class QueueItem(NamedTuple):
-    """A run in the queue."""
+    """A run in the queue, or a pair to compare."""
 
     trajectory: str
     taskset: str
@@ -41,6 +41,8 @@ class QueueItem(NamedTuple):
     late: int
     skips: tuple[str, ...]
     """The reasons that people gave."""
+    other: str | None = None
+    """Of a pair: its second run."""
 
 
 class Progress(NamedTuple):
@@ -94,32 +96,21 @@ class QueueItems:
         A run that is there gets the new overlap and priority, and is open again where answers are wanted; nothing that was answered is
         lost. `gold` maps "name@version" to the right value: such runs stand outside the overlap.
         """
-        if not 1 <= overlap <= MAX_OVERLAP:
-            raise DataError(f"overlap {overlap} is not between 1 and {MAX_OVERLAP}. Say how many different people are to rate each run.")
+        check_overlap(overlap)
         known = canonical_json(dict(gold)) if gold else ""
         unique = list(dict.fromkeys(bindable(id, "run id") for id in ids))
         with self._database.write() as connection:
             now = clock(connection)
-            tasksets = _tasksets(connection, unique)
-            there = select(queue_items.c.trajectory, queue_items.c.status).where(is_one_of(connection, queue_items.c.trajectory, unique))
-            held = dict(tuple(row) for row in connection.execute(there))
-            for id in unique:
-                urgency = (priority or {}).get(id)
-                values = {"overlap": overlap, "gold": known, **({} if urgency is None else {"priority": urgency})}
-                if id in held:
-                    connection.execute(queue_items.update().where(queue_items.c.trajectory == id).values(status="open", **values))
-                    continue
-                new = {"trajectory": id, "taskset": tasksets[id], "priority": 0.0, "status": "open", "added": now}
-                connection.execute(queue_items.insert().values(**{**new, **values}))
-            _fill(connection)
-        return len(unique) - len(held), len(held)
+            tasksets = tasksets_of(connection, unique)
+            rows = [{"item": id, "trajectory": id, "taskset": tasksets[id], "overlap": overlap, "gold": known} for id in unique]
+            return put(connection, rows, priority or {}, now)
 
     def set_status(self, ids: Sequence[str], status: str) -> int:
-        """Open or close runs; returns how many were changed. What people have in hand they may finish."""
+        """Open or close runs, or pairs ("ID+ID"); returns how many were changed. What people have in hand they may finish."""
         if status not in ("open", "closed"):
             raise DataError(f"a run in the queue can be made open or closed, not {status!r}.")
         with self._database.write() as connection:
-            wanted = is_one_of(connection, queue_items.c.trajectory, [bindable(id, "run id") for id in ids])
+            wanted = is_one_of(connection, queue_items.c.item, [bindable(id, "run id") for id in ids])
             changed = connection.execute(queue_items.update().where(wanted, queue_items.c.status != status).values(status=status)).rowcount
             _fill(connection)
             return changed
@@ -128,7 +119,7 @@ class QueueItems:
         """Give runs in the queue new priorities."""
         with self._database.write() as connection:
             for id, value in priority.items():
-                connection.execute(queue_items.update().where(queue_items.c.trajectory == bindable(id, "run id")).values(priority=value))
+                connection.execute(queue_items.update().where(queue_items.c.item == bindable(id, "run id")).values(priority=value))
 
     def items(self, taskset: str | None = None, status: str | None = None, limit: int = 1000) -> list[QueueItem]:
         """Runs in the queue, the most urgent first."""
@@ -140,22 +131,20 @@ class QueueItems:
             if status is not None:
                 query = query.where(queue_items.c.status == bindable(status, "status"))
             found = connection.execute(query.order_by(queue_items.c.priority.desc(), queue_items.c.seq).limit(limit)).all()
-            ids = [row.trajectory for row in found]
-            mine = select(assignments).where(is_one_of(connection, assignments.c.trajectory, ids)).order_by(assignments.c.seq)
-            by_run: dict[str, list[tuple[str, str, str]]] = {}
+            ids = [row.item for row in found]
+            mine = select(assignments).where(is_one_of(connection, assignments.c.item, ids)).order_by(assignments.c.seq)
+            by_item: dict[str, list[tuple[str, str, str]]] = {}
             for row in connection.execute(mine):
-                by_run.setdefault(row.trajectory, []).append((row.kind, row.state, row.reason))
-        return [_item(row, by_run.get(row.trajectory, [])) for row in found]
+                by_item.setdefault(row.item, []).append((row.kind, row.state, row.reason))
+        return [_item(row, by_item.get(row.item, [])) for row in found]
 
     def assignments(self, ids: Sequence[str]) -> list[Assignment]:
-        """Every assignment of the runs, in the order in which they were taken: whose answer was late, a repeat, or gold."""
+        """Every assignment of the runs, or pairs ("ID+ID"), as they were taken: whose answer was late, a repeat, or gold."""
         with self._database.read() as connection:
             now = clock(connection)
-            wanted = is_one_of(connection, assignments.c.trajectory, [bindable(id, "run id") for id in ids])
+            wanted = is_one_of(connection, assignments.c.item, [bindable(id, "run id") for id in ids])
             rows = connection.execute(select(assignments).where(wanted).order_by(assignments.c.seq)).all()
-        return [
-            Assignment(row.id, row.trajectory, row.person, row.kind, row.state, row.taken, row.expires - now, row.reason) for row in rows
-        ]
+        return [assignment_of(row, now) for row in rows]
 
     def progress(self, person: str, taskset: str | None = None) -> Progress:
         """How far this person and the team are, and how long it will take."""
@@ -164,14 +153,14 @@ class QueueItems:
             now = clock(connection)
             of = [] if taskset is None else [queue_items.c.taskset == bindable(taskset, "taskset")]
             counted = select(assignments.c.kind, assignments.c.state, func.count()).join(
-                queue_items, queue_items.c.trajectory == assignments.c.trajectory
+                queue_items, queue_items.c.item == assignments.c.item
             )
             counted = counted.where(*of).group_by(assignments.c.kind, assignments.c.state)
             own = _by_state(connection.execute(counted.where(assignments.c.person == person)).all())
             done = {(kind, state): number for kind, state, number in connection.execute(counted)}.get(("normal", "done"), 0)
-            had = select(assignments.c.trajectory).where(assignments.c.person == person, assignments.c.kind == "normal")
+            had = select(assignments.c.item).where(assignments.c.person == person, assignments.c.kind == "normal")
             free = select(func.count()).select_from(queue_items).where(queue_items.c.status == "open", queue_items.c.gold == "", *of)
-            waiting = connection.execute(free.where(queue_items.c.trajectory.not_in(had), busy(now) < queue_items.c.overlap)).scalar_one()
+            waiting = connection.execute(free.where(queue_items.c.item.not_in(had), busy(now) < queue_items.c.overlap)).scalar_one()
             wanted = select(func.sum(queue_items.c.overlap)).where(queue_items.c.status != "closed", queue_items.c.gold == "", *of)
             total = connection.execute(wanted).scalar() or 0
             lately = assignments.c.finished > now - ACTIVE_SECONDS
@@ -195,7 +184,7 @@ class QueueItems:
         """What people answered where the answer is known: their newest mark while they had the run."""
         with self._database.read() as connection:
             query = select(queue_items.c.gold, assignments.c.person, assignments.c.trajectory, assignments.c.after, assignments.c.until)
-            query = query.join(assignments, assignments.c.trajectory == queue_items.c.trajectory)
+            query = query.join(assignments, assignments.c.item == queue_items.c.item)
             query = query.where(assignments.c.kind == "gold", assignments.c.state.in_(FINISHED), queue_items.c.gold != "")
             if taskset is not None:
                 query = query.where(queue_items.c.taskset == bindable(taskset, "taskset"))
@@ -206,6 +195,27 @@ class QueueItems:
                     if criterion in given:
                         found.append(GoldMark(row.person, row.trajectory, criterion, expected, given[criterion]))
         return found
+
+
+def check_overlap(overlap: int) -> None:
+    """DataError where so many people cannot be asked."""
+    if not 1 <= overlap <= MAX_OVERLAP:
+        raise DataError(f"overlap {overlap} is not between 1 and {MAX_OVERLAP}. Say how many different people are to rate each run.")
+
+
+def put(connection: Connection, rows: Sequence[dict[str, Any]], priority: Mapping[str, float], now: float) -> tuple[int, int]:
+    """Put items into the queue, or give those that are there the new overlap; returns (how many are new, how many were there)."""
+    items = [row["item"] for row in rows]
+    held = set(connection.execute(select(queue_items.c.item).where(is_one_of(connection, queue_items.c.item, items))).scalars())
+    for row in rows:
+        urgency = {"priority": priority[row["item"]]} if row["item"] in priority else {}
+        if row["item"] in held:
+            values = {"status": "open", "overlap": row["overlap"], "gold": row["gold"], **urgency}
+            connection.execute(queue_items.update().where(queue_items.c.item == row["item"]).values(values))
+        else:
+            connection.execute(queue_items.insert().values({"priority": 0.0, "status": "open", "added": now, **row, **urgency}))
+    _fill(connection)
+    return len(items) - len(held), len(held)
 
 
 def _by_state(counts: Iterable[Row[str, str, int]]) -> dict[str, int]:
@@ -222,7 +232,8 @@ def _marks(connection: Connection, person: str, trajectory: str, after: int, unt
     return {score.criterion: score.value for score in read_records(connection, query, Score) if score.step is None}
 
 
-def _tasksets(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+def tasksets_of(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+    """The tasksets of stored runs; DataError where one is not stored."""
     query = select(trajectories.c.id, trajectories.c.taskset).where(is_one_of(connection, trajectories.c.id, ids))
     found = {row.id: row.taskset for row in connection.execute(query)}
     missing = [id for id in ids if id not in found]
@@ -232,11 +243,11 @@ def _tasksets(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
 
 
 def _fill(connection: Connection) -> None:
-    """Runs with all the answers that are wanted are full."""
+    """Items with all the answers that are wanted are full."""
     done = (
         select(func.count())
         .select_from(assignments)
-        .where(assignments.c.trajectory == queue_items.c.trajectory, assignments.c.kind == "normal", assignments.c.state == "done")
+        .where(assignments.c.item == queue_items.c.item, assignments.c.kind == "normal", assignments.c.state == "done")
     )
     is_open = (queue_items.c.status == "open") & (queue_items.c.gold == "")
     connection.execute(queue_items.update().where(is_open, queue_items.c.overlap <= done.scalar_subquery()).values(status="full"))
@@ -263,4 +274,5 @@ def _item(row: Row[*tuple[object, ...]], taken: Sequence[tuple[str, str, str]]) 
         live=row.busy - done,
         late=sum(state == "late" for _, state, _ in taken),
         skips=tuple(reason for _, state, reason in taken if state == "skipped"),
+        other=row.other,
     )

@@ -16,13 +16,14 @@ from agentalign.records.base import Record
 from agentalign.records.criterion import Score
 from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import TokenRecord, Trajectory
-from agentalign.store import rows, tables, verdicts
+from agentalign.store import rows, standing, tables, verdicts
 from agentalign.store.accounts import Accounts
 from agentalign.store.appending import insert_all, insert_new, insert_tokens, read_records, refuse_conflicts, require_items
 from agentalign.store.check import StoreReport, check
 from agentalign.store.database import is_one_of, open_database
 from agentalign.store.filters import RunFilter, bindable, conditions, cursor, listing, of_criterion
 from agentalign.store.forgetting import Forgotten, Tombstone, forget, tombstones
+from agentalign.store.pairs import Pairs
 from agentalign.store.queue import Queue, Rules
 from agentalign.store.queue_items import QueueItems
 from agentalign.store.rows import Row
@@ -191,9 +192,9 @@ class Store:
 
     def count(self, filter: RunFilter = RunFilter()) -> int:
         """How many runs match, all of them counted."""
+        query = select(func.count()).select_from(tables.trajectories)
         with self._database.read() as connection:
-            query = select(func.count()).select_from(tables.trajectories).where(*conditions(connection, filter))
-            return connection.execute(query).scalar_one()
+            return connection.execute(query.where(*conditions(connection, filter))).scalar_one()
 
     def choices(self, taskset: str | None = None) -> RunChoices:
         """The values that occur in the runs of a taskset, or of all."""
@@ -250,10 +251,10 @@ class Store:
         """Append preferences, as `add_scores` does."""
         return self._append(tables.preferences, rows.preference_row, preferences, lambda preference: preference.items)
 
-    def preferences(self, taskset: str, criterion: str | None = None, source: str | None = None) -> list[Preference]:
-        """Preferences of a taskset in the order they were stored. `criterion` is "overall", "name@version", or "name" for all versions."""
+    def preferences(self, taskset: str, criterion: str | None = None, source: str | None = None, after: int = 0) -> list[Preference]:
+        """A taskset's preferences as they were stored, after the one of this number. `criterion` is as in `scores`, or "overall"."""
         table = tables.preferences.c
-        query = select(table.id, table.record, table.digest).where(table.taskset == bindable(taskset, "taskset"))
+        query = select(table.id, table.record, table.digest).where(table.taskset == bindable(taskset, "taskset"), table.seq > after)
         if criterion is not None:
             query = query.where(of_criterion(table.criterion, criterion))
         if source is not None:
@@ -281,11 +282,9 @@ class Store:
     def trainings(self, taskset: str | None = None) -> list[Training]:
         """Trainings in the order they were started."""
         table = tables.trainings.c
-        query = select(table.id, table.record, table.digest).order_by(table.seq)
-        if taskset is not None:
-            query = query.where(table.taskset == bindable(taskset, "taskset"))
+        of = [] if taskset is None else [table.taskset == bindable(taskset, "taskset")]
         with self._database.read() as connection:
-            return read_records(connection, query, Training)
+            return read_records(connection, select(table.id, table.record, table.digest).where(*of).order_by(table.seq), Training)
 
     def queue(self, rules: Rules = Rules()) -> Queue:
         """The queue of runs to rate, as raters meet it."""
@@ -295,6 +294,11 @@ class Store:
     def queue_items(self) -> QueueItems:
         """The queue as leads meet it."""
         return QueueItems(self._database)
+
+    @property
+    def pairs(self) -> Pairs:
+        """Pairs to compare, and the sides they were shown in."""
+        return Pairs(self._database)
 
     @property
     def accounts(self) -> Accounts:
@@ -327,6 +331,7 @@ class Store:
                 refuse_conflicts(connection, table, [row for row, _ in new], [record for _, record in new])
             if table is tables.scores and added:
                 verdicts.refresh(connection, (row["trajectory"] for row, _ in new if row["id"] in added))
+                standing.take_back(connection, [record for row, record in new if row["id"] in added])
         return AddReport(len(added), len(new) - len(added), len(made) - len(new))
 
 

@@ -6,10 +6,10 @@ Who is to rate what (queue_items, assignments), accounts and tombstones are rows
 Surprise: `seq`, not time, is the order of insertion, because clocks jump.
 """
 
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text, true
 from sqlalchemy.types import TypeEngine
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every schema this code knows, oldest first; the last one is the schema of the tables below."""
 
 NAME_LENGTH = 500
@@ -89,6 +89,8 @@ scores = Table(
     Column("person", _key()),
     Column("record", Text, nullable=False),
     Column("digest", _key(), nullable=False),
+    # Of a person's score: false once it was taken back, and false for the taking back.
+    Column("stands", Boolean, nullable=False, default=True, server_default=true()),
     Index("ix_scores_person", "person", "trajectory"),
 )
 
@@ -132,13 +134,17 @@ queue_items = Table(
     "queue_items",
     metadata,
     Column("seq", _sequence(), primary_key=True),
-    Column("trajectory", _key(), ForeignKey("trajectories.id"), nullable=False, unique=True),
+    # What is rated: the run's id; of a pair both ids, the lower one first, with a "+" between.
+    Column("item", _key(), nullable=False),
+    Column("trajectory", _key(), ForeignKey("trajectories.id"), nullable=False),
+    Column("other", _key(), ForeignKey("trajectories.id")),
     Column("taskset", _key(), nullable=False),
     Column("overlap", Integer, nullable=False),
     Column("gold", Text, nullable=False),
     Column("priority", Float, nullable=False),
     Column("status", _key(), nullable=False),
     Column("added", Float, nullable=False),
+    Index("ix_queue_items_item", "item", unique=True),
     Index("ix_queue_items_next", "status", "priority", "taskset"),
 )
 
@@ -147,7 +153,10 @@ assignments = Table(
     metadata,
     Column("seq", _sequence(), primary_key=True),
     Column("id", _key(), nullable=False, unique=True),
+    Column("item", _key(), nullable=False),
     Column("trajectory", _key(), ForeignKey("trajectories.id"), nullable=False),
+    Column("other", _key(), ForeignKey("trajectories.id")),
+    Column("on_left", _key()),
     Column("person", _key(), nullable=False),
     Column("kind", _key(), nullable=False),
     Column("state", _key(), nullable=False),
@@ -158,7 +167,7 @@ assignments = Table(
     Column("finished", Float),
     Column("reason", Text, nullable=False),
     # Nobody gets a run twice: what the code promises, the database enforces.
-    Index("ix_assignments_once", "trajectory", "person", "kind", unique=True),
+    Index("ix_assignments_once", "item", "person", "kind", unique=True),
     Index("ix_assignments_person", "person", "state"),
 )
 

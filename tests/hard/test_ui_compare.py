@@ -13,6 +13,7 @@ from test_ui_browser import CONTRAST, PATIENCE, Server, Watched, browser, saved,
 from agentalign.store.store import Store
 
 pytestmark = [pytest.mark.hard, pytest.mark.browser]
+GONE = "(kind) => !document.querySelector('.in-hand ' + kind)"
 CRITERIA = """
 tone: {description: 'Is the agent <b>friendly</b>?', scale: [1, 5]}
 honest: {description: Is all it says true?, gate: true}
@@ -48,6 +49,7 @@ def test_a_pair_is_compared_criterion_by_criterion_without_a_mouse(watched: Watc
     expect(page.locator('.ballot-row[data-criterion="overall"] .chosen')).to_have_count(0)
     page.keyboard.press("Enter")
     expect(page.locator(".notice")).to_contain_text("all in all")
+    saved(page)  # the page guards what is not saved yet against a reload
     page.reload()
     page.wait_for_selector('.ballot-row.active[data-criterion="overall"]')
     assert row(page, "tone@1").startswith("A far")
@@ -64,6 +66,34 @@ def test_a_pair_is_compared_criterion_by_criterion_without_a_mouse(watched: Watc
         ("overall", False, False, 1, ""),
     ]
     assert page.evaluate("window.pwned") is None
+
+
+def test_a_queue_of_runs_and_pairs_is_drained_by_keyboard_and_no_page_sticks_out(watched: Watched, server: Server, store: Store) -> None:
+    ask(server)
+    runs = [make_run(answer=f"Answer {number}.", policy=f"desk@{number}", sample=number) for number in range(3)]
+    store.add(runs)
+    store.queue_items.add([runs[2].id])
+    store.pairs.add([(runs[0].id, runs[1].id)])
+    page = watched.page
+    page.set_viewport_size({"width": 820, "height": 700})
+    page.goto(f"{server.url}/#/queue")
+    met = set()
+    for _ in range(2):
+        page.wait_for_selector(".in-hand :is(.ballot-row.active, .card.active)")
+        assert "desk@" not in page.content()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate("document.documentElement.scrollHeight <= innerHeight"), "what is to be judged scrolls, not the page"
+        is_pair = page.locator(".ballot").count() == 1
+        met.add(is_pair)
+        for key in ("2", "1", "3") if is_pair else ("4", "1"):
+            page.keyboard.press(key)
+        expect(page.locator(".mark.chosen.saved")).to_have_count(3 if is_pair else 2, timeout=PATIENCE)
+        page.keyboard.press("Enter")
+        page.wait_for_function(GONE, arg=".ballot" if is_pair else ".card")
+    expect(page.locator(".empty")).to_contain_text("Nothing is left for you", timeout=PATIENCE)
+    assert met == {True, False}
+    assert {p.criterion for p in store.preferences("desk")} == {"tone@1", "honest@1", "overall"}
+    assert [item.status for item in store.queue_items.items()] == ["full", "full"]
 
 
 def test_the_ballot_fits_small_screens_and_reads_well_in_both_colour_schemes(browser: Browser, server: Server, store: Store) -> None:

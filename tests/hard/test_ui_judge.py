@@ -57,6 +57,10 @@ def test_a_step_is_corrected_and_taken_back_by_keyboard(watched: Watched, server
     assert corrected.messages[-1].tool_calls[0].arguments == '{"order_id":"W2"}'
     page.reload()
     expect(page.locator(".corrected")).to_contain_text("the customer said W2", timeout=PATIENCE)
+    page.keyboard.press("c")
+    expect(page.locator('form.correct textarea[name="arguments"]')).to_have_value('{\n  "order_id": "W2"\n}', timeout=PATIENCE)
+    expect(page.locator('form.correct textarea[name="note"]')).to_have_value("the customer said W2")
+    page.keyboard.press("Escape")
     page.locator(".corrected button").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".corrected")).to_have_count(0, timeout=PATIENCE)
@@ -93,6 +97,54 @@ def test_cannot_judge_is_not_does_not_apply_and_undo_brings_the_mark_back(watche
     expect(chosen).to_have_text("4", timeout=PATIENCE)
 
 
+def test_reasons_are_ticked_by_their_letters_before_or_after_the_mark_and_undone(watched: Watched, server: Server, store: Store) -> None:
+    criteria = f"tone: {{description: Friendly?, scale: [1, 5], chips: [cold, 'too <b>long</b>', {json.dumps(HOSTILE[1][:40])}]}}\n"
+    (Path(server.project.tasks) / "desk" / "criteria.yaml").write_text(criteria, encoding="utf-8")
+    first, second = make_run(), make_run(answer="No.", sample=1)
+    store.add([first, second])
+    page = watched.page
+    page.goto(f"{server.url}/#/run/{first.id}")
+    page.wait_for_selector(".card.active .reason")
+    badges = page.locator(".card.active .reason kbd").all_inner_texts()
+    page.keyboard.press(badges[1])
+    expect(page.locator(".reason.chosen")).to_contain_text("too <b>long</b>")
+    assert store.scores() == [], "a reason alone is no mark"
+    page.keyboard.press("2")
+    expect(page.locator(".mark.chosen.saved")).to_have_text("2", timeout=PATIENCE)
+    page.keyboard.press(badges[2])
+    expect(page.locator(".reason.chosen")).to_have_count(2)
+    page.keyboard.press("u")
+    expect(page.locator(".reason.chosen")).to_have_count(1)
+    saved(page)
+    page.reload()
+    expect(page.locator(".reason.chosen")).to_contain_text("too <b>long</b>", timeout=PATIENCE)
+    assert [(s.value, s.chips) for s in store.scores()] == [
+        (2, ("too <b>long</b>",)),
+        (2, ("too <b>long</b>", HOSTILE[1][:40])),
+        (2, ("too <b>long</b>",)),
+    ]
+    assert page.evaluate("window.pwned") is None
+
+
+def test_the_next_run_is_read_ahead_once_and_shows_ones_own_newest_marks(watched: Watched, server: Server, store: Store) -> None:
+    older, newer = make_run(), make_run(answer="No.", sample=1)
+    store.add([older, newer])
+    page, asked = watched.page, []
+    page.on("request", lambda request: asked.append(request.url) if request.url.endswith(f"/api/runs/{older.id}") else None)
+    page.goto(f"{server.url}/#/run/{newer.id}")
+    page.wait_for_selector(".card.active")
+    page.wait_for_function("(id) => performance.getEntriesByType('resource').some((one) => one.name.endsWith(id))", arg=older.id)
+    page.keyboard.press("n")
+    expect(page.locator(".timeline")).to_contain_text("Done.", timeout=PATIENCE)
+    assert len(asked) == 1, "what was read ahead is what is shown"
+    page.keyboard.press("5")
+    expect(page.locator(".mark.chosen.saved")).to_have_text("5", timeout=PATIENCE)
+    page.keyboard.press("p")
+    expect(page.locator(".timeline")).to_contain_text("No.", timeout=PATIENCE)
+    page.keyboard.press("n")
+    expect(page.locator(".mark.chosen.saved")).to_have_text("5", timeout=PATIENCE)
+
+
 def test_guidelines_are_shown_as_they_were_written(watched: Watched, server: Server, store: Store) -> None:
     run = make_run()
     store.add([run])
@@ -117,6 +169,8 @@ def test_the_forms_fit_a_tablet_in_both_colour_schemes(browser: Browser, server:
         page.set_default_timeout(PATIENCE)
         page.goto(f"{server.url}/#/run/{run.id}?s=0")
         page.wait_for_selector(".card.active")
+        for part in (".run-head", ".bar", ".card.active .marks"):
+            assert page.locator(part).evaluate("(box) => box.scrollWidth <= box.clientWidth"), (part, size)
         page.keyboard.press("c")
         page.wait_for_selector("form.correct")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), size

@@ -29,7 +29,11 @@ async function showReport(view, { query, session }) {
   const report = await read("/api/agreement?" + new URLSearchParams({ taskset }));
   const body = h("div", { class: "agreement" });
   if (report.criteria_missing) body.append(h("p", { class: "fault" }, visible(report.criteria_missing)));
-  for (const question of report.questions) body.append(questionBox(taskset, question));
+  const isAnswered = (question) => question.raters.some((rater) => rater[0] === "human");
+  const boxes = (answered) => report.questions.filter((question) => isAnswered(question) === answered).map((question) => questionBox(taskset, question));
+  const empty = boxes(false);
+  body.append(...boxes(true));
+  if (empty.length) body.append(h("details", { class: "unanswered" }, h("summary", {}, `${empty.length} that no person has answered`), empty));
   if (!report.questions.length) body.append(h("div", { class: "empty" }, h("p", {}, "Nobody has rated or compared runs of this taskset.")));
   if (report.people.length) body.append(peopleBox(report.people));
   view.append(bar, body);
@@ -38,7 +42,7 @@ async function showReport(view, { query, session }) {
 
 /** Arrow keys move between cells; Enter opens, as on any link. */
 function keysOf(body) {
-  const cells = () => [...body.querySelectorAll("a.cell")];
+  const cells = () => [...body.querySelectorAll("a.cell")].filter((cell) => cell.checkVisibility());
   const move = (by) => {
     const all = cells();
     if (!all.length) return;
@@ -150,10 +154,10 @@ export function caseAddress(taskset, question, items) {
 }
 
 function peopleBox(people) {
-  const heads = [["Person"], ["Marks"], ["Pairs"], ["Left side", "Of clear choices between two sides; 50 % is fair"], ["Said again alike", "Of cases answered again after an hour, or after ten other runs"], ["Upheld", "Of decided cases; mostly disputed ones are decided"], ["Time per run", "Median, without breaks"], ["Beside the others, by week", "Own marks minus the others' on the same cases, from −1 stricter to +1 milder"]];
+  const heads = [["Person"], ["Marks"], ["Pairs"], ["Left side", "Of clear choices between two sides; 50 % is fair"], ["Said again alike", "Of cases answered again after an hour, or after ten other runs"], ["Sides swapped", "Of pairs shown again with their sides swapped: how often alike, overall"], ["Upheld", "Of decided cases; mostly disputed ones are decided"], ["Time per run", "Median, without breaks"], ["Beside the others, by week", "Own marks minus the others' on the same cases, from −1 stricter to +1 milder"]];
   const week = (w) => h("span", { class: "chip calm", title: w.low === null ? `${w.shared} in common: too few for an interval` : `95 % from ${signed(w.low)} to ${signed(w.high)}` }, `${w.week.slice(2)} ${w.lean === null ? "–" : signed(w.lean)} n ${w.shared}`);
   const rows = people.map((p) => [
-    h("tr", {}, h("th", { scope: "row" }, visible(p.name)), h("td", {}, String(p.marks)), h("td", {}, String(p.pairs)), h("td", {}, percent(p.left)), h("td", {}, percent(p.repeat)), h("td", {}, percent(p.upheld)), h("td", {}, p.seconds_per_run === null ? "–" : [`${Math.round(p.seconds_per_run)} s`, h("small", { class: "dim" }, ` n ${p.runs}`)]), h("td", { class: "weeks" }, p.weeks.slice(-6).map(week))),
+    h("tr", {}, h("th", { scope: "row" }, visible(p.name)), h("td", {}, String(p.marks)), h("td", {}, String(p.pairs)), h("td", {}, percent(p.left)), h("td", {}, percent(p.repeat)), h("td", {}, percent(p.swapped)), h("td", {}, percent(p.upheld)), h("td", {}, p.seconds_per_run === null ? "–" : [`${Math.round(p.seconds_per_run)} s`, h("small", { class: "dim" }, ` n ${p.runs}`)]), h("td", { class: "weeks" }, p.weeks.slice(-6).map(week))),
     p.flags.length > 0 && h("tr", { class: "flags" }, h("td", { colSpan: heads.length }, p.flags.map((flag) => h("span", { class: "chip warn" }, visible(p.name), " ", visible(flag))))),
   ]);
   return h("section", { class: "question-box" }, h("header", {}, h("h2", {}, "People"), h("span", { class: "dim" }, "for a talk, not for deleting anyone's marks")), h("table", { class: "people" }, h("thead", {}, h("tr", {}, heads.map(([name, title]) => h("th", { title, scope: "col" }, name)))), h("tbody", {}, rows)));

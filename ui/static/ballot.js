@@ -1,6 +1,7 @@
 // What is asked about a pair: a row per criterion, the overall question last, each on one scale from A to B. Every answer is saved at once.
 
 import { h, visible } from "./dom.js";
+import { LETTERS } from "./letters.js";
 import { notice } from "./place.js";
 import { onSave, save, unsaved } from "./save.js";
 
@@ -33,9 +34,9 @@ export function ballot(pair, { root, done }) {
   let active = questions.indexOf(missing()[0] ?? questions[questions.length - 1]);
 
   const rows = h("div", { class: "ballot-rows" });
-  const note = h("input", { type: "text", class: "field", maxLength: 4000, placeholder: "why? (m)", "aria-label": "Note on this answer" });
+  const note = h("input", { type: "text", class: "field", maxLength: 4000, placeholder: `why? (${LETTERS.note})`, "aria-label": "Note on this answer" });
   const asks = h("p", { class: "question" });
-  const box = h("footer", { class: "ballot", "aria-label": "Your answers" }, h("div", { class: "ballot-ask" }, asks, note, h("button", { type: "button", class: "primary", onclick: () => done() }, "Done ", h("kbd", {}, "Enter"))), rows);
+  const box = h("footer", { class: "ballot", "aria-label": "Your answers" }, h("div", { class: "ballot-ask" }, asks, note, h("button", { type: "button", class: "primary", onclick: () => done() }, "Done ", h("kbd", {}, LETTERS.done))), rows);
 
   const give = (question, choice, text) => {
     const words = text ?? drafts.get(question.key) ?? answers.get(question.key)?.note ?? "";
@@ -102,9 +103,9 @@ export function ballot(pair, { root, done }) {
     ...SCALE.map(([, key, does]) => ({ keys: [key], label: key, does, act: press })),
     { keys: ["ArrowDown", "j"], label: "↓ j", does: "next question", act: () => pick(active + 1) },
     { keys: ["ArrowUp", "k"], label: "↑ k", does: "question before", act: () => pick(active - 1) },
-    { keys: ["u"], label: "u", does: "undo the last answer", act: undo },
-    { keys: ["m"], label: "m", does: "note on this answer", act: () => note.focus() },
-    { keys: ["Enter"], label: "Enter", does: "done, and the next pair", act: () => done() },
+    { keys: [LETTERS.undo], label: LETTERS.undo, does: "undo the last answer", act: undo },
+    { keys: [LETTERS.note], label: LETTERS.note, does: "note on this answer", act: () => note.focus() },
+    { keys: [LETTERS.done], label: LETTERS.done, does: "done, and the next pair", act: () => done() },
   ];
   const ready = () => {
     const open = missing().find((one) => one.key === OVERALL);

@@ -4,6 +4,7 @@ import { alignedRows } from "./aligned.js";
 import { ballot } from "./ballot.js";
 import { h } from "./dom.js";
 import { useKeys } from "./keys.js";
+import { LETTERS } from "./letters.js";
 import { go, notice } from "./place.js";
 import { onSave, read, unsaved } from "./save.js";
 import { timeline, toggle } from "./timeline.js";
@@ -26,7 +27,7 @@ export async function showCompare(view, { query, session, root }) {
   const again = () => (chosen.length === 2 ? go("compare", "", { taskset }) : window.dispatchEvent(new HashChangeEvent("hashchange")));
   view.append(h("div", { class: "filters" }, tasksets, h("span", { class: "dim" }, "The sides are drawn by chance."), h("span", { class: "grow" }), h("span", { class: "count" }, chosen.length === 2 ? "the pair you chose" : `${pair.open} ${pair.open === 1 ? "pair" : "pairs"} left`)));
   const shown = showPair(view, pair, { root, leave: again });
-  useKeys([...shown.keys, { keys: ["s"], label: "s", does: "skip to another pair", act: again }]);
+  useKeys([...shown.keys, { keys: [LETTERS.skip], label: LETTERS.skip, does: "skip to another pair", act: again }]);
 }
 
 /** A pair with its ballot in `view`; `leave` is called once it is answered and every answer is acknowledged. Returns its keys. */
@@ -54,9 +55,9 @@ export function showPair(view, pair, { root, leave }) {
   return {
     keys: [
       ...asked.keys,
-      { keys: ["i"], label: "i", does: "open or fold what both begin with", act: () => fold(".pair > .shared").forEach((box) => (box.open = !box.open)) },
+      { keys: [LETTERS.shared], label: LETTERS.shared, does: "open or fold what both begin with", act: () => fold(".pair > .shared").forEach((box) => (box.open = !box.open)) },
       { keys: ["o"], label: "o", does: "fold or unfold everything", act: () => fold(".pair > .side .entry").forEach((box) => toggle(box)) },
-      { keys: ["n"], label: "n", does: "next difference", act: () => nextDifference(view, root) },
+      { keys: [LETTERS.next], label: LETTERS.next, does: "next difference", act: () => nextDifference(view, root) },
     ],
   };
 }
@@ -66,7 +67,7 @@ export function sides(pair) {
   const { shared, left } = pair;
   const grid = h("div", { class: "pair" });
   if (shared > 0) {
-    grid.append(h("details", { class: "shared", open: shared <= OPEN_SHARED }, h("summary", {}, shared === 1 ? "1 message in common" : `${shared} messages in common`, " ", h("kbd", {}, "i")), timeline(left.timeline.slice(0, shared))));
+    grid.append(h("details", { class: "shared", open: shared <= OPEN_SHARED }, h("summary", {}, shared === 1 ? "1 message in common" : `${shared} messages in common`, " ", h("kbd", {}, LETTERS.shared)), timeline(left.timeline.slice(0, shared))));
     grid.append(h("p", { class: "part" }, "from here they differ"));
   }
   grid.append(h("h2", {}, "A"), h("h2", {}, "B"), ...alignedRows(pair));

@@ -14,9 +14,12 @@ export function corrections(run, rows) {
   const rowOf = (step) => rows.querySelector(`.entry[data-step="${step}"]`);
   const entryOf = (step) => run.timeline.find((entry) => entry.step === step);
   const clear = (step, kind) => rowOf(step)?.querySelector(kind)?.remove();
+  // By step what this rater has corrected already: whoever corrects it again goes on from there.
+  const own = new Map();
 
   const show = (step, entry, note) => {
     clear(step, ".corrected");
+    own.set(step, { ...entry, note });
     const back = h("button", { type: "button", class: "quiet", onclick: (event) => (event.stopPropagation(), withdraw(step)) }, "Take back");
     const [shown] = timeline([{ ...entry, step: null, message: -1 }], { folded: false });
     rowOf(step)?.append(h("section", { class: "corrected", "aria-label": `Correction of step ${step}` }, h("header", {}, h("b", {}, "Corrected by you"), h("span", { class: "dim" }, visible(note)), h("span", { class: "grow" }), back), shown.querySelector(".content")));
@@ -29,7 +32,7 @@ export function corrections(run, rows) {
     toggle(box, false);
     const known = box.querySelector("form.correct");
     if (known) return known.querySelector("textarea").focus();
-    const form = makeForm(entryOf(step), tools, {
+    const form = makeForm(own.get(step) ?? entryOf(step), tools, {
       give: (act) => {
         form.querySelector("fieldset").disabled = true;
         waiting.set(save(SAVE, { trajectory: run.id, step, ...act }), { step, act, form });
@@ -57,7 +60,10 @@ export function corrections(run, rows) {
       about.form.remove();
       const calls = about.act.calls.map((call) => ({ ...call, result: "", error: false }));
       show(about.step, { kind: "step", text: about.act.content, reasoning: about.act.reasoning, malformed: "", calls, error: false }, about.act.note);
-    } else clear(about.step, ".corrected");
+    } else {
+      own.delete(about.step);
+      clear(about.step, ".corrected");
+    }
   });
 
   const ready = read(`/api/runs/${run.id}/corrections`).then((found) => {
@@ -80,7 +86,7 @@ function makeForm(entry, tools, { give, close }) {
   };
   const text = area("reply", entry.text, 3, "content");
   const reasoning = entry.reasoning ? area("reasoning", entry.reasoning, 3, "reasoning") : null;
-  const note = area("why? (note)", "", 1, "note");
+  const note = area("why? (note)", entry.note ?? "", 1, "note");
   const more = h("button", { type: "button", class: "quiet", disabled: !tools.length, onclick: () => addCall({ name: tools[0], arguments: "{}" }).querySelector("select").focus() }, "Add a call");
   const value = (name, inside) => inside.querySelector(`[name="${name}"]`)?.value ?? "";
   const submit = () => {

@@ -1,6 +1,7 @@
 // The team's guidelines beside the run, as plain text: what they hold is never parsed.
 
 import { h, visible } from "./dom.js";
+import { LETTERS } from "./letters.js";
 import { notice } from "./place.js";
 import { read } from "./save.js";
 
@@ -10,7 +11,7 @@ export async function toggleGuidelines(root, taskset) {
   if (open) return open.remove();
   try {
     const { text } = await read("/api/guidelines?taskset=" + encodeURIComponent(taskset));
-    const close = h("button", { type: "button", class: "quiet", onclick: () => panel.remove() }, "Close ", h("kbd", {}, "g"));
+    const close = h("button", { type: "button", class: "quiet", onclick: () => panel.remove() }, "Close ", h("kbd", {}, LETTERS.guidelines));
     const shown = text ? h("pre", { class: "text" }, visible(text)) : h("p", { class: "dim" }, "This taskset has none. Write guidelines.md into its folder.");
     const panel = h("aside", { class: "guidelines", "aria-label": "Guidelines", tabIndex: -1 }, h("header", {}, h("h2", {}, "Guidelines"), h("span", { class: "grow" }), close), shown);
     root.append(panel);

@@ -1,7 +1,9 @@
-// The queue: one run after the other, by keyboard. The run itself is shown and rated by the run's own screen.
+// The queue: one run or pair after the other, by keyboard. A run is shown and rated by its own screen, a pair by the comparison's.
 
+import { showPair } from "./compare.js";
 import { h } from "./dom.js";
 import { addKeys, useKeys } from "./keys.js";
+import { LETTERS } from "./letters.js";
 import { notice } from "./place.js";
 import { showRun } from "./run.js";
 import { onSave, read, save } from "./save.js";
@@ -11,7 +13,7 @@ const BEAT = 30000;
 export async function showQueue(view, { root, session }) {
   const screen = { hand: null, ends: 0, timers: [], waiting: null, inner: null, isGone: false };
   const bar = h("div", { class: "queue-bar" });
-  const box = h("div");
+  const box = h("div", { class: "in-hand" });
   view.append(bar, box);
 
   const told = (error) => notice(root, error.message);
@@ -32,8 +34,8 @@ export async function showQueue(view, { root, session }) {
       useKeys([{ keys: ["Enter"], label: "Enter", does: "look again", act: () => next().catch(told) }]);
       return;
     }
-    const inner = h("div");
-    await showRun(inner, { id: current.run, query: new URLSearchParams(), root, session });
+    const inner = h("div", { class: "in-hand" });
+    const own = current.run ? await rateRun(inner, current) : await comparePair(inner, current);
     if (screen.isGone) {
       inner.dispatchEvent(new CustomEvent("gone"));
       return;
@@ -42,12 +44,20 @@ export async function showQueue(view, { root, session }) {
     box.replaceChildren(inner);
     inner.dispatchEvent(new CustomEvent("shown"));
     hold(current);
-    addKeys([
-      { keys: ["Enter"], label: "Enter", does: "done, and the next run", act: () => finish() },
-      { keys: ["s"], label: "s", does: "skip, with a reason", act: () => bar.querySelector("input")?.focus() },
+    addKeys([...own, { keys: [LETTERS.skip], label: LETTERS.skip, does: "skip, with a reason", act: () => bar.querySelector("input")?.focus() }]);
+  };
+  const rateRun = async (inner, { run }) => {
+    await showRun(inner, { id: run, query: new URLSearchParams(), root, session });
+    return [
+      { keys: [LETTERS.done], label: LETTERS.done, does: "done, and the next one", act: () => finish() },
       // Neighbours in a list would tell what the queue hides.
-      { keys: ["n", "p"], label: "", does: "", act: () => {} },
-    ]);
+      { keys: [LETTERS.next, LETTERS.before], label: "", does: "", act: () => {} },
+    ];
+  };
+  const comparePair = async (inner, { assignment }) => {
+    const pair = await read("/api/compare", { assignment });
+    useKeys([]);
+    return showPair(inner, pair, { root, leave: () => finish() }).keys;
   };
   const hold = (hand) => {
     const keep = (left) => (screen.ends = performance.now() + left * 1000);
@@ -87,7 +97,7 @@ export async function showQueue(view, { root, session }) {
 }
 
 function drawBar(bar, progress, hand, finish, skip) {
-  const reason = h("input", { class: "field", placeholder: "skip because … (s, then Enter)", maxLength: 1000, "aria-label": "Reason for skipping" });
+  const reason = h("input", { class: "field", placeholder: `skip because … (${LETTERS.skip})`, maxLength: 1000, "aria-label": "Reason for skipping" });
   reason.addEventListener("keydown", (event) => event.key === "Enter" && skip(reason.value));
   const time = (seconds) => (seconds === null ? "" : `, about ${spoken(seconds)}`);
   bar.replaceChildren(
@@ -96,7 +106,7 @@ function drawBar(bar, progress, hand, finish, skip) {
     h("span", { class: "fact dim", title: "Answers that are there, of those that are wanted" }, `team ${progress.team_done} / ${progress.team_wanted}`, time(progress.team_seconds_left)),
     h("progress", { max: Math.max(1, progress.team_wanted), value: progress.team_done, "aria-label": "Answers of the team" }),
     h("span", { class: "grow" }),
-    ...(hand ? [h("span", { class: "lease dim" }), reason, h("button", { type: "button", class: "done", onclick: finish }, "Done ", h("kbd", {}, "Enter"))] : []),
+    ...(hand ? [h("span", { class: "lease dim" }), reason, hand.run && h("button", { type: "button", class: "done", onclick: finish }, "Done ", h("kbd", {}, LETTERS.done))].filter(Boolean) : []),
   );
 }
 

@@ -1,6 +1,7 @@
 // The rating panel: a card per criterion of the team, for the whole run and for the step that is selected.
 
 import { h, visible } from "./dom.js";
+import { CHIP_LETTERS, LETTERS } from "./letters.js";
 import { save, unsaved } from "./save.js";
 
 const SCORES = "/api/scores";
@@ -22,7 +23,7 @@ export function makeMarks(run) {
   for (const score of run.scores) {
     const place = placeOf(score.criterion, score.step);
     if (score.mine && score.status === WITHDRAWN) mine.delete(place);
-    else if (score.mine) mine.set(place, { value: score.value, status: score.status, note: score.note, state: "saved" });
+    else if (score.mine) mine.set(place, { value: score.value, status: score.status, note: score.note, chips: score.chips, state: "saved" });
     else if (SILENT.includes(score.status)) continue;
     else verdicts.set(place, [...(verdicts.get(place) ?? []), score]);
   }
@@ -30,9 +31,10 @@ export function makeMarks(run) {
     const body = item.body;
     if (item.url !== SCORES || body.trajectory !== run.id) continue;
     if (body.status === WITHDRAWN) mine.delete(placeOf(body.criterion, body.step));
-    else mine.set(placeOf(body.criterion, body.step), { value: body.value, status: body.status, note: body.note, state: "pending", key: body.key });
+    else mine.set(placeOf(body.criterion, body.step), { value: body.value, status: body.status, note: body.note, chips: body.chips ?? [], state: "pending", key: body.key });
   }
-  return { mine, verdicts };
+  // Chips that were ticked before there is an answer to keep them with.
+  return { mine, verdicts, ticked: new Map() };
 }
 
 export function placeOf(criterion, step) {
@@ -40,14 +42,31 @@ export function placeOf(criterion, step) {
 }
 
 /** Save a mark: a value, null, CANT_JUDGE or WITHDRAWN. It shows at once as pending and as given only when acknowledged. */
-export function giveMark(run, marks, criterion, step, answer, text) {
+export function giveMark(run, marks, criterion, step, answer, text, ticks) {
   const place = placeOf(criterion.key, step);
   const note = text ?? marks.mine.get(place)?.note ?? "";
+  const chips = answer === WITHDRAWN ? [] : (ticks ?? chipsOf(marks, place));
+  marks.ticked.delete(place);
   const status = SILENT.includes(answer) ? answer : null;
   const value = status ? null : answer;
-  const key = save(SCORES, { trajectory: run.id, criterion: criterion.key, step, value, status, note });
+  const key = save(SCORES, { trajectory: run.id, criterion: criterion.key, step, value, status, note, chips });
   if (status === WITHDRAWN) marks.mine.delete(place);
-  else marks.mine.set(place, { value, status, note, state: "pending", key });
+  else marks.mine.set(place, { value, status, note, chips, state: "pending", key });
+}
+
+/** The chips that are ticked at a place, with an answer or before there is one. */
+export function chipsOf(marks, place) {
+  return marks.mine.get(place)?.chips ?? marks.ticked.get(place) ?? [];
+}
+
+/** Tick a chip, or take the tick away: with the answer where there is one, else kept until there is. */
+export function tick(run, marks, { criterion, step }, chip) {
+  const place = placeOf(criterion.key, step);
+  const had = chipsOf(marks, place);
+  const chips = criterion.chips.filter((one) => (one === chip) !== had.includes(one));
+  const mine = marks.mine.get(place);
+  if (mine) giveMark(run, marks, criterion, step, answerOf(mine), mine.note, chips);
+  else marks.ticked.set(place, chips);
 }
 
 /** Take an acknowledgement or refusal; true if it was about one of these marks. */
@@ -70,7 +89,7 @@ export function panel(cards, marks, active, actions, nSteps) {
     return found.length ? [h("h2", {}, title), ...found.map(draw)] : [];
   };
   const step = cards.find((card) => card.part === "step")?.step;
-  const hint = step === undefined && nSteps > 0 && h("p", { class: "hint" }, h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " or a click selects a step to judge it alone");
+  const hint = step === undefined && nSteps > 0 && h("p", { class: "hint" }, h("kbd", {}, LETTERS.nextStep), " ", h("kbd", {}, LETTERS.stepBefore), " or a click selects a step to judge it alone");
   return [...part("The whole run", "run"), ...part(`Step ${step}`, "step"), ...(hint ? [hint] : []), ...part("Answered by code", "check")];
 }
 
@@ -91,7 +110,7 @@ function cardBox(card, index, marks, isActive, actions) {
   const place = placeOf(criterion.key, step);
   const mine = marks.mine.get(place);
   const verdicts = marks.verdicts.get(place) ?? [];
-  const choices = [...criterion.marks.map((mark) => ({ ...mark, label: number(mark.value) })), { value: null, key: "x", anchor: "does not apply here", label: "n/a" }, { value: CANT_JUDGE, key: "d", anchor: "I can't judge it", label: "?" }];
+  const choices = [...criterion.marks.map((mark) => ({ ...mark, label: number(mark.value) })), { value: null, key: LETTERS.notApplicable, anchor: "does not apply here", label: "n/a" }, { value: CANT_JUDGE, key: LETTERS.cantJudge, anchor: "I can't judge it", label: "?" }];
   const anchors = criterion.marks.filter((mark) => mark.anchor);
   const noted = mine?.note;
   const box = h(
@@ -102,9 +121,24 @@ function cardBox(card, index, marks, isActive, actions) {
     h("div", { class: "marks", role: "group", "aria-label": criterion.name }, choices.map((choice) => markButton(choice, mine, index, actions))),
     isActive && anchors.length > 0 && h("ul", { class: "anchors" }, anchors.map((mark) => h("li", { class: mine && mine.value === mark.value ? "chosen" : "" }, h("b", {}, number(mark.value)), " ", visible(mark.anchor)))),
   );
+  const ticked = chipsOf(marks, place);
+  if (isActive && criterion.chips.length) box.append(chipBox(criterion, ticked, index, actions));
+  else if (ticked.length) box.append(h("p", { class: "ticked" }, ticked.map((chip) => h("span", { class: "chip mine" }, visible(chip)))));
   if (isActive && mine) box.append(noteBox(mine, index, actions));
   else if (noted) box.append(h("p", { class: "noted" }, visible(noted)));
   return box;
+}
+
+/** Short reasons beside a value, of the team's own words. */
+function chipBox(criterion, ticked, index, actions) {
+  return h(
+    "div",
+    { class: "reasons", role: "group", "aria-label": `${criterion.name}: why` },
+    criterion.chips.map((chip, at) => {
+      const isOn = ticked.includes(chip);
+      return h("button", { type: "button", class: "reason" + (isOn ? " chosen" : ""), "aria-pressed": String(isOn), onclick: (event) => (event.stopPropagation(), actions.tick(index, chip)) }, visible(chip), h("kbd", {}, CHIP_LETTERS[at]));
+    }),
+  );
 }
 
 function markButton(choice, mine, index, actions) {
@@ -124,7 +158,7 @@ function markButton(choice, mine, index, actions) {
 }
 
 function noteBox(mine, index, actions) {
-  const field = h("textarea", { class: "note", rows: 1, maxLength: 4000, placeholder: "note (m)", value: mine.note, "aria-label": "Note", onclick: (event) => event.stopPropagation() });
+  const field = h("textarea", { class: "note", rows: 1, maxLength: 4000, placeholder: `note (${LETTERS.note})`, value: mine.note, "aria-label": "Note", onclick: (event) => event.stopPropagation() });
   const fit = () => {
     field.style.height = "auto";
     field.style.height = `${field.scrollHeight + 2}px`;

@@ -8,13 +8,14 @@ import { listed, maker, meter, readMore, stopChip } from "./list.js";
 import { minimap } from "./minimap.js";
 import { addressOf, go, note, notice } from "./place.js";
 import { toggleGuidelines } from "./guidelines.js";
-import { answerOf, CANT_JUDGE, cardsOf, giveMark, makeMarks, number, panel, placeOf, settle, verdict, WITHDRAWN } from "./rate.js";
+import { CHIP_LETTERS, LETTERS } from "./letters.js";
+import { answerOf, CANT_JUDGE, cardsOf, giveMark, makeMarks, number, panel, placeOf, settle, tick, verdict, WITHDRAWN } from "./rate.js";
 import { onSave, read } from "./save.js";
 import { timeline, toggle } from "./timeline.js";
 import { tokenTurns } from "./tokens.js";
 
 export async function showRun(view, { id, query, root }) {
-  const run = await read("/api/runs/" + encodeURIComponent(id));
+  const run = await readRun(id);
   const marks = makeMarks(run);
   const nSteps = run.timeline.filter((entry) => entry.kind === "step").length;
   const asked = Number.parseInt(query.get("s") ?? "", 10);
@@ -65,6 +66,13 @@ export async function showRun(view, { id, query, root }) {
       screen.card = criterion.key;
       advance(index);
     },
+    tick: (index, chip) => {
+      const { criterion, step } = cards[index];
+      past.push([before(criterion, step)]);
+      tick(run, marks, { criterion, step }, chip);
+      screen.card = criterion.key;
+      drawMarks();
+    },
     note: (index, text) => {
       const { criterion, step } = cards[index];
       const given = marks.mine.get(placeOf(criterion.key, step));
@@ -72,16 +80,22 @@ export async function showRun(view, { id, query, root }) {
       drawMarks();
     },
   };
-  const before = (criterion, step) => ({ criterion, step, was: marks.mine.get(placeOf(criterion.key, step)) });
+  const before = (criterion, step) => ({ criterion, step, was: marks.mine.get(placeOf(criterion.key, step)), ticked: marks.ticked.get(placeOf(criterion.key, step)) });
   const undo = () => {
-    for (const { criterion, step, was } of past.pop() ?? []) giveMark(run, marks, criterion, step, was ? answerOf(was) : WITHDRAWN, was?.note ?? "");
+    for (const { criterion, step, was, ticked } of past.pop() ?? []) {
+      const place = placeOf(criterion.key, step);
+      if (was) giveMark(run, marks, criterion, step, answerOf(was), was.note, was.chips);
+      else if (marks.mine.has(place)) giveMark(run, marks, criterion, step, WITHDRAWN, "");
+      if (!was && ticked) marks.ticked.set(place, ticked);
+      else if (!was) marks.ticked.delete(place);
+    }
     drawMarks();
   };
   // Every step before the first error is as good as can be, that step and all after it are not; single ones can be marked otherwise.
   const firstError = () => {
     const active = cards.find((card) => card.criterion.key === screen.card)?.criterion;
     const criterion = active?.level === "step" ? active : run.criteria.find((one) => one.level === "step" && one.kind !== "check");
-    if (screen.step === null || !criterion) return notice(root, criterion ? "Select the first wrong step (j, k), then press f." : "No criterion of this taskset is about single steps.");
+    if (screen.step === null || !criterion) return notice(root, criterion ? `Select the first wrong step (${LETTERS.nextStep}, ${LETTERS.stepBefore}), then press ${LETTERS.firstError}.` : "No criterion of this taskset is about single steps.");
     const values = criterion.marks.map((mark) => mark.value);
     const [worst, best] = criterion.higher_is_better ? [values[0], values[values.length - 1]] : [values[values.length - 1], values[0]];
     const steps = Array.from({ length: nSteps }, (_, step) => step);
@@ -125,10 +139,16 @@ export async function showRun(view, { id, query, root }) {
   const press = (key) => {
     const index = cards.findIndex((card) => card.criterion.key === screen.card);
     if (index < 0) return;
-    const value = key === "x" ? null : key === "d" ? CANT_JUDGE : cards[index].criterion.marks.find((mark) => mark.key === key)?.value;
+    const value = key === LETTERS.notApplicable ? null : key === LETTERS.cantJudge ? CANT_JUDGE : cards[index].criterion.marks.find((mark) => mark.key === key)?.value;
     if (value !== undefined) actions.mark(index, value);
   };
+  const pressChip = (key) => {
+    const index = cards.findIndex((card) => card.criterion.key === screen.card);
+    const chip = cards[index]?.criterion.chips[CHIP_LETTERS.indexOf(key)];
+    if (chip !== undefined) actions.tick(index, chip);
+  };
   const neighbours = await neighboursOf(run.id).catch(() => ({ before: null, next: null, text: "" }));
+  if (neighbours.next) prefetch(neighbours.next);
   const leave = (to, which) => (to ? go("run", to) : notice(root, `There is no ${which} run in the list.`));
 
   view.append(head(run, neighbours, run.bases > 0 && tokens.button, nSteps), map.box, h("div", { class: "split" }, h("div", { class: "left" }, rows, tokens.box), side));
@@ -152,13 +172,37 @@ export async function showRun(view, { id, query, root }) {
       toggle(rows.querySelector(`.entry[data-step="${screen.step}"]`), false);
       selectStep(screen.step);
     });
-  useKeys(keysOf(run, { press, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root }));
+  useKeys(keysOf(run, { press, pressChip, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root }));
+}
+
+const FRESH = 60000;
+const NONE = { id: "", asked: 0, run: null };
+let ahead = NONE;
+
+// What was read before a mark of one's own on the run was acknowledged lacks that mark.
+onSave(({ item }) => {
+  if (item?.body.trajectory === ahead.id) ahead = NONE;
+});
+
+/** Ask for the next run of the list while this one is rated. Others may rate it meanwhile, so it is not kept for long. */
+function prefetch(id) {
+  if (ahead.id === id && performance.now() - ahead.asked < FRESH) return;
+  const run = read("/api/runs/" + encodeURIComponent(id));
+  run.catch(() => (ahead = NONE));
+  ahead = { id, asked: performance.now(), run };
+}
+
+async function readRun(id) {
+  const { id: known, asked, run } = ahead;
+  ahead = NONE;
+  if (known !== id || performance.now() - asked > FRESH) return read("/api/runs/" + encodeURIComponent(id));
+  return run;
 }
 
 /** The token view: its button, its box, and `toggle`, which reads the tokens on first use. */
 function tokenView(run, rows) {
   const box = h("div", { class: "tokens", hidden: true });
-  const button = h("button", { type: "button", class: "quiet", "aria-pressed": "false", title: "What a training sees, and which tokens it learns", onclick: () => toggle() }, "Tokens ", h("kbd", {}, "t"));
+  const button = h("button", { type: "button", class: "quiet", "aria-pressed": "false", title: "What a training sees, and which tokens it learns", onclick: () => toggle() }, "Tokens ", h("kbd", {}, LETTERS.tokens));
   const toggle = async () => {
     box.hidden = !box.hidden;
     rows.hidden = !box.hidden;
@@ -176,28 +220,29 @@ function tokenView(run, rows) {
   return { button, box, toggle };
 }
 
-function keysOf(run, { press, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root }) {
+function keysOf(run, { press, pressChip, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root }) {
   return [
     { keys: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"], label: "0 … 9", does: "give the mark with this digit, then on to the next question", act: press },
-    { keys: ["x"], label: "x", does: "the criterion does not apply", act: press },
-    { keys: ["d"], label: "d", does: "it applies, but I can't judge it", act: press },
-    { keys: ["u"], label: "u", does: "undo the last mark", act: undo },
-    { keys: ["f"], label: "f", does: "the selected step is the first error: good before it, bad from it on", act: firstError },
-    { keys: ["c"], label: "c", does: "correct the selected step (Ctrl+Enter saves)", act: () => (screen.step === null ? notice(root, "Select a step first (j, k).") : mended.open(screen.step)) },
-    { keys: ["g"], label: "g", does: "guidelines of this taskset", act: () => toggleGuidelines(root, run.taskset) },
-    { keys: ["m"], label: "m", does: "note on the marked criterion (Enter saves)", act: () => side.querySelector(".card.active textarea")?.focus() },
+    { keys: [LETTERS.notApplicable], label: LETTERS.notApplicable, does: "the criterion does not apply", act: press },
+    { keys: [LETTERS.cantJudge], label: LETTERS.cantJudge, does: "it applies, but I can't judge it", act: press },
+    { keys: CHIP_LETTERS, label: `${CHIP_LETTERS[0]} … ${CHIP_LETTERS.at(-1)}`, does: "tick the reason with this letter", act: pressChip },
+    { keys: [LETTERS.undo], label: LETTERS.undo, does: "undo the last mark", act: undo },
+    { keys: [LETTERS.firstError], label: LETTERS.firstError, does: "the selected step is the first error: good before it, bad from it on", act: firstError },
+    { keys: [LETTERS.correct], label: LETTERS.correct, does: "correct the selected step (Ctrl+Enter saves)", act: () => (screen.step === null ? notice(root, `Select a step first (${LETTERS.nextStep}, ${LETTERS.stepBefore}).`) : mended.open(screen.step)) },
+    { keys: [LETTERS.guidelines], label: LETTERS.guidelines, does: "guidelines of this taskset", act: () => toggleGuidelines(root, run.taskset) },
+    { keys: [LETTERS.note], label: LETTERS.note, does: "note on the marked criterion (Enter saves)", act: () => side.querySelector(".card.active textarea")?.focus() },
     { keys: ["ArrowDown"], label: "↓", does: "next criterion", act: () => moveCard(1) },
     { keys: ["ArrowUp"], label: "↑", does: "criterion before", act: () => moveCard(-1) },
-    { keys: ["j", "ArrowRight"], label: "j →", does: "next step", act: () => moveStep(1) },
-    { keys: ["k", "ArrowLeft"], label: "k ←", does: "step before", act: () => moveStep(-1) },
+    { keys: [LETTERS.nextStep, "ArrowRight"], label: `${LETTERS.nextStep} →`, does: "next step", act: () => moveStep(1) },
+    { keys: [LETTERS.stepBefore, "ArrowLeft"], label: `${LETTERS.stepBefore} ←`, does: "step before", act: () => moveStep(-1) },
     { keys: ["Escape"], label: "Esc", does: "no step: the whole run", act: () => selectStep(null, false) },
     { keys: ["o"], label: "o", does: "fold or unfold the step", act: () => toggleAt(rows) },
     { keys: ["O"], label: "O", does: "fold or unfold all", act: () => toggleAll(rows) },
     { keys: ["e"], label: "e", does: "next error", act: () => nextError(rows, screen, selectStep) },
-    ...(run.bases ? [{ keys: ["t"], label: "t", does: "as tokens: what is trained", act: () => tokens.toggle() }] : []),
-    { keys: ["n"], label: "n", does: "next run of the list", act: () => leave(neighbours.next, "next") },
-    { keys: ["p"], label: "p", does: "run before", act: () => leave(neighbours.before, "earlier") },
-    { keys: ["l"], label: "l", does: "back to the list", act: () => (location.hash = "#/runs" + (listed.query ? "?" + listed.query : "")) },
+    ...(run.bases ? [{ keys: [LETTERS.tokens], label: LETTERS.tokens, does: "as tokens: what is trained", act: () => tokens.toggle() }] : []),
+    { keys: [LETTERS.next], label: LETTERS.next, does: "next run of the list", act: () => leave(neighbours.next, "next") },
+    { keys: [LETTERS.before], label: LETTERS.before, does: "run before", act: () => leave(neighbours.before, "earlier") },
+    { keys: [LETTERS.list], label: LETTERS.list, does: "back to the list", act: () => (location.hash = "#/runs" + (listed.query ? "?" + listed.query : "")) },
   ];
 }
 
@@ -209,7 +254,7 @@ function head(run, neighbours, tokensButton, nSteps) {
   return h(
     "div",
     { class: "run-head" },
-    h("a", { class: "back", href: "#/runs" + (listed.query ? "?" + listed.query : ""), title: "Back to the list (l)" }, "‹"),
+    h("a", { class: "back", href: "#/runs" + (listed.query ? "?" + listed.query : ""), title: `Back to the list (${LETTERS.list})` }, "‹"),
     h("h1", { title: run.id }, visible(run.task_id ?? run.id.slice(0, 12))),
     run.family && h("span", { class: "chip calm" }, visible(run.family)),
     run.split && h("span", { class: "dim" }, visible(run.split)),
@@ -225,8 +270,8 @@ function head(run, neighbours, tokensButton, nSteps) {
     tokensButton,
     run.task_id && h("a", { class: "button quiet", href: addressOf("runs", "", { taskset: run.taskset, task_id: run.task_id }), title: "All runs of this task" }, "Same task"),
     h("span", { class: "dim position" }, neighbours.text),
-    step(neighbours.before, "Before", "p"),
-    step(neighbours.next, "Next", "n"),
+    step(neighbours.before, "Before", LETTERS.before),
+    step(neighbours.next, "Next", LETTERS.next),
   );
 }
 

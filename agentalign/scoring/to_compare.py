@@ -1,0 +1,57 @@
+"""Which runs can be compared: two of one task that are not word for word the same; and which pairs of them are worth a queue's places.
+
+Of a task's pairs those by two different makers come first, and no run is shown again before every run was shown. Surprise: an imported
+run that names no task is told apart by how it begins, so each of those has to be read whole; only the newest are.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+from random import Random
+
+from agentalign.store.filters import RunFilter
+from agentalign.store.store import RunRow, Store
+
+Pair = tuple[RunRow, RunRow]
+
+NEWEST_UNNAMED = 300
+"""Of runs that name no task so many of the newest are looked at."""
+
+PER_TASK = 40
+"""So many of a task's newest runs take part: pairs grow with the square."""
+
+
+def comparable(store: Store, wanted: RunFilter, newest: int) -> list[list[Pair]]:
+    """The pairs of each task, among so many of the newest runs that match. Corrected steps are left out: nothing was acted out after."""
+    partial = {run.id for run in store.trajectories(wanted.model_copy(update={"origin_kind": "correction"})) if run.is_corrected_step}
+    rows = [row for row in store.runs(wanted, limit=newest).rows if row.id not in partial]
+    unnamed = _keys_of_unnamed(store, [row.id for row in rows if row.task_id is None][:NEWEST_UNNAMED])
+    tasks: dict[tuple[str, str], list[RunRow]] = {}
+    for row in rows:
+        task = "task/" + row.task_id if row.task_id is not None else unnamed.get(row.id)
+        if task is not None:
+            tasks.setdefault((row.taskset, task), []).append(row)
+    return [found for group in tasks.values() if (found := _different(group[:PER_TASK]))]
+
+
+def choose(groups: Sequence[Sequence[Pair]], per_task: int, seed: int = 0) -> list[Pair]:
+    """Up to `per_task` pairs of each task; which ones among equals, the seed decides."""
+    chosen: list[Pair] = []
+    for group in groups:
+        left = sorted(group, key=lambda pair: (pair[0].id, pair[1].id))
+        Random(f"{seed}/{left[0][0].id}").shuffle(left)
+        used: Counter[str] = Counter()
+        while left and sum(used.values()) < 2 * per_task:
+            best = min(left, key=lambda pair: (used[pair[0].id] + used[pair[1].id], pair[0].policy == pair[1].policy))
+            left.remove(best)
+            used.update((best[0].id, best[1].id))
+            chosen.append(best)
+    return chosen
+
+
+def _keys_of_unnamed(store: Store, ids: Sequence[str]) -> dict[str, str]:
+    return {run.id: run.same_task_key() for run in store.trajectories(RunFilter(ids=tuple(ids)))} if ids else {}
+
+
+def _different(rows: Sequence[RunRow]) -> list[Pair]:
+    return [(a, b) for a, b in combinations(rows, 2) if a.content_digest != b.content_digest]
