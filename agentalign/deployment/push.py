@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from agentalign.config.project import Project
 from agentalign.deployment.export_files import fixed_template
@@ -58,11 +57,7 @@ def push(
         RegistryError: a damaged version, no policy, or a base without a name on the hub.
         ModelError: the hub refused it.
     """
-    try:
-        validate_repo_id(repository)
-    except HFValidationError:
-        repository = ""
-    if "/" not in repository:
+    if not _HUB_NAME.fullmatch(repository):
         raise RegistryError("a repository is named OWNER/NAME, with letters, digits, '-', '_' and '.'. Give e.g. my-team/order-desk.")
     bundle = open_bundle(project, ref)
     require_runnable(project, bundle)
