@@ -45,7 +45,7 @@ def tasks_through_server(project: Project, bundle: Bundle, url: str, model: str,
         reason = (broken[0].error.strip().splitlines() or ["no reason was kept"])[-1][:200] if broken else "no task is left to act on."
         return GateCheck(name=TASKS, passed=False, detail=f"{len(broken)} of {len(runs)} runs broke off, the first with: {reason}")
     after = summarise(policy.name, before.split, taskset.criteria, runs, scores, known, settings=before.settings)
-    return _verdict(before, compare(before, after), len(runs))
+    return verdict(before, compare(before, after), len(runs))
 
 
 def _evaluation(project: Project, ref: str, taskset: Taskset) -> Evaluation | None:
@@ -58,7 +58,8 @@ def _evaluation(project: Project, ref: str, taskset: Taskset) -> Evaluation | No
     return None
 
 
-def _verdict(before: Evaluation, found: Comparison, count: int) -> GateCheck:
+def verdict(before: Evaluation, found: Comparison, count: int) -> GateCheck:
+    """Failed where success, or a criterion, is lower with its whole interval."""
     differences = {"success": found.everything.success, **found.criteria}
     worse = [name for name, one in differences.items() if one.high < 0]
     told: Sequence[str] = worse or ["success"]
