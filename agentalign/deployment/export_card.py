@@ -14,7 +14,7 @@ from agentalign.training.dialect import Dialect
 EXPORT_FILE = "export.json"
 TITLES = {
     "peft": "A LoRA adapter", "vllm": "A LoRA adapter", "gguf": "A LoRA adapter for llama.cpp",
-    "merged": "A model: base and LoRA adapter merged",
+    "merged": "A model, base and LoRA adapter in one,",
 }  # fmt: skip
 
 

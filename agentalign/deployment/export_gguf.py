@@ -81,7 +81,7 @@ def write_base_gguf(bundle: Bundle, trained: Model, converter: Path, folder: Pat
 
 def run_converter(script: Path, arguments: list[str], out: Path) -> None:
     """Run one of llama.cpp's converters with this Python; RegistryError with its last words where it wrote nothing."""
-    kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS")
+    kept = ("PATH", "HOME", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -94,8 +94,9 @@ def run_converter(script: Path, arguments: list[str], out: Path) -> None:
     if done.returncode or not out.is_file():
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
         raise RegistryError(
-            f"{script} ended with {done.returncode} and wrote no GGUF: {last.strip()[:300]}. It runs in this Python and needs torch, "
-            "transformers and the rest of llama.cpp's source beside it; `--converter` of another release may know this base."
+            f"{script} ended with {done.returncode} and wrote no GGUF: {last.strip()[:300]}. It runs in this Python, with the rest of "
+            "llama.cpp's source beside it. Install what it misses (a base's needs sentencepiece), here or on PYTHONPATH; or name the "
+            "converter of another release."
         )
 
 

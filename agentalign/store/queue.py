@@ -33,7 +33,7 @@ LOOK_AHEAD = 64
 """Among so many of the most urgent runs one is drawn by person, so that not all raters meet them in one order."""
 
 PEEK = 256
-"""Runs that are looked at together, until so many are found."""
+"""Items that are looked at together, until LOOK_AHEAD of them are found."""
 
 CLOSE = 0.05
 """Priorities that differ by less are equal."""

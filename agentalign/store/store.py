@@ -31,7 +31,7 @@ from agentalign.store.rows import Row
 R = TypeVar("R", bound=Record)
 runs_table = tables.trajectories.c
 
-COUNTED = 20_000
+COUNTED = 1000
 """Runs that a list counts: over a million of them, counting every match would take longer than finding the first page."""
 
 COUNTED_TEXTS = 500

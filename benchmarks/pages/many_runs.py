@@ -69,11 +69,17 @@ def fill(url: str, count: int) -> None:
         with database.write() as connection:
             _add(connection, shapes, start, end)
         sys.stderr.write(f"\r{end:,} runs, {(end - there) / (time.perf_counter() - began):,.0f} a second")
-    with database.write() as connection:
-        _index(connection)
-        _queue(connection)
-    sys.stderr.write("\n")
+    if there < count:
+        with database.write() as connection:
+            _index(connection)
+        sys.stderr.write("\n")
+    with database.read() as connection:
+        newest = select(tables.trajectories.c.id).order_by(tables.trajectories.c.seq.desc()).limit(QUEUED)
+        waiting = list(connection.execute(newest).scalars())
     database.close()
+    with Store(url) as store:
+        if not store.queue_items.items(limit=1):
+            store.queue_items.add(waiting, overlap=3)
 
 
 def _add(connection: Connection, shapes: list[Shape], start: int, end: int) -> None:
@@ -116,13 +122,3 @@ def _index(connection: Connection) -> None:
         connection.exec_driver_sql("INSERT INTO run_text(run_text) VALUES ('rebuild')")
         added = "INSERT INTO run_text(rowid, search) VALUES (new.trajectory, new.search);"
         connection.exec_driver_sql(f"CREATE TRIGGER IF NOT EXISTS run_text_added AFTER INSERT ON bodies BEGIN {added} END")
-
-
-def _queue(connection: Connection) -> None:
-    """Some runs wait to be rated by three people each: a rater's list leaves them out."""
-    if connection.execute(select(func.count()).select_from(tables.queue_items)).scalar_one():
-        return
-    columns = tables.trajectories.c
-    newest = connection.execute(select(columns.id, columns.taskset).order_by(columns.seq.desc()).limit(QUEUED)).all()
-    common = {"overlap": 3, "gold": "", "priority": 0.0, "status": "open", "added": 0.0}
-    connection.execute(insert(tables.queue_items), [{**common, "trajectory": row.id, "taskset": row.taskset} for row in newest])
