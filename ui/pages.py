@@ -23,6 +23,7 @@ HEAD = """
 <link rel="stylesheet" href="/ui/training.css">
 <link rel="stylesheet" href="/ui/agreement.css">
 <link rel="stylesheet" href="/ui/judge.css">
+<link rel="stylesheet" href="/ui/play.css">
 <link rel="stylesheet" href="/ui/compare.css">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">

@@ -24,7 +24,9 @@ class KTOConfig(Scheduled, Gated):
     """Weight of a bad run beside a good one."""
     good: float = Field(default=0.5, gt=0, le=1)
     """Overall value from which a run is good; all others are bad."""
-    origins: tuple[Literal["expert", "import", "correction", "rollout", "capture"], ...] = ("rollout", "import", "capture", "correction")
+    origins: tuple[Literal["expert", "import", "correction", "rollout", "capture", "chat"], ...] = (
+        "rollout", "import", "capture", "correction",
+    )  # fmt: skip
     """Which kinds of rated runs are learned from."""
     nll_coefficient: float = Field(default=0.2, ge=0)
     """Weight of the anchor: summed negative log-likelihood of replayed expert runs and good runs. 0 lets the policy drift."""

@@ -22,7 +22,7 @@ class SFTConfig(Scheduled, Gated):
     """Times every run is seen."""
     max_steps: int = Field(default=0, ge=0)
     """Optimizer steps; 0: as many as num_train_epochs needs."""
-    origins: tuple[Literal["expert", "import", "correction", "rollout", "capture"], ...] = ("expert", "import", "correction")
+    origins: tuple[Literal["expert", "import", "correction", "rollout", "capture", "chat"], ...] = ("expert", "import", "correction")
     """Which kinds of runs are learned from."""
     min_overall: float = Field(default=0.5, ge=0, le=1)
     """Scored runs need at least this overall value; unscored expert runs and corrections are taken as they are."""

@@ -1,7 +1,6 @@
 """An OpenAI-compatible server in this process: one base, many adapters, mixed in one batch.
 
 It is the default for agents, tests and small teams. For load there is vLLM, and the server says so when it starts, with the commands.
-Surprise: on a CPU the base is served from plain weights that hold exactly what its quantized weights hold: the same model, faster.
 """
 
 import os
@@ -15,20 +14,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from agentalign.config.project import Project
-from agentalign.deployment.serving.adapters import Adapters
 from agentalign.deployment.serving.app import create_app
 from agentalign.deployment.serving.chat import Chat, Limits
+from agentalign.deployment.serving.engine import open_engine
 from agentalign.deployment.serving.guard import LOOPBACK
 from agentalign.deployment.serving.metrics import Metrics
-from agentalign.deployment.serving.worker import Worker
 from agentalign.errors import ConfigError, RegistryError
 from agentalign.rollouts.bundle import Bundle, open_bundle, require_runnable
 from agentalign.store.registry import Registry
 from agentalign.training.constraints import Grammars
-from agentalign.training.continuous import Batch
-from agentalign.training.generate import Generator
-from agentalign.training.mixed_lora import MixedLora
-from agentalign.training.model import Model
 
 KEYS = "AGENTALIGN_API_KEYS"
 """Environment variable with the API keys, separated by commas."""
@@ -67,15 +61,13 @@ def open_server(
     wanted = list(refs) or _in_production(project)
     bundle = open_bundle(project, wanted[0])
     require_runnable(project, bundle)
-    model = Model.load(bundle.base, quantization=bundle.card.quantization, device=device)
-    plain = model.device.type == "cpu" and model.quantization != "none"
-    network = model.merged_copy(None) if plain else model.network
-    generator = Generator(network, model.dialect.stop_ids, model.dialect.pad_id)
-    lora = MixedLora(network)
-    worker = Worker(Batch(generator, lora, running=settings.running, kept=settings.running), max_waiting=settings.waiting)
-    adapters = Adapters(project, bundle.base, lora, worker, max_loaded=max(settings.loaded, len(wanted)))
+    engine = open_engine(
+        project, bundle, running=settings.running, kept=settings.running, waiting=settings.waiting, device=device,
+        loaded=max(settings.loaded, len(wanted)),
+    )  # fmt: skip
+    adapters, worker, generator = engine.adapters, engine.worker, engine.generator
     limits = settings.limits._replace(max_context=min(settings.limits.max_context, generator.limit))
-    chat = Chat(model.dialect, adapters, worker, Grammars(model.dialect, _vocabulary(network)), limits)
+    chat = Chat(engine.dialect, adapters, worker, Grammars(engine.dialect, _vocabulary(generator.model)), limits)
     app = create_app(chat, Metrics(worker), keys=keys, max_body_bytes=settings.body_bytes)
     worker.start()
     for ref in wanted:

@@ -80,7 +80,8 @@ class Message(Record):
 class Origin(Record):
     """Where a run came from; part of its id."""
 
-    kind: Literal["rollout", "expert", "import", "correction", "capture"]
+    kind: Literal["rollout", "expert", "import", "correction", "capture", "chat"]
+    """A chat is a run in which a person took the customer's part; `metadata` says what they did to its calls."""
     reference: str
     """What made it: a policy such as "order_desk@4" or "base", a command, or the digest of the source file."""
     task: str = ""
@@ -147,7 +148,7 @@ class Trajectory(Record):
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The assistant turns in order, each with its tool results."""
-        return _steps(self.messages)
+        return steps_of(self.messages)
 
     def same_task_key(self) -> str:
         """Equal for runs of one task: the task id, else a digest of tools and messages before the agent's first act."""
@@ -168,7 +169,8 @@ class Trajectory(Record):
         return self.steps[-1].message.content if self.steps else ""
 
 
-def _steps(messages: Sequence[Message]) -> tuple[Step, ...]:
+def steps_of(messages: Sequence[Message]) -> tuple[Step, ...]:
+    """The assistant turns among the messages, each with its tool results."""
     starts = [i for i, message in enumerate(messages) if message.role == "assistant"]
     steps = []
     for index, start in enumerate(starts):

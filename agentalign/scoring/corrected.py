@@ -44,7 +44,7 @@ def correct_step(run: Trajectory, step: int, act: Act, author: str) -> Trajector
         raise DataError("the corrected step says nothing and calls nothing. Write a reply, or add a call.")
     offered = offered_tools(run)
     for name, arguments in act.calls:
-        _require_fit(name, arguments, offered)
+        require_fit(name, arguments, offered)
     message = Message(role="assistant", content=act.content, reasoning=act.reasoning, tool_calls=_calls(run, original, act))
     if _said(message) == _said(original):
         raise DataError("the corrected step says just what the agent's did. Change it, or leave the step as it is.")
@@ -126,7 +126,8 @@ def offered_tools(run: Trajectory) -> dict[str, JsonValue]:
     return found or {call.name: {} for step in run.steps for call in step.message.tool_calls}
 
 
-def _require_fit(name: str, arguments: str, offered: Mapping[str, JsonValue]) -> None:
+def require_fit(name: str, arguments: str, offered: Mapping[str, JsonValue]) -> None:
+    """DataError where a person wrote a call that the tools offered (see `offered_tools`) would not take."""
     if name not in offered:
         raise DataError(f"this run was not offered a tool '{name}'. Use one of: {', '.join(offered) or 'none; write a reply instead'}.")
     try:

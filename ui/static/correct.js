@@ -115,7 +115,7 @@ function makeForm(entry, tools, { give, close }) {
 }
 
 /** JSON laid out for editing. Numbers that JavaScript would round are left as they were written. */
-function pretty(text) {
+export function pretty(text) {
   try {
     const value = JSON.parse(text);
     return JSON.stringify(value) === text ? JSON.stringify(value, null, 2) : text;

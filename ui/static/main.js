@@ -7,12 +7,13 @@ import { listen, toggleSheet, useKeys } from "./keys.js";
 import { showLineage } from "./lineage.js";
 import { showList } from "./list.js";
 import { address, notice } from "./place.js";
+import { showPlay } from "./play.js";
 import { showQueue } from "./queue.js";
 import { showRun } from "./run.js";
 import { onSave, openQueue, read } from "./save.js";
 import { showTrainings } from "./training.js";
 
-const SCREENS = { queue: showQueue, runs: showList, run: showRun, compare: showCompare, training: showTrainings, agreement: showAgreement, lineage: showLineage };
+const SCREENS = { queue: showQueue, runs: showList, run: showRun, compare: showCompare, training: showTrainings, agreement: showAgreement, lineage: showLineage, play: showPlay };
 let generation = 0;
 
 /** Fill the shell. */
@@ -79,7 +80,7 @@ function bar(session, root) {
     "header",
     { class: "bar" },
     h("span", { class: "brand" }, "agentalign"),
-    h("nav", {}, link("queue", "Queue"), link("runs", "Runs"), link("compare", "Compare"), session.role !== "rater" && [link("training", "Training"), link("agreement", "Agreement"), link("lineage", "Lineage")]),
+    h("nav", {}, link("queue", "Queue"), link("runs", "Runs"), link("compare", "Compare"), link("play", "Playground"), session.role !== "rater" && [link("training", "Training"), link("agreement", "Agreement"), link("lineage", "Lineage")]),
     h("span", { class: "grow" }),
     state,
     h("span", { class: "who", title: "You rate under this name" }, session.rater),

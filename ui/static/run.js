@@ -269,6 +269,7 @@ function head(run, neighbours, tokensButton, nSteps) {
     h("span", { class: "grow" }),
     tokensButton,
     run.task_id && h("a", { class: "button quiet", href: addressOf("runs", "", { taskset: run.taskset, task_id: run.task_id }), title: "All runs of this task" }, "Same task"),
+    !run.hidden && nSteps > 0 && h("a", { class: "button quiet", href: addressOf("play", "", { run: run.id }), title: "Talk with an adapter whose tools answer as they did here" }, "Replay"),
     h("span", { class: "dim position" }, neighbours.text),
     step(neighbours.before, "Before", LETTERS.before),
     step(neighbours.next, "Next", LETTERS.next),

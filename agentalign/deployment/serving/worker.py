@@ -112,6 +112,11 @@ class Worker:
             self._waiting.append(job)
             self._wake.notify()
 
+    def ahead(self, job: Job) -> int | None:
+        """How many requests get a row before this one; None where it has one."""
+        with self._wake:
+            return self._waiting.index(job) if job in self._waiting else None
+
     def change(self, change: Callable[[], None]) -> None:
         """Run something between two steps, such as putting an adapter in memory; returns when it is done."""
         done = threading.Event()

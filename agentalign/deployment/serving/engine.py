@@ -1,0 +1,60 @@
+"""A base in memory with its adapters and the thread that works on it: what a server and the playground have in common.
+
+Surprise: on a CPU the base answers from plain weights that hold exactly what its quantized weights hold: the same model, faster.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from agentalign.config.project import Project
+from agentalign.deployment.serving.adapters import Adapters
+from agentalign.deployment.serving.worker import Worker
+from agentalign.rollouts.bundle import Bundle
+from agentalign.training.continuous import Batch
+from agentalign.training.dialect import Dialect
+from agentalign.training.generate import Generator
+from agentalign.training.mixed_lora import MixedLora
+from agentalign.training.model import Model
+
+
+class Engine(NamedTuple):
+    """What answers. The worker is not started yet."""
+
+    bundle: Bundle
+    """Of the adapter that named the base."""
+    dialect: Dialect
+    generator: Generator
+    adapters: Adapters
+    worker: Worker
+
+
+def open_engine(
+    project: Project,
+    bundle: Bundle,
+    *,
+    running: int,
+    kept: int,
+    waiting: int,
+    loaded: int,
+    device: str = "auto",
+    told: Callable[[str], None] = lambda _step: None,
+) -> Engine:
+    """Load the bundle's base; adapters come when they are asked for.
+
+    Args:
+        running: requests in the batch.
+        kept: rows that stay behind for requests that go on from them.
+        waiting: requests that may wait for a row.
+        loaded: adapters in memory.
+        told: what is being done now, in words, since this takes a while.
+    """
+    told(f"loading {bundle.base.name}")
+    model = Model.load(bundle.base, quantization=bundle.card.quantization, device=device)
+    plain = model.device.type == "cpu" and model.quantization != "none"
+    if plain:
+        told("writing its weights out for this CPU")
+    network = model.merged_copy(None) if plain else model.network
+    generator = Generator(network, model.dialect.stop_ids, model.dialect.pad_id)
+    lora = MixedLora(network)
+    worker = Worker(Batch(generator, lora, running=running, kept=kept), max_waiting=waiting)
+    return Engine(bundle, model.dialect, generator, Adapters(project, bundle.base, lora, worker, max_loaded=loaded), worker)

@@ -1,0 +1,183 @@
+"""The playground's chats: who has which, how they begin, and what is kept of them.
+
+A chat lives in this process until its person keeps or discards it. Surprise: keeping is the only way in which anything of it reaches the
+store, and for two sides keeping is voting: nothing could be told about a blind pair whose sides stand in the list of runs.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from agentalign.environments.task import Task
+from agentalign.environments.taskset import Taskset, find_taskset, load_taskset
+from agentalign.errors import DataError
+from agentalign.records.base import digest
+from agentalign.records.criterion import Score
+from agentalign.records.preference import Item, Preference
+from agentalign.records.trajectory import Trajectory
+from agentalign.store.store import Store
+from agentalign.ui.api import House
+from agentalign.ui.compare import STRENGTH, Choice
+from agentalign.ui.play_chat import Chat
+from agentalign.ui.play_lane import About
+from agentalign.ui.play_model import Stage
+
+MOST_OWN, MOST = 3, 32
+"""Chats of one person, and of all, that are open at once: each may hold processes."""
+IDLE_SECONDS = 2 * 3600
+"""A chat that nobody touched for so long is discarded."""
+
+
+class Wish(NamedTuple):
+    """How a chat is to be."""
+
+    sides: Sequence[str]
+    taskset: str
+    tools_by: Literal["live", "replay", "hand"]
+    task: str = ""
+    """Task id; empty draws one where tools are live."""
+    words: str = ""
+    """The person's first words; empty takes those of the task or of the recorded run."""
+    source: Trajectory | None = None
+    """The run whose results are replayed."""
+    ask: bool = True
+    """Every call waits for leave."""
+    temperature: float = 0.0
+
+
+class Room:
+    """All chats of this server's time."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self.stage = Stage(house.project)
+        self._chats: dict[str, Chat] = {}
+        self._tasksets: dict[str, Taskset] = {}
+        self._lock = threading.Lock()
+
+    def taskset(self, name: str) -> Taskset:
+        """The taskset, its tools imported and its tasks made once."""
+        folder = find_taskset(name, self._house.project.tasks)
+        with self._lock:
+            if name not in self._tasksets:
+                self._tasksets[name] = load_taskset(folder)
+            return self._tasksets[name]
+
+    def begin(self, owner: str, wish: Wish) -> Chat:
+        """A new chat, which opens by itself.
+
+        Raises:
+            DataError: nothing is loaded, or the wish contradicts itself.
+        """
+        engine = self.stage.engine()
+        known = self.stage.view().sides
+        for side in wish.sides:
+            if side not in known:
+                raise DataError(f"'{side}' does not go with the model that is loaded. Choose from: {', '.join(known)}.")
+        if len(set(wish.sides)) != len(wish.sides):
+            raise DataError("both sides would be the same adapter. Choose two different ones, or one side only.")
+        taskset = self.taskset(wish.taskset if wish.source is None else wish.source.taskset)
+        task = self._task(taskset, wish)
+        about = About(
+            chat=secrets.token_hex(16), taskset=taskset.name, tools=taskset.tools if wish.source is None else wish.source.tools,
+            tools_by=wish.tools_by, task=task, seed=secrets.randbits(31), temperature=wish.temperature,
+        )  # fmt: skip
+        chat = Chat(owner, about, taskset, wish.sides, source=wish.source, ask=wish.ask, engine=engine)
+        with self._lock:
+            self._forget_idle()
+            open_ones = [one for one in self._chats.values() if not one.kept]
+            if sum(one.owner == owner for one in open_ones) >= MOST_OWN or len(open_ones) >= MOST:
+                raise DataError("too many chats are open. Keep or discard one of yours first, or wait until others do.")
+            self._chats[chat.id] = chat
+        chat.start(wish.words)
+        return chat
+
+    def get(self, id: str, owner: str) -> Chat | None:
+        """The person's own chat; None for anybody else's."""
+        with self._lock:
+            chat = self._chats.get(id)
+        return chat if chat is not None and chat.owner == owner else None
+
+    def mine(self, owner: str) -> list[Chat]:
+        """The person's chats, newest first."""
+        with self._lock:
+            return [chat for chat in self._chats.values() if chat.owner == owner][::-1]
+
+    def discard(self, chat: Chat) -> None:
+        """Forget a chat; nothing of it is kept."""
+        with self._lock:
+            self._chats.pop(chat.id, None)
+        chat.close()
+
+    def close(self) -> None:
+        """The server is stopping."""
+        with self._lock:
+            chats, self._chats = list(self._chats.values()), {}
+        for chat in chats:
+            chat.close()
+        self.stage.close()
+
+    def _task(self, taskset: Taskset, wish: Wish) -> Task | None:
+        if wish.tools_by == "live":
+            if not taskset.has_environment:
+                raise DataError(f"taskset '{taskset.name}' has no tools that could run. Answer calls by hand.")
+            tasks = [task for task in taskset.tasks() if task.split != "test"] or taskset.tasks()
+            if not wish.task and not tasks:
+                raise DataError(f"taskset '{taskset.name}' has no tasks to set its world up by. Answer calls by hand.")
+            return taskset.task(wish.task) if wish.task else secrets.choice(tasks)
+        if wish.tools_by == "replay":
+            if wish.source is None:
+                raise DataError("there is no run to replay results from. Name one.")
+            if wish.words.strip():
+                raise DataError("a replayed run has its own first words: its results answer those. Leave yours empty.")
+            id = wish.source.task_id
+            return None if id is None else next((task for task in taskset.tasks() if task.id == id), None)
+        if not wish.words.strip():
+            raise DataError("without a task nobody has said anything yet. Write the first words.")
+        return None
+
+    def _forget_idle(self) -> None:
+        late = time.monotonic() - IDLE_SECONDS
+        for chat in [chat for chat in self._chats.values() if chat.touched < late]:
+            del self._chats[chat.id]
+            threading.Thread(target=chat.close, daemon=True).start()
+
+
+def keep(store: Store, chat: Chat, *, choice: Choice | None, scores: Sequence[Score], queue: bool, note: str) -> None:
+    """Store the chat's runs and what was said about them; the chat's lock is held. Doing it again does nothing more.
+
+    Raises:
+        DataError: there is nothing to keep yet, or a pair without a vote.
+    """
+    if (choice is not None) != (len(chat.lanes) == 2):
+        raise DataError("two sides are kept with a vote between them, and one side without. Send the one or the other.")
+    runs = chat.as_runs()
+    store.add(runs, chat.tokens_of(runs))
+    chat.runs = runs
+    if scores:
+        store.add_scores(scores)
+    if choice is not None:
+        store.add_preferences([_vote(chat, runs, choice, note)])
+    if queue:
+        store.queue_items.add([run.id for run in runs])
+    # Names are told from here on: after everything is committed.
+    chat.kept = True
+    chat.seen += 1
+
+
+def _vote(chat: Chat, runs: Sequence[Trajectory], choice: Choice, note: str) -> Preference:
+    items = tuple(Item(run.id) for run in runs)
+    return Preference(
+        taskset=chat.about.taskset,
+        items=items[::-1] if choice in ("right", "right_far") else items,
+        strength=STRENGTH[choice],
+        tie=choice == "tie",
+        both_bad=choice == "both_bad",
+        left=runs[0].id,
+        source="human",
+        rater=chat.owner,
+        note=note,
+        id=digest(["chat", chat.id]),
+    )
