@@ -2,8 +2,8 @@
 
 import argparse
 
-from agentalign import cli_export, cli_foreign
-from agentalign.cli_arguments import Commands, add_json, command, verbs
+from agentalign import cli_export, cli_foreign, cli_registry
+from agentalign.cli_arguments import Commands, add_json, at_least, command, verbs
 from agentalign.cli_output import say, show, show_json, show_table
 from agentalign.config.project import Project
 from agentalign.errors import UsageError
@@ -34,6 +34,7 @@ def _add_adapters(commands: Commands) -> None:
     )
     parser.add_argument("ref", metavar="NAME@V")
     cli_foreign.add(adapters)
+    cli_registry.add(adapters)
     parser = command(
         adapters,
         "lineage",
@@ -67,6 +68,9 @@ def _add_deploy_check(commands: Commands) -> None:
     parser.add_argument("--model", metavar="NAME", default="", help="the adapter's name there; default: NAME@V or NAME")
     parser.add_argument("--control", metavar="NAME", default="", help="a zero adapter or the base there; default: zero, identity or base")
     parser.add_argument("--quantization", metavar="HOW", default="", help="how the base is rounded there: nf4, int8, none, or another word")
+    parser.add_argument(
+        "--tasks", type=at_least(1), default=0, metavar="N", help="act out N held-out tasks through the server, paired with the evaluation"
+    )
     add_json(parser)
 
 
@@ -83,6 +87,8 @@ def _add_promote(commands: Commands) -> None:
         examples=(
             "agentalign promote order_desk@3 production\n"
             "agentalign promote order_desk@3 candidate --force 'the tone matters more now'\n"
+            "agentalign promote order_desk@3 candidate --canary 0.05\n"
+            "agentalign promote order_desk --canary 0\n"
             "agentalign promote order_desk --rollback"
         ),
     )
@@ -90,6 +96,9 @@ def _add_promote(commands: Commands) -> None:
     parser.add_argument("stage", nargs="?", choices=("candidate", "production"))
     parser.add_argument(
         "--force", metavar="REASON", default="", help="promote it although a check fails; the reason is kept in the adapter's history"
+    )
+    parser.add_argument(
+        "--canary", type=float, metavar="SHARE", help="the candidate answers this share of the conversations, 0 to 1; 0 takes it back"
     )
     parser.add_argument("--rollback", action="store_true", help="put the previous version back into production")
     add_json(parser)
@@ -175,9 +184,12 @@ def _deploy_check(arguments: argparse.Namespace) -> int:
 
     from agentalign.deployment.deploy_check import deploy_check
 
+    if arguments.tasks and not arguments.endpoint:
+        raise UsageError("--tasks acts through a server: give its --endpoint too. In this process `agentalign eval` does the same.")
     report = deploy_check(
         Project.find(), arguments.ref, endpoint=arguments.endpoint, model=arguments.model, control=arguments.control,
         quantization=arguments.quantization, api_key=os.environ.get("AGENTALIGN_API_KEY", "none"),
+        tasks=arguments.tasks,
     )  # fmt: skip
     if arguments.json:
         show_json(report.model_dump(mode="json"))
@@ -192,6 +204,11 @@ def _deploy_check(arguments: argparse.Namespace) -> int:
 def _promote(arguments: argparse.Namespace) -> None:
     from agentalign.store.registry import Registry
 
+    if arguments.canary is not None and (arguments.rollback or arguments.stage == "production"):
+        raise UsageError("--canary is the share of a candidate. Promote to candidate, or give it alone: promote NAME --canary 0.05.")
+    if arguments.canary is not None and not arguments.stage:
+        _set_canary(arguments)
+        return
     if arguments.rollback == bool(arguments.stage):
         raise UsageError("promote needs either a stage (candidate or production) or --rollback. Give one of them.")
     if arguments.rollback and arguments.force:
@@ -202,10 +219,19 @@ def _promote(arguments: argparse.Namespace) -> None:
         return
     from agentalign.deployment.check import promote
 
-    report = promote(project, arguments.ref, arguments.stage, forced=arguments.force)
+    report = promote(project, arguments.ref, arguments.stage, forced=arguments.force, canary=arguments.canary or 0.0)
     if arguments.json:
         show_json(report.model_dump(mode="json"))
         return
     rows = [(check.name, "passed" if check.passed else "failed", check.detail) for check in report.checks]
     show_table(("check", "", "detail"), rows, empty="")
     say(f"{report.adapter} is {arguments.stage} now{', forced: ' + report.forced if report.forced else ''}.")
+
+
+def _set_canary(arguments: argparse.Namespace) -> None:
+    from agentalign.store.registry import Registry
+
+    registry = Registry(Project.find().adapters)
+    registry.set_canary(arguments.ref, arguments.canary)
+    name = arguments.ref
+    show(f"{name}@candidate answers {registry.canary(name):.1%} of the conversations" if arguments.canary else f"{name} has no canary now")

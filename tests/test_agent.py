@@ -16,7 +16,7 @@ from agentalign.environments.taskset import load_taskset
 from agentalign.environments.tool import tool
 from agentalign.errors import ConfigError, DataError, ModelError, RegistryError, TasksetError
 from agentalign.records.adapter import GateReport
-from agentalign.records.trajectory import Message, StopReason, ToolCall
+from agentalign.records.trajectory import Message, StopReason, ToolCall, Trajectory
 from agentalign.rollouts.policy import PolicyTurn, TurnRequest
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
@@ -205,17 +205,82 @@ def test_what_cannot_be_loaded_says_why(project: Project, load: Callable[[Projec
         load(project)
 
 
+def test_what_is_streamed_is_what_chat_says(project: Project) -> None:
+    with load_agent("hello@1", project, device="cpu") as helper:
+        whole = helper.chat([HELLO], max_new_tokens=30)
+        *pieces, last = helper.stream([HELLO], max_new_tokens=30)
+        assert last == whole
+        assert len(pieces) > 1
+        assert "".join(map(str, pieces)) == whole["content"]
+        told = helper.stream([HELLO])
+        next(told)
+        told.close()  # an answer that nobody waits for is no part of the conversation
+        assert helper.chat([HELLO], max_new_tokens=30) == whole
+
+
+def test_a_policy_that_cannot_stream_tells_its_text_at_once_and_no_half_call() -> None:
+    helper, _ = agent(say("Hi."), ask("find_name", '{"badge":7}'), Message(role="assistant", content="<tool_call>{", malformed="no end"))
+    assert list(helper.stream([HELLO])) == ["Hi.", {"role": "assistant", "content": "Hi."}]
+    assert len(list(helper.stream([HELLO]))) == 1
+    assert len(list(helper.stream([HELLO]))) == 1
+
+
+def test_time_that_is_up_ends_an_answer_and_a_run(project: Project) -> None:
+    with load_agent("hello@1", project, device="cpu", seconds=1e-9) as helper:
+        with pytest.raises(ModelError, match="within 1e-09 seconds"):
+            helper.chat([HELLO])
+        run = helper.run("Hello")
+        assert (run.stop_reason, run.steps) == (StopReason.MAX_SECONDS, ())
+    acting = Agent(Script(ask("find_name", '{"badge":7}'), say("Hello Ada!")), load_taskset("hello"), "hello@1", seconds=1e-9)
+    assert acting.run(acting.taskset.task("train-1")).stop_reason == StopReason.MAX_SECONDS
+
+
+def test_runs_and_conversations_go_back_into_the_store(project: Project) -> None:
+    with load_agent("hello@1", project, device="cpu", record=True) as helper:
+        run = helper.run("Hello", [add])
+        first = helper.chat([HELLO], max_new_tokens=9)
+        helper.chat([HELLO, first, HELLO], max_new_tokens=9)
+        helper.chat([HELLO], max_new_tokens=9)  # another conversation
+        acted = helper.run(helper.taskset.task("train-1"))
+    with Store(project.store_url) as store:
+        kept = {one.id: one for one in store.trajectories()}
+    assert kept[run.id] == run
+    assert kept[acted.id].origin.kind == "rollout"
+    captured = [one for one in kept.values() if one.origin.kind == "capture"]
+    assert {one.origin.reference for one in captured} == {"hello@1"}
+    assert sorted(len([m for m in one.messages if m.role == "user"]) for one in captured if one.id != run.id) == [1, 2]
+
+
+def test_a_conversation_that_ends_with_a_call_has_no_known_end() -> None:
+    kept: list[Trajectory] = []
+    script = Script(ask("find_name", '{"badge":7}'), say("Hello Ada!"))
+    helper = Agent(script, load_taskset("hello"), "hello@1", keep=kept.append)
+    reply = helper.chat([HELLO])
+    helper.close()
+    helper.chat([HELLO, reply, {"role": "tool", "tool_call_id": "call_0", "content": "Ada"}])
+    helper.close()
+    helper.close()
+    assert [run.stop_reason for run in kept] == [StopReason.UNKNOWN, StopReason.ANSWERED]
+
+
 class Server(BaseHTTPRequestHandler):
     """Answers one chat request as an OpenAI-compatible server does, and remembers the model that was asked for."""
 
     asked: list[str] = []
+    served: list[str] = []
+
+    def do_GET(self) -> None:
+        self.answer({"object": "list", "data": [{"id": name, "object": "model", "created": 1, "owned_by": "us"} for name in self.served]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(body["model"])
         message = {"role": "assistant", "content": "From the server."}
         answer = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
-        data = json.dumps(answer | {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}).encode()
+        self.answer(answer | {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]})
+
+    def answer(self, found: dict[str, object]) -> None:
+        data = json.dumps(found).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -226,12 +291,26 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_served_adapter_answers_under_its_name(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("served", "wanted"),
+    [
+        (["base", "hello", "hello@1", "hello@production"], "hello@production"),  # `agentalign serve` knows the stages
+        (["hello"], "hello"),  # vLLM knows the name that it was started with
+    ],
+)
+def test_a_served_adapter_is_asked_for_by_the_name_that_was_meant(project: Project, served: list[str], wanted: str) -> None:
+    Server.asked, Server.served = [], served
     with HTTPServer(("127.0.0.1", 0), Server) as server:
-        thread = threading.Thread(target=server.handle_request)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
         helper = load_agent("hello@production", project, backend="openai", base_url=url)
         assert helper.chat([HELLO]) == {"role": "assistant", "content": "From the server."}
+        with pytest.raises(ModelError, match="broke off"):  # it does not stream, and says so in no way
+            list(helper.stream([HELLO]))
+        Server.served = ["another"]
+        with pytest.raises(ConfigError, match="serves none of hello@2, hello"):
+            load_agent("hello@2", project, backend="openai", base_url=url)
+        server.shutdown()
         thread.join()
-    assert Server.asked == ["hello"]
+    assert Server.asked == [wanted, wanted]

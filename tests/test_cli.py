@@ -159,6 +159,9 @@ def test_the_way_with_a_model_from_training_to_export(project: Project, run: Say
     assert ("deploy-check green" in shown, "evaluated on" in shown) == (False, True)
     assert run("promote", "hello", "--rollback") == "hello@1 is in production again\n"
     assert [card["stages"] for card in json.loads(run("adapters", "--json"))] == ["production", ""]
+    run("promote", "hello@2", "candidate", "--force", "to try it", "--canary", "0.25")
+    assert run("promote", "hello", "--canary", "0.5") == "hello@candidate answers 50.0% of the conversations\n"
+    assert run("promote", "hello", "--canary", "0") == "hello has no canary now\n"
     assert "sft" in run("adapters", "show", "hello@production")
     assert run("adapters", "verify", "hello@2").startswith("hello@2: all")
     assert json.loads(run("rollout", "hello", "--adapter", "hello@production", "--limit", "1", "--n", "2", "--json"))["stored"] == 2
@@ -283,6 +286,8 @@ def test_bad_input_gets_one_clear_sentence(
         ("eval base", "--taskset"),
         ("eval base --taskset hello --samples 4", "temperature 0"),
         ("promote nobody@1", "either a stage"),
+        ("promote nobody@1 production --canary 0.1", "--canary"),
+        ("promote nobody --rollback --canary 0.1", "--canary"),
         ("promote nobody production --rollback", "either a stage"),
         ("promote nobody --rollback --force 'it was better'", "--force"),
     ],

@@ -54,7 +54,7 @@ def gate(
     return GateReport(adapter=bundle.card.ref, checks=tuple(_ask(name, question) for name, question in questions), forced=forced)
 
 
-def promote(project: Project, ref: str, stage: str, *, forced: str = "") -> GateReport:
+def promote(project: Project, ref: str, stage: str, *, forced: str = "", canary: float = 0.0) -> GateReport:
     """Run the gate on stored evaluations and promote the version if it passes or a reason is given.
 
     Of the splits that this version was evaluated on, the one that production was evaluated on too speaks; else test before dev. On a
@@ -71,7 +71,7 @@ def promote(project: Project, ref: str, stage: str, *, forced: str = "") -> Gate
         sides.append(_speaking(found, rivals))
     evaluation, production = max(sides, key=lambda side: (side[0] is not None, side[1] is not None))
     report = gate(project, card.ref, evaluation=evaluation, production=production, rival=before or "", forced=forced)
-    registry.promote(card.ref, stage, report)
+    registry.promote(card.ref, stage, report, canary=canary)
     return report
 
 
@@ -126,8 +126,8 @@ def _deploy_checked(project: Project, ref: str) -> str:
     newest = reports[-1]
     where = f"{newest.target}, {newest.time[:16]}"
     if not newest.passed:
-        reasons = "; ".join(f"{check.name}: {check.detail}" for check in newest.checks if not check.passed)
-        raise RegistryError(f"the last one is red ({where}): {reasons} Then run `agentalign deploy-check {ref}` again.")
+        reasons = " ".join(f"{check.name}: {check.detail.rstrip('.')}." for check in newest.checks if not check.passed)
+        raise RegistryError(f"the last one is red ({where}). {reasons} Then run `agentalign deploy-check {ref}` again.")
     by_target = {report.target: report for report in reports}
     red = sorted(target for target, report in by_target.items() if not report.passed)
     unasked = [check.name for check in newest.checks if not check.measured]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from agentalign.config.project import Project
 from agentalign.deployment.endpoint import Answer, Endpoint
+from agentalign.deployment.served_tasks import tasks_through_server
 from agentalign.environments.taskset import find_taskset, load_taskset
 from agentalign.errors import ModelError, RegistryError
 from agentalign.records.adapter import GateCheck, GateReport
@@ -27,6 +28,16 @@ LEAST_NOISE = 1e-5
 DISTANCE, APPLIED, CONTROL, CALLS, TEMPLATE = "log-probs", "adapter applied", "control beside it", "tool calls", "template"
 FEW = 2
 """Turns that noise and control are measured on in process: more prove nothing new, and a check that takes long is not made."""
+REMEDIES = {
+    DISTANCE: "The weights there are others: another base, a base rounded in another way than was said, or an adapter that was merged back "
+    "into quantized weights. Serve the adapter unmerged, or merge it into the dequantized base.",
+    APPLIED: "These are the answers of the base: the adapter is not loaded there, or the name leads to the base. Load it, and name it with "
+    "--model.",
+    CONTROL: "Requests that come together get each other's weights. Serve a zero adapter in place of the base, or every adapter alone.",
+    CALLS: "Template and tool-call parser do not belong together there. Choose the parser of this call format.",
+    TEMPLATE: "Prompts are written in another way there. Start the server with the version's own chat_template.jinja.",
+}
+"""What to do about a check that failed."""
 CONTROLS = ("zero", "identity", "base")
 Tops = Sequence[Sequence[TopTokens]]
 
@@ -44,7 +55,7 @@ def read_golden(bundle: Bundle) -> Golden | None:
 
 def deploy_check(
     project: Project, ref: str, *, endpoint: str = "", model: str = "", control: str = "", quantization: Quantization | str = "",
-    api_key: str = "none",
+    api_key: str = "none", tasks: int = 0,
 ) -> GateReport:  # fmt: skip
     """Ask every question; the report is kept beside the version, green or red, and promotion asks for it.
 
@@ -53,6 +64,7 @@ def deploy_check(
         model: the adapter's name there; default "name@version" where it serves that, else "name".
         control: a zero adapter or the base on that server; default: the first of zero, identity, base that it serves.
         quantization: how the base is rounded there; empty where nobody says.
+        tasks: so many held-out tasks are acted out through the server and held against the version's evaluation; 0 for none.
 
     Raises:
         RegistryError: files, base or template are not what the card says; nothing is asked of such a version.
@@ -67,7 +79,7 @@ def deploy_check(
         detail = "it was saved before golden prompts were kept, so there is nothing to hold against. Train it anew to have them."
         checks: list[GateCheck] = [GateCheck(name="golden prompts", passed=not endpoint, measured=False, detail=detail)]
     elif endpoint:
-        checks = _asked_of_server(project, bundle, golden, endpoint, model, control, quantization, api_key)
+        checks = _asked_of_server(project, bundle, golden, endpoint, model, control, quantization, api_key, tasks)
     else:
         checks = _in_process(bundle, golden)
     report = GateReport(adapter=bundle.card.ref, content=content, target=endpoint or "in process", checks=tuple(checks))
@@ -101,7 +113,15 @@ def _in_process(bundle: Bundle, golden: Golden) -> list[GateCheck]:
 
 
 def _asked_of_server(
-    project: Project, bundle: Bundle, golden: Golden, url: str, model: str, control: str, quantization: str, api_key: str
+    project: Project,
+    bundle: Bundle,
+    golden: Golden,
+    url: str,
+    model: str,
+    control: str,
+    quantization: str,
+    api_key: str,
+    tasks: int,
 ) -> list[GateCheck]:
     dialect = Dialect.load(bundle.base)
     limit = load_taskset(find_taskset(bundle.card.taskset, project.tasks)).limits.max_turn_tokens
@@ -111,12 +131,13 @@ def _asked_of_server(
     if name not in served:
         raise ModelError(f"{url} does not serve {name or bundle.card.ref}; it serves {', '.join(served[:10])}. Name it with --model.")
     beside = control or next((one for one in CONTROLS if one in served), "")
+    acted = [tasks_through_server(project, bundle, url, name, api_key, tasks)] if tasks else []
     alone = [server.ask(name, turn) for turn in golden.turns]
     again = [server.ask(name, turn) for turn in golden.turns]
     if not all(answer.tops for answer in alone + again):
         problem = "the server gives no log-probs, so nothing can be compared. Start it with them."
         return [*(GateCheck(name=one, passed=False, measured=False, detail=problem) for one in (DISTANCE, APPLIED, CONTROL)),
-                _calls(alone, golden, dialect), _template(alone, golden)]  # fmt: skip
+                _calls(alone, golden, dialect), _template(alone, golden), *acted]  # fmt: skip
     tops = [answer.tops for answer in alone]
     noise = max(golden.noise, _mean(tops, [answer.tops for answer in again]), LEAST_NOISE)
     distance = _distance(tops, golden, noise, own=quantization == golden.quantization)
@@ -129,6 +150,7 @@ def _asked_of_server(
         _beside(server, name, beside, golden.turns, tops, noise),
         _calls(alone, golden, dialect),
         _template(alone, golden),
+        *acted,
     ]
 
 
@@ -211,4 +233,4 @@ def _mean(first: Tops, second: Tops) -> float:
 
 
 def _measured(name: str, passed: bool, detail: str, **figures: float) -> GateCheck:
-    return GateCheck(name=name, passed=passed, detail=detail, figures=figures)
+    return GateCheck(name=name, passed=passed, detail=detail if passed else f"{detail}. {REMEDIES[name]}", figures=figures)

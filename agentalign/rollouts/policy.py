@@ -7,19 +7,24 @@ Surprise: a sample's random stream depends on seed, task, sample and turn only, 
 """
 
 import json
+import math
+import time
 import traceback
+from collections.abc import Generator as Generating
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import httpx
 from openai import OpenAI, OpenAIError
 from openai.types.chat import ChatCompletion
 
 from agentalign.environments.task import Task
 from agentalign.environments.team_code import Pool
-from agentalign.errors import TasksetError, TemplateError
+from agentalign.errors import ModelError, TasksetError, TemplateError
 from agentalign.records.base import digest
 from agentalign.records.trajectory import Message, ToolCall, TurnTokens
+from agentalign.rollouts.streamed import Late, Sampling, read_chunks, write_in_pieces
 from agentalign.training.decode_attention import ROWS
 from agentalign.training.dialect import Dialect
 from agentalign.training.generate import Completion, Generator
@@ -76,6 +81,19 @@ class Policy(Protocol):
         ...
 
 
+Streamed = Generating[str, None, PolicyTurn]
+"""A turn's text in pieces, and at the end the turn: `turn = yield from policy.stream(request, deadline)`."""
+
+
+@runtime_checkable
+class StreamingPolicy(Protocol):
+    """A policy that can tell a turn while it is written, and be stopped by the clock."""
+
+    def stream(self, request: TurnRequest, deadline: float) -> Streamed:
+        """One turn; `deadline` is a time of `time.monotonic`. What it ends is a turn that did not stop, with what was written so far."""
+        ...
+
+
 def turn_seed(seed: int, request: TurnRequest) -> int:
     """Seed of one turn's random stream: 63 bits over seed, task, sample and turn."""
     turn = sum(message.role == "assistant" for message in request.messages)
@@ -109,6 +127,17 @@ class LocalPolicy:
         return [
             PolicyTurn(None, error=errors[r.slot]) if r.slot in errors else self._turn(r, contexts[r.slot], found[r.slot]) for r in requests
         ]
+
+    def stream(self, request: TurnRequest, deadline: float) -> Streamed:
+        """See `StreamingPolicy.stream`."""
+        try:
+            context = self._context(request)
+        except TemplateError:
+            return PolicyTurn(None, error=traceback.format_exc())
+        budget = min(request.max_new_tokens, request.max_tokens - len(context))
+        sampling = Sampling(budget, self._temperature, self._top_p, turn_seed(self._seed, request))
+        completion = yield from write_in_pieces(self._session, self._dialect, request.slot, context, sampling, deadline)
+        return self._turn(request, context, completion)
 
     def finish(self, slot: int) -> None:
         """See `Policy.finish`."""
@@ -181,8 +210,18 @@ class EndpointPolicy:
         concurrency: int = 8,
     ) -> None:
         self.name = model
-        self._temperature, self._seed, self._concurrency = temperature, seed, concurrency
+        self.answered = ""
+        """What the server called itself in its last answer; `agentalign serve` names the version."""
+        self._temperature, self._seed, self._concurrency, self._seconds = temperature, seed, concurrency, seconds
         self._client = OpenAI(base_url=base_url, api_key=api_key, timeout=seconds, max_retries=retries)
+
+    def served(self) -> list[str]:
+        """Every name that the server answers to; ModelError where it does not say."""
+        try:
+            return [model.id for model in self._client.models.list()]
+        except (OpenAIError, ValueError, AttributeError) as error:
+            where = self._client.base_url
+            raise ModelError(f"{where}: the server does not say what it serves ({type(error).__name__}). Is it running?") from error
 
     def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
         """See `Policy.act`; requests are sent side by side."""
@@ -196,23 +235,51 @@ class EndpointPolicy:
         """See `Policy.runs_at_once`."""
         return ROWS
 
-    def _turn(self, request: TurnRequest) -> PolicyTurn:
-        tools = json.loads(request.tools)
-        offered: dict[str, Any] = {"tools": tools} if tools else {}
+    def stream(self, request: TurnRequest, deadline: float) -> Streamed:
+        """See `StreamingPolicy.stream`; a server that keeps still is given up at the deadline."""
+        left = min(self._seconds, max(0.001, deadline - time.monotonic()))
         try:
-            reply: ChatCompletion = self._client.chat.completions.create(
-                model=self.name,
-                messages=[openai_message(message) for message in request.messages],  # type: ignore[misc]
-                max_tokens=request.max_new_tokens,
-                temperature=self._temperature,
-                seed=turn_seed(self._seed, request) % 2**31,
-                **offered,
-            )
+            retries = 0 if deadline < math.inf else self._client.max_retries
+            with self._client.with_options(timeout=left, max_retries=retries).chat.completions.create(
+                stream=True, **self._asked(request)
+            ) as chunks:
+                entry, finish = yield from read_chunks((self._seen(chunk) for chunk in chunks), deadline)
+            if not finish:
+                return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer broke off.")
+            return PolicyTurn(_read(entry), stopped=finish != "length")
+        except Late:
+            return PolicyTurn(None, stopped=False)
+        except (OpenAIError, httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if time.monotonic() >= deadline:
+                return PolicyTurn(None, stopped=False)
+            said = " ".join(str(error).split())
+            return PolicyTurn(None, error=f"{self._client.base_url}: the server gave no answer ({type(error).__name__}: {said}).")
+
+    def _seen(self, chunk: Any) -> dict[str, Any]:
+        found: dict[str, Any] = chunk.model_dump(warnings=False)
+        self.answered = str(found.get("model") or "")
+        return found
+
+    def _asked(self, request: TurnRequest) -> dict[str, Any]:
+        tools = json.loads(request.tools)
+        return {
+            "model": self.name,
+            "messages": [openai_message(message) for message in request.messages],
+            "max_tokens": request.max_new_tokens,
+            "temperature": self._temperature,
+            "seed": turn_seed(self._seed, request) % 2**31,
+            **({"tools": tools} if tools else {}),
+        }
+
+    def _turn(self, request: TurnRequest) -> PolicyTurn:
+        try:
+            reply: ChatCompletion = self._client.chat.completions.create(**self._asked(request))
         except (OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
             return PolicyTurn(None, error=f"{self._client.base_url}: the server gave no answer ({type(error).__name__}: {error}).")
         try:
             if not reply.choices:
                 return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer has no choices.")
+            self.answered = str(reply.model or "")
             choice = reply.choices[0]
             # The client does not check what a server sends: a page of HTML, a call without a name, arguments that are no text.
             return PolicyTurn(_read(choice.message.model_dump(warnings=False)), stopped=choice.finish_reason != "length")
