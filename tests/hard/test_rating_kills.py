@@ -164,7 +164,7 @@ def test_nothing_that_a_rater_saw_as_saved_is_lost_doubled_or_altered(project: P
         kept = {made.id: made for made in store.scores(criterion="solved")}
         assert [line for line in checks if kept.get(json.loads(line)["id"]) != Score.model_validate_json(line)] == []
         assert len(kept) - len(checks) in (0, 1) and len(checks) > 0
-        assert store.runs().total == len(queued) + len(judged) + IMPORTED
+        assert store.count() == len(queued) + len(judged) + IMPORTED
         assert store.check().problems == ()
     retries, slowest = sum(rater.retries for rater in raters), max(server.seconds)
     print(f"{len(acknowledged)} acknowledged, {retries} retries, {KILLS} kills, back within {slowest:.1f} s; {len(checks)} checks; {told}")
