@@ -141,7 +141,7 @@ def test_a_foreign_adapter_has_a_card_that_says_so_and_must_be_evaluated(sound: 
     assert "lipsum" not in (folder / "chat_template.jinja").read_text(), "the base's own template"
     Registry(project.adapters).verify("hello@1")
     checks = {check.name: check.passed for check in gate(project, "hello@1", evaluation=None).checks}
-    assert checks == {"files": True, "base": True, "template": True, "weights": True, "evaluated": False}
+    assert checks == {"files": True, "base": True, "template": True, "weights": True, "evaluated": False, "deploy-check": False}
 
 
 def test_a_flipped_bit_of_the_header_never_changes_what_is_computed(

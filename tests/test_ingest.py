@@ -128,7 +128,7 @@ def test_recorded_runs_of_strangers_are_all_accounted_for(store: Store, name: st
     assert report.read == report.stored + len(report.refused) == rows
     assert len(report.duplicates) == duplicates
     assert all(refusal.reason for refusal in report.refused)
-    assert store.runs().total == report.stored
+    assert store.count() == report.stored
 
 
 def test_a_file_of_pairs_is_refused_row_by_row(store: Store) -> None:
