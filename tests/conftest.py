@@ -27,7 +27,7 @@ settings.register_profile("default", deadline=None, derandomize=True, max_exampl
 settings.register_profile("hard", parent=settings.get_profile("default"), derandomize=False, max_examples=1000)
 settings.load_profile(os.environ.get("AGENTALIGN_HYPOTHESIS", "default"))
 
-HARD_SECONDS = float(os.environ.get("AGENTALIGN_HARD_SECONDS", "1500"))
+HARD_SECONDS = float(os.environ.get("AGENTALIGN_HARD_SECONDS", "1700"))
 _started = time.monotonic()
 
 
