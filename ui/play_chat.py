@@ -113,7 +113,7 @@ class Chat:
             lane = self.lanes[side] if side < len(self.lanes) else None
             found = next((p for p in (lane.proposals if lane else ()) if p.call.id == call), None)
             if lane is None or found is None or found.state not in ("asked", "wanting"):
-                raise DataError("this call waits for nobody. The page shows what it waits for now.")
+                raise DataError("this call was decided already, or is not of this side. Reload the page and decide one that waits.")
             if decision == "answer":
                 lane.settle(found, words, error=error)
                 lane.note(found, "answered")
