@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from agentalign.errors import ModelError
-from agentalign.training.decode_attention import KVCache, Pass, Piece
-from agentalign.training.generate import PASS_SCORES, PASS_TOKENS, PIECE, Generator, common_length
+from agentalign.training.decode_attention import PASS_SCORES, PASS_TOKENS, PIECE, KVCache, Pass, Piece
+from agentalign.training.generate import Generator, common_length
 from agentalign.training.mixed_lora import MixedLora
 from agentalign.training.sampling import Sampler
 

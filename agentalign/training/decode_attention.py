@@ -23,6 +23,12 @@ BLOCK = 64
 """Suffix storage grows in whole blocks of tokens."""
 VIEW = 16
 """Attention reads the stored suffixes up to the longest one, rounded up to this many tokens."""
+PIECE = 512
+"""Longest run of new tokens of one slot in one forward."""
+PASS_TOKENS = 2048
+"""Most (padded) tokens of a prefill forward."""
+PASS_SCORES = 2**26
+"""Most attention scores a prefill forward may hold: 256 MB in fp32."""
 ROWS = 128
 """Runs under way at once on a CPU, where more do not make a step cheaper."""
 MOST_ROWS = 512

@@ -18,17 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agentalign.errors import ModelError
-from agentalign.training.decode_attention import NAME, ROWS, KVCache, Pass, Piece, rows_at_once
+from agentalign.training.decode_attention import NAME, PASS_SCORES, PASS_TOKENS, PIECE, ROWS, KVCache, Pass, Piece, rows_at_once
 from agentalign.training.sampling import Sampler, generate_one
 
 log = logging.getLogger(__name__)
-
-PIECE = 512
-"""Longest run of new tokens of one slot in one forward."""
-PASS_TOKENS = 2048
-"""Most (padded) tokens of a prefill forward."""
-PASS_SCORES = 2**26
-"""Most attention scores a prefill forward may hold: 256 MB in fp32."""
 
 
 class Completion(NamedTuple):
