@@ -6,7 +6,7 @@ import pytest
 from small_desk import make_run
 
 from agentalign.errors import DataError
-from agentalign.records.trajectory import Message
+from agentalign.records.trajectory import Message, Origin, Trajectory
 from agentalign.store import recent
 from agentalign.store.store import Store
 
@@ -41,7 +41,8 @@ def test_a_run_that_another_process_forgot_is_gone_at_once(store: Store, store_u
 
 def test_the_least_recently_asked_for_falls_out_and_long_runs_are_kept_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [make_run(sample=number) for number in range(recent.KEPT + 2)]
-    long = make_run(sample=99).model_copy(update={"messages": (*runs[0].messages, Message(role="user", content="and?"))})
+    said = (*runs[0].messages, Message(role="user", content="and?"))
+    long = Trajectory(taskset="desk", messages=said, origin=Origin(kind="import", reference="file"))
     store.add([*runs, long])
     for run in runs[: recent.KEPT]:
         store.recent.trajectory(run.id)

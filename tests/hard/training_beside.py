@@ -11,7 +11,7 @@ from agentalign.store.store import Store
 from tests.small_project import FIXTURES, SFT
 
 TRAINER = """
-import json, sys
+import json, os, sys
 from itertools import count
 from pathlib import Path
 import torch
@@ -22,6 +22,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.recipes import sft
 from agentalign.rollouts.collect import choose_jobs, collect
 from agentalign.rollouts.policy import ExpertPolicy
+from agentalign.scoring.stored import score_stored
 from agentalign.store.store import Store
 
 torch.set_num_threads(1)
@@ -29,7 +30,9 @@ project, settings = Project(Path(sys.argv[1])), json.loads(sys.argv[2])
 taskset = load_taskset("toy_desk", project.tasks)
 with Store(project.store_url) as store, WorkerPool(taskset) as pool:
     collect(store, taskset, ExpertPolicy(pool), choose_jobs(taskset, "train", limit=8), pool=pool)
+    score_stored(store, taskset, pool=pool)
 print("ready", flush=True)
+os.dup2(os.open(project.root / "trainer.log", os.O_WRONLY | os.O_CREAT), 2)  # nobody reads what it says of its steps
 for seed in count():
     print(sft.run(SFTConfig(**settings, seed=seed), project).model_dump_json(), flush=True)
 """

@@ -36,16 +36,16 @@ export function open() {
 export async function adopt(shell) {
   if (page === null) return start((page = shell));
   if (shell === page) return;
-  shell.hidden = true;
   // A node that is taken out and put back loses focus and scrolls to its top: an older browser leaves it where it is.
-  if (page.isConnected && shell.parentNode.moveBefore) shell.parentNode.moveBefore(page, shell);
-  else if (!page.isConnected) shell.before(page);
+  if (!page.isConnected) shell.before(page);
+  else if (shell.parentNode.moveBefore) shell.parentNode.moveBefore(page, shell);
+  shell.remove();
 }
 
 async function start(root) {
   arrive();
   const { screen: first, id } = address();
-  if (first === "run") prefetch(id);
+  if (first === "run" && id) prefetch(id);
   let session;
   try {
     session = await read("/api/session");
