@@ -28,7 +28,6 @@ from agentalign.ui.listing import ListQuery, list_page
 
 sys.path.insert(0, str(Path(__file__).parent / "pages"))
 from many_runs import TONE, fill
-from phases import print_phases
 from serving import long_run, make_desk, make_people, rated, serving
 
 BUDGETS = {
@@ -187,6 +186,8 @@ def main() -> None:
         project = Project.create(Path(folder))
         make_desk(project)
         if arguments.phases:
+            from phases import print_phases  # needs a browser's driver
+
             print_phases(project, MARK, NEXT_RUN)
             return
         file = (arguments.store or Path(folder) / "store.db").absolute()

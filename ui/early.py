@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # https://vite.dev/guide/backend-integration: an entry is one module script.
 _ENTRY = re.compile(r'<script type="module" crossorigin src="\./(assets/[\w.-]+\.js)"></script>')
-_LATER = r"""<script type="module">Promise.resolve(window.agentalignDrawn).finally(() => import("/\1"));</script>"""
+_LATER = r"""<script type="module">Promise.resolve(window.agentalignDrawn).finally(() => import("/\1").catch(() => {}));</script>"""
+"""Where the server is gone before Gradio's scripts have come, the page goes on without its shell."""
 
 
 class EarlyPage:

@@ -25,7 +25,7 @@ DONE = """async () => {
   document.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
   while (document.querySelector(".timeline") === before || !document.querySelector(".timeline")) await new Promise(requestAnimationFrame);
 }"""
-COLUMNS = "phase requests kilobytes statements layouts script/ms style/ms layout/ms server/ms".split()
+COLUMNS = ["phase", "requests", "kilobytes", "statements", "layouts", "script/ms", "style/ms", "layout/ms", "server/ms"]
 
 
 class Watch(NamedTuple):
