@@ -65,6 +65,10 @@ def test_the_head_names_every_script_that_rating_imports_and_no_other() -> None:
     assert re.findall(r'modulepreload" href="[^"]*/(\w+)\.js"', page_head(Assets(STATIC))) == [*FIRST, *RATING]
 
 
+def test_every_sheet_but_the_logins_stands_in_the_pages_one() -> None:
+    assert {path.stem for path in STATIC.glob("*.css")} == {*SHEETS, "login"}
+
+
 def test_gradios_entry_waits_for_the_page_and_other_html_is_left_alone() -> None:
     entry = '<script type="module" crossorigin src="./assets/index-Dp_h-1.js"></script>'
     html = early(f"<head>\n{entry}</head><body>", "<link>")

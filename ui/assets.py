@@ -51,7 +51,8 @@ class Assets:
         """Answer with the file."""
         path = scope["path"].removeprefix(scope.get("root_path", "")).lstrip("/")
         version = _VERSIONED.fullmatch(path)
-        await self._answer(scope, version[2] if version else path, bool(version) and version[1] == self.digest)(scope, receive, send)
+        name, is_current = (path, False) if version is None else (version[2], version[1] == self.digest)
+        await self._answer(scope, name, is_current)(scope, receive, send)
 
     def _answer(self, scope: Scope, name: str, is_current: bool) -> Response:
         found = self.files.get(name)
