@@ -197,11 +197,12 @@ def required(project: Project, taskset: str, *, is_pair: bool) -> list[str]:
 
 def saved(desk: Desk, person: Person, said: DoneIn, id: str, ended: Finish) -> Response:
     """The acknowledgement that the page waits for: sent only after COMMIT, and whatever comes of the wish for the next run."""
-    after: dict[str, Any] | None = None
+    answer: dict[str, Any] = {"saved": True, "id": id, **ended._asdict()}
     if said.next:
+        answer["next"] = None
         with suppress(AgentAlignError):  # the page asks again, and is told why
-            after = next_one(desk, person, None)
-    return told({"saved": True, "id": id, **ended._asdict(), "next": after})
+            answer["next"] = next_one(desk, person, None)
+    return told(answer)
 
 
 def told(content: dict[str, Any]) -> Response:

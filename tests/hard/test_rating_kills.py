@@ -95,8 +95,8 @@ class Rater:
             self.save("/api/scores", {**about, "criterion": "good_step@1", "step": step, "value": self.chance.randint(0, 1)})
         wish = self.chance.random() < 0.5
         done = self.post(f"/api/queue/{hand['assignment']}/done", {"key": self.key(), "next": wish})
-        assert done["saved"] is True and (wish or done["next"] is None)
-        self.hand = done["next"] and done["next"]["current"]
+        assert done["saved"] is True and ("next" in done) is wish
+        self.hand = done["next"]["current"] if done.get("next") else None
         self.finished.append(hand["assignment"])
 
     def compare(self) -> None:
