@@ -33,6 +33,8 @@ export function fillBox({ tasksets, root, added }) {
       const wanted = { taskset: taskset.value, family: family.value || null, split: split.value || null, per_task: perTask.valueAsNumber, overlap: overlap.valueAsNumber };
       const done = await read("/api/queue/pairs", wanted);
       told.textContent = `${done.added} ${done.added === 1 ? "pair is" : "pairs are"} new, ${done.changed} ${done.changed === 1 ? "was" : "were"} there`;
+      // Digits and letters answer what is in hand from here on.
+      document.activeElement.blur();
       added();
     } catch (error) {
       notice(root, error.message);

@@ -1,0 +1,129 @@
+"""How the database goes about a list: by an index that fits, never by reading every run. Plans, not times."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, insert, text
+
+from agentalign.store import filters, tables
+from agentalign.store.filters import RunFilter
+from agentalign.store.store import Store
+
+RUNS = 4000
+JUDGED = 20
+"""Every so manieth run has a verdict."""
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """Runs of two makers: one has no run of the split dev, and no maker has few; every twentieth is judged."""
+    with Store(store_url) as store:
+        engine = create_engine(store_url)
+        with engine.begin() as connection:
+            connection.execute(insert(tables.trajectories), [run(number) for number in range(1, RUNS + 1)])
+            judged = [{"criterion": "tone@1", "trajectory": n, "value": n % 5 + 1.0, "spread": 0.0} for n in range(JUDGED, RUNS, JUDGED)]
+            connection.execute(insert(tables.verdicts), [*judged, *({**one, "criterion": "solved@1"} for one in judged)])
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("ANALYZE"))
+        engine.dispose()
+        yield store
+
+
+def run(number: int) -> dict[str, Any]:
+    maker, split = (("base", "dev"), ("desk@7", "train"))[number % 2]
+    names = {"policy": maker, "split": split, "family": "", "taskset": "desk", "origin_kind": "rollout", "stop_reason": "answered"}
+    counts = {"n_steps": 1, "n_calls": 0, "n_errors": 0, "excerpt": '""', "created": "2026-01-01"}
+    return {"seq": number, "id": f"{number:032x}", "content_digest": f"{number:032x}", "task_id": None, **names, **counts}
+
+
+@contextmanager
+def heard() -> Iterator[list[tuple[str, Any]]]:
+    """Every statement that a database is asked meanwhile, with its parameters."""
+    found: list[tuple[str, Any]] = []
+
+    def hear(_connection: object, _cursor: object, statement: str, parameters: Any, *_rest: object) -> None:
+        found.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", hear)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", hear)
+
+
+def plans(store: Store, url: str, wanted: RunFilter) -> list[str]:
+    """Of every query behind a page of the list that looks at runs: how the database goes about it."""
+    with heard() as asked:
+        store.runs(wanted)
+    queries = [(query, values) for query, values in asked if "FROM trajectories" in query or "JOIN trajectories" in query]
+    assert len(queries) >= 2, "a count and a page"
+    engine = create_engine(url)
+    how = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN (FORMAT JSON) "
+    with engine.connect() as connection:
+        found = [connection.exec_driver_sql(how + query, values).all() for query, values in queries]
+    engine.dispose()
+    return [json.dumps([list(row) for row in rows]) for rows in found]
+
+
+def reads_all(plan: str) -> bool:
+    """Whether every run is read. PostgreSQL may well read the whole of a small table of another kind."""
+    return "SCAN trajectories" in plan or any(
+        node.get("Node Type") == "Seq Scan" and node.get("Relation Name") == "trajectories" for node in nodes(json.loads(plan))
+    )
+
+
+def nodes(part: object) -> Iterator[dict[str, Any]]:
+    """All objects in JSON."""
+    if isinstance(part, dict):
+        yield part
+    for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from nodes(inner)
+
+
+@pytest.mark.parametrize("taskset", [None, "desk"])
+def test_one_makers_runs_of_a_split_are_found_by_both_at_once(store: Store, store_url: str, taskset: str | None) -> None:
+    wanted = RunFilter(taskset=taskset, policy="desk@7", split="dev")
+    for plan in plans(store, store_url, wanted):
+        assert not reads_all(plan), plan
+        assert "policy_split" in plan, plan
+        assert "TEMP B-TREE" not in plan, plan
+    assert (store.runs(wanted).rows, store.count(wanted)) == ([], 0)
+    assert store.runs(RunFilter(taskset=taskset, policy="desk@7", split="train")).total == 1000
+
+
+@pytest.mark.parametrize("taskset", [None, "desk"])
+def test_runs_by_a_score_are_found_among_the_judged_ones(
+    store: Store, store_url: str, taskset: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = RunFilter(taskset=taskset, criterion="tone@1", score_at_most=2.0, hidden_from="ada", waiting_for="ada")
+    few = store.runs(wanted, limit=30)
+    monkeypatch.setattr(filters, "FEW", 10)
+    for plan in plans(store, store_url, wanted):
+        assert not reads_all(plan), plan
+        assert "TEMP B-TREE FOR ORDER" not in plan, plan
+        assert "Sort" not in plan, plan
+    many = store.runs(wanted, limit=30)
+    assert many == few, "the same list, read the other way round"
+    assert (many.total, many.is_exact) == (sum(n % 5 + 1 <= 2 for n in range(JUDGED, RUNS, JUDGED)), True)
+    pages, after = list(many.rows), many.next
+    while after:
+        page = store.runs(wanted, limit=30, after=after)
+        pages, after = pages + page.rows, page.next
+    assert len({row.id for row in pages}) == len(pages) == many.total
+    spread = store.runs(wanted.model_copy(update={"score_at_most": None, "disagreement": 0.0}))
+    assert spread.total == 0
+
+
+def test_an_index_of_these_costs_a_hundredth_of_a_store(store: Store, store_url: str) -> None:
+    if not store_url.startswith("sqlite"):
+        pytest.skip("SQLite tells the pages of an index")
+    engine = create_engine(store_url)
+    with engine.connect() as connection:
+        sizes = dict(connection.execute(text("SELECT name, sum(pgsize) FROM dbstat GROUP BY name")).tuples().all())
+    engine.dispose()
+    new = sum(sizes[f"ix_trajectories_{name}"] for name in ("policy_split", "taskset_policy_split"))
+    old = sum(size for name, size in sizes.items() if "trajectories" in name) - new
+    assert new < 0.2 * old, "of the short rows and their indexes, without the texts, which are ten times as much"
