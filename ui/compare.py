@@ -31,9 +31,9 @@ NEWEST = 2000
 MOST_QUESTIONS = 20
 """So many criteria are asked about a pair, the heaviest first: nobody answers more with care."""
 
-STRENGTH: dict[Vote, float] = {"left_far": 3.0, "right_far": 3.0} | dict.fromkeys(
-    ("left", "tie", "right", "both_bad", "cant_judge", "withdrawn"), 1.0
-)
+STRENGTH: dict[Vote, float] = {
+    "left_far": 3.0, "left": 1.0, "tie": 1.0, "right": 1.0, "right_far": 3.0, "both_bad": 1.0, "cant_judge": 1.0, "withdrawn": 1.0,
+}  # fmt: skip
 """As `Preference.strength` says: 1 slightly, 3 far better."""
 
 

@@ -91,7 +91,7 @@ def add(app: FastAPI, house: House) -> None:
 
 def chips_of(vote: PreferenceIn, criteria: Sequence[Criterion]) -> tuple[str, ...]:
     """The ticked chips in the team's order; DataError where the criterion is not asked about pairs, or has no such chip."""
-    asked = {"overall": (), **{criterion.key: criterion.chips for criterion in criteria}}
+    asked: dict[str, tuple[str, ...]] = {"overall": (), **{criterion.key: criterion.chips for criterion in criteria}}
     if vote.criterion not in asked:
         raise DataError(f"'{vote.criterion}' is not asked about pairs here. Reload the page; asked are {', '.join(asked)}.")
     known = asked[vote.criterion]

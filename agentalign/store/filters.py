@@ -160,12 +160,16 @@ def _verdicts(wanted: RunFilter) -> Select[int]:
 def _by_verdict(wanted: RunFilter, *, is_ordered: bool = False) -> list[ColumnElement[bool]]:
     # "+ 0" keeps the database from sorting all that match, where they stand in order already.
     value, spread = (column + 0 if is_ordered else column for column in (verdicts.c.value, verdicts.c.spread))
-    found = [] if wanted.criterion is None else [verdicts.c.criterion == bindable(wanted.criterion, "criterion")]
+    found: list[ColumnElement[bool]] = []
+    if wanted.criterion is not None:
+        found.append(verdicts.c.criterion == bindable(wanted.criterion, "criterion"))
     if wanted.score_at_least is not None:
         found.append(value >= wanted.score_at_least)
     if wanted.score_at_most is not None:
         found.append(value <= wanted.score_at_most)
-    return found if wanted.disagreement is None else [*found, spread > wanted.disagreement]
+    if wanted.disagreement is not None:
+        found.append(spread > wanted.disagreement)
+    return found
 
 
 def _among(connection: Connection, found: Select[int], run: ColumnElement[int]) -> ColumnElement[bool]:
