@@ -97,7 +97,7 @@ class Pairs:
     def compared_by(self, person: str, taskset: str) -> set[str]:
         """Pairs of a taskset on which this person has said which run is better overall, or that it cannot be told; by their "ID+ID"."""
         said = preferences.c
-        query = select(said.item.distinct()).where(said.person == bindable(person, "rater"), said.taskset == bindable(taskset, "taskset"))
+        query = select(said.item).distinct().where(said.person == bindable(person, "rater"), said.taskset == bindable(taskset, "taskset"))
         with self._database.read() as connection:
             return set(connection.execute(query.where(said.criterion == "overall", said.stands, said.item.is_not(None))).scalars())
 
