@@ -1,7 +1,7 @@
 """How the database goes about a list: by an index that fits, never by reading every run. Plans, not times."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from sqlalchemy import Engine, create_engine, event, insert, text
 
 from agentalign.store import filters, tables
 from agentalign.store.filters import RunFilter
+from agentalign.store.pairs import Draw
 from agentalign.store.store import Store
 
 RUNS = 4000
@@ -58,12 +59,12 @@ def heard() -> Iterator[list[tuple[str, Any]]]:
         event.remove(Engine, "before_cursor_execute", hear)
 
 
-def plans(store: Store, url: str, wanted: RunFilter) -> list[str]:
-    """Of every query behind a page of the list that looks at runs: how the database goes about it."""
+def plans(url: str, ask: Callable[[], object], table: str = "trajectories") -> list[str]:
+    """Of every query that `ask` makes of the table: how the database goes about it."""
     with heard() as asked:
-        store.runs(wanted)
-    queries = [(query, values) for query, values in asked if "FROM trajectories" in query or "JOIN trajectories" in query]
-    assert len(queries) >= 2, "a count and a page"
+        ask()
+    queries = [(query, values) for query, values in asked if f"FROM {table}" in query or f"JOIN {table}" in query]
+    assert queries
     engine = create_engine(url)
     how = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN (FORMAT JSON) "
     with engine.connect() as connection:
@@ -74,10 +75,10 @@ def plans(store: Store, url: str, wanted: RunFilter) -> list[str]:
     return [json.dumps([list(row) for row in rows]) for rows in found]
 
 
-def reads_all(plan: str) -> bool:
-    """Whether every run is read."""
-    return "SCAN trajectories" in plan or any(
-        node.get("Node Type") == "Seq Scan" and node.get("Relation Name") == "trajectories" for node in nodes(json.loads(plan))
+def reads_all(plan: str, table: str = "trajectories") -> bool:
+    """Whether every row of the table is read."""
+    return f"SCAN {table}" in plan or any(
+        node.get("Node Type") == "Seq Scan" and node.get("Relation Name") == table for node in nodes(json.loads(plan))
     )
 
 
@@ -92,7 +93,9 @@ def nodes(part: object) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("taskset", [None, "desk"])
 def test_one_makers_runs_of_a_split_are_found_by_both_at_once(store: Store, store_url: str, taskset: str | None) -> None:
     wanted = RunFilter(taskset=taskset, policy="desk@7", split="dev")
-    for plan in plans(store, store_url, wanted):
+    found = plans(store_url, lambda: store.runs(wanted))
+    assert len(found) == 2, "a count and a page"
+    for plan in found:
         assert not reads_all(plan), plan
         assert "policy_split" in plan, plan
         assert "TEMP B-TREE" not in plan, plan
@@ -107,7 +110,9 @@ def test_runs_by_a_score_are_found_among_the_judged_ones(
     wanted = RunFilter(taskset=taskset, criterion="tone@1", score_at_most=2.0, hidden_from="ada", waiting_for="ada")
     few = store.runs(wanted, limit=30)
     monkeypatch.setattr(filters, "FEW", 10)
-    for plan in plans(store, store_url, wanted):
+    found = plans(store_url, lambda: store.runs(wanted))
+    assert len(found) == 2, "a count and a page"
+    for plan in found:
         assert not reads_all(plan), plan
         assert "TEMP B-TREE FOR ORDER" not in plan, plan
     many = store.runs(wanted, limit=30)
@@ -120,6 +125,15 @@ def test_runs_by_a_score_are_found_among_the_judged_ones(
     assert len({row.id for row in pages}) == len(pages) == many.total
     spread = store.runs(wanted.model_copy(update={"score_at_most": None, "disagreement": 0.0}))
     assert spread.total == 0
+
+
+def test_what_a_person_compared_is_found_without_reading_what_others_said(store: Store, store_url: str) -> None:
+    draw = Draw("d" * 32, "ada", "desk", "1" * 32, "2" * 32, 0)
+    (which,) = plans(store_url, lambda: store.pairs.compared_by("ada", "desk"), "preferences")
+    (what,) = plans(store_url, lambda: store.pairs.said(draw), "preferences")
+    assert "ix_preferences_person" in which
+    assert "ix_preferences_item" in what
+    assert not any(reads_all(plan, "preferences") for plan in (which, what))
 
 
 def test_the_indexes_of_makers_and_splits_are_a_small_part_of_what_a_run_takes(store: Store, store_url: str) -> None:
