@@ -30,7 +30,7 @@ def comparable(store: Store, wanted: RunFilter, newest: int) -> list[list[Pair]]
     found = store.runs(wanted, limit=newest).rows
     corrections = RunFilter(ids=tuple(row.id for row in found if row.origin_kind == "correction"))
     partial = {run.id for run in store.trajectories(corrections) if run.is_corrected_step} if corrections.ids else set()
-    rows = [row for row in found if row.id not in partial]
+    rows = [row for row in found if row.id not in partial and row.origin_kind != "proposal"]
     unnamed = _keys_of_unnamed(store, [row.id for row in rows if row.task_id is None][:NEWEST_UNNAMED])
     tasks: dict[tuple[str, str], list[RunRow]] = {}
     for row in rows:
