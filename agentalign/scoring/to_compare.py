@@ -27,10 +27,10 @@ PER_TASK = 40
 
 def comparable(store: Store, wanted: RunFilter, newest: int) -> list[list[Pair]]:
     """The pairs of each task, among so many of the newest runs that match. Corrected steps are left out: nothing was acted out after."""
-    found = store.runs(wanted, limit=newest).rows
-    corrections = RunFilter(ids=tuple(row.id for row in found if row.origin_kind == "correction"))
+    listed = store.runs(wanted, limit=newest).rows
+    corrections = RunFilter(ids=tuple(row.id for row in listed if row.origin_kind == "correction"))
     partial = {run.id for run in store.trajectories(corrections) if run.is_corrected_step} if corrections.ids else set()
-    rows = [row for row in found if row.id not in partial and row.origin_kind != "proposal"]
+    rows = [row for row in listed if row.id not in partial and row.origin_kind != "proposal"]
     unnamed = _keys_of_unnamed(store, [row.id for row in rows if row.task_id is None][:NEWEST_UNNAMED])
     tasks: dict[tuple[str, str], list[RunRow]] = {}
     for row in rows:
