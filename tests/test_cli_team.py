@@ -73,7 +73,11 @@ def test_a_pair_with_a_known_answer_is_queued_and_what_people_say_is_counted_bes
     assert "1 pairs added to the queue" in said(capsys, *known, f"overall={two[:8]}", "--gold", "tone@1=both_bad").err
     (item,) = json.loads(said(capsys, "queue", "list", "--json").out)
     assert (item["is_gold"], {item["trajectory"], item["other"]}) == (True, {one, two})
-    for wrong, word in (("overall=4", "no run's id"), ("tone=tie", "tone@1=tie"), (f"overall={ids(project)[2]}", "no answer about a pair")):
+    for wrong, word in (
+        ("overall=better", "no run's id"),
+        ("tone=tie", "tone@1=tie"),
+        (f"overall={ids(project)[2]}", "no answer about a pair"),
+    ):
         assert main([*known, wrong]) != 0
         assert word in capsys.readouterr().err
     with Store(project.store_url) as store:

@@ -144,7 +144,7 @@ def test_the_indexes_of_makers_and_splits_are_a_small_part_of_what_a_run_takes(s
         options = connection.execute(text("SELECT compile_options FROM pragma_compile_options")).scalars()
         if "ENABLE_DBSTAT_VTAB" not in set(options):
             pytest.skip("this SQLite was built without dbstat")
-        sizes = dict(connection.execute(text("SELECT name, sum(pgsize) FROM dbstat GROUP BY name")).tuples().all())
+        sizes = {row.name: row.size for row in connection.execute(text("SELECT name, sum(pgsize) AS size FROM dbstat GROUP BY name"))}
     engine.dispose()
     new = sum(sizes[f"ix_trajectories_{name}"] for name in ("policy_split", "taskset_policy_split"))
     old = sum(size for name, size in sizes.items() if "trajectories" in name) - new
