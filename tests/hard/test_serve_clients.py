@@ -55,6 +55,24 @@ def test_the_openai_sdk_chats_calls_and_takes_results(client: OpenAI) -> None:
     assert refused.value.param == "n"
 
 
+def test_the_openai_sdk_asks_for_several_answers_with_stop_texts_and_penalties(client: OpenAI) -> None:
+    messages: list = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "I want a bako."}]
+    free = client.chat.completions.create(model="toy_desk@production", messages=messages).choices[0].message.content or ""
+    word = free[len(free) // 2 :].split()[0]
+    cut = client.chat.completions.create(model="toy_desk@production", messages=messages, stop=[word, "\n\n"])
+    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == (free[: free.index(word)].rstrip("\n"), "stop")
+    several = client.chat.completions.create(
+        model="toy_desk@production", messages=messages, n=3, temperature=1.5, seed=1, presence_penalty=0.5, frequency_penalty=-0.5
+    )
+    assert [choice.index for choice in several.choices] == [0, 1, 2]
+    with client.chat.completions.stream(model="toy_desk@production", messages=messages, n=3, temperature=1.5, seed=1, stop="q") as stream:
+        for _ in stream:
+            pass
+        whole = stream.get_final_completion()
+    assert len(whole.choices) == 3
+    assert not any("q" in (choice.message.content or "") for choice in whole.choices)
+
+
 def test_the_openai_sdk_streams_text_and_calls(client: OpenAI) -> None:
     messages: list = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": WISH}]
     with client.chat.completions.stream(model="toy_desk@production", messages=messages, tools=[ORDER]) as stream:
