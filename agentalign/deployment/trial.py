@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from agentalign.config.project import Project
-from agentalign.deployment.deploy_check import read_golden
+from agentalign.deployment.record_golden import read_golden
 from agentalign.environments.taskset import Taskset, find_taskset, load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import AgentAlignError, TasksetError
@@ -125,7 +125,7 @@ def try_out(
         tasks: held-out tasks to act on; 0 for none.
     """
     trial = Trial(where=where)
-    acted, golden = None, read_golden(bundle)
+    acted, golden = None, read_golden(project, bundle)
     turns: list[TurnLike] = list(golden.turns) if golden else []
     if tasks:
         try:
