@@ -1,4 +1,4 @@
-"""Real clients against a real server: the openai SDK, two agent frameworks, and a fuzzer that reads the served OpenAPI."""
+"""Real clients against a real server: the openai SDK, three agent frameworks, and a fuzzer that reads the served OpenAPI."""
 
 import asyncio
 import json
@@ -131,6 +131,42 @@ def test_an_openai_agents_agent_works_to_the_end(server: Running) -> None:
     said = asyncio.run(work())
     assert asked == [("bako", "red")]
     assert said == "Your ticket zida."
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_langgraph_agent_works_to_the_end(server: Running, streaming: bool) -> None:
+    for package in ("langgraph", "langchain_openai"):
+        pytest.importorskip(package, reason="agent frameworks are an extra: pip install 'agentalign[frameworks]'")
+    from langchain_core.messages import HumanMessage, SystemMessage
+    from langchain_core.tools import tool
+    from langchain_openai import ChatOpenAI
+    from langgraph.graph import START, MessagesState, StateGraph
+    from langgraph.prebuilt import ToolNode, tools_condition
+
+    asked = []
+
+    @tool
+    def order(item: str, colour: str) -> str:
+        """Order an item."""
+        asked.append((item, colour))
+        return "ticket zida"
+
+    settings = {"stop": ["\n\nObservation:"], "temperature": 0, "max_retries": 0, "streaming": streaming}
+    model = ChatOpenAI(model="toy_desk@production", base_url=f"{server.url}/v1", api_key="none", **settings).bind_tools([order])
+
+    def act(state: MessagesState) -> dict:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("agent", act)
+    graph.add_node("tools", ToolNode([order]))
+    graph.add_edge(START, "agent")
+    graph.add_conditional_edges("agent", tools_condition)
+    graph.add_edge("tools", "agent")
+    done = graph.compile().invoke({"messages": [SystemMessage(SYSTEM), HumanMessage(WISH)]})
+    assert asked == [("bako", "red")]
+    assert done["messages"][-1].content == "Your ticket zida."
+    assert done["messages"][-1].response_metadata["finish_reason"] == "stop"
 
 
 def test_no_request_that_the_openapi_allows_or_forbids_breaks_the_server(server: Running) -> None:
