@@ -65,7 +65,7 @@ def deploy_check(
     require_runnable(project, bundle)
     registry = Registry(project.adapters)
     content = registry.content(bundle.card.ref)
-    golden = read_golden(project, bundle)
+    golden = read_golden(bundle)
     if golden is None:
         detail = f"{bundle.card.ref} has none, so there is nothing to hold against. "
         detail += f"`agentalign adapters golden {bundle.card.ref}` records what it answers in this engine"

@@ -66,7 +66,7 @@ def push(
     registry = Registry(project.adapters)
     content = Content(
         bundle, registry.identity(bundle.card.ref), _hub_base(bundle.card, base), registry.evaluations(bundle.card.ref),
-        read_golden(project, bundle) if golden else None,
+        read_golden(bundle) if golden else None,
     )  # fmt: skip
     if dry_run is not None:
         target = dry_run.absolute()

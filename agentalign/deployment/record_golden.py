@@ -18,11 +18,11 @@ from agentalign.store.store import Store
 from agentalign.training.model import Model
 
 
-def read_golden(project: Project, bundle: Bundle) -> Golden | None:
+def read_golden(bundle: Bundle) -> Golden | None:
     """The golden turns of a version: those that training left in it, else those that were recorded later; None where there are none."""
     file = bundle.folder / GOLDEN_FILE
     if not file.is_file():
-        return Registry(project.adapters).golden(bundle.card.ref)
+        return Registry(bundle.folder.parents[1]).golden(bundle.card.ref)
     try:
         return Golden.model_validate_json(file.read_bytes())
     except ValueError as error:
@@ -39,7 +39,7 @@ def record_golden(project: Project, ref: str) -> Golden:
     """
     bundle = open_bundle(project, ref)
     require_runnable(project, bundle)
-    if read_golden(project, bundle) is not None:
+    if read_golden(bundle) is not None:
         raise RegistryError(f"{bundle.card.ref} has its golden prompts. Hold it against them: `agentalign deploy-check {bundle.card.ref}`.")
     taskset = load_taskset(find_taskset(bundle.card.taskset, project.tasks), project.tasks)
     model = Model.load(bundle.base, quantization=bundle.card.quantization)

@@ -125,7 +125,7 @@ def try_out(
         tasks: held-out tasks to act on; 0 for none.
     """
     trial = Trial(where=where)
-    acted, golden = None, read_golden(project, bundle)
+    acted, golden = None, read_golden(bundle)
     turns: list[TurnLike] = list(golden.turns) if golden else []
     if tasks:
         try:
