@@ -88,23 +88,26 @@ def test_the_openai_sdk_streams_text_and_calls(client: OpenAI) -> None:
 
 def test_a_pydantic_ai_agent_works_to_the_end(server: Running) -> None:
     pytest.importorskip("pydantic_ai", reason="agent frameworks are an extra: pip install 'agentalign[frameworks]'")
+    from openai import AsyncOpenAI
     from pydantic_ai import Agent
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    model = OpenAIChatModel("toy_desk@production", provider=OpenAIProvider(base_url=f"{server.url}/v1", api_key="none"))
-    agent = Agent(model, system_prompt=SYSTEM)
     asked = []
 
-    @agent.tool_plain
     def order(item: str, colour: str) -> str:
         """Order an item."""
         asked.append((item, colour))
         return "ticket zida"
 
-    done = asyncio.run(agent.run(WISH))
+    async def work() -> str:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            model = OpenAIChatModel("toy_desk@production", provider=OpenAIProvider(openai_client=client))
+            return (await Agent(model, system_prompt=SYSTEM, tools=[order]).run(WISH)).output
+
+    said = asyncio.run(work())
     assert asked == [("bako", "red")]
-    assert done.output == "Your ticket zida."
+    assert said == "Your ticket zida."
 
 
 def test_an_openai_agents_agent_works_to_the_end(server: Running) -> None:
