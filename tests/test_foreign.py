@@ -188,12 +188,12 @@ def test_the_command_takes_in_an_adapter_and_refuses_a_hostile_one(
 ) -> None:
     project = Project.create(tmp_path / "project")
     monkeypatch.chdir(project.root)
-    assert main(["adapters", "add", str(spoilt), "--base", str(base), "--taskset", "hello", "--name", "theirs"]) == 0
+    assert main(["adapters", "add", str(spoilt), "--base", str(base), "--taskset", "no_such_desk", "--name", "theirs"]) == 0
     said = capsys.readouterr()
     assert said.out.strip() == "theirs@1"
     assert "names the base someone/base" in said.err and "not evaluated yet" in said.err
-    assert "No golden prompts were recorded" in said.err and "agentalign adapters golden theirs@1" in said.err, "no taskset 'hello' here"
+    assert "No golden prompts were recorded" in said.err and "agentalign adapters golden theirs@1" in said.err, "there is no such taskset"
     (spoilt / "modeling.py").write_text("")
-    assert main(["adapters", "add", str(spoilt), "--base", str(base), "--taskset", "hello", "--name", "theirs"]) == 1
+    assert main(["adapters", "add", str(spoilt), "--base", str(base), "--taskset", "no_such_desk", "--name", "theirs"]) == 1
     assert "can carry code" in capsys.readouterr().err
     assert [card.ref for card in Registry(project.adapters).list()] == ["theirs@1"]
