@@ -45,17 +45,18 @@ def page(chromium: str, project: Project) -> Iterator[Page]:
 
 
 def test_a_version_is_checked_and_promoted_from_its_page(page: Page, project: Project) -> None:
+    expect.set_options(timeout=PATIENCE)
     page.goto("/#/lineage?ref=toy_desk%401")
     page.click('[data-act="Check and promote"]')
     sheet = page.locator(".checks-sheet")
-    expect(sheet.locator("summary", has_text="<img")).to_be_visible(timeout=PATIENCE)
+    expect(sheet.locator("summary", has_text="<img")).to_be_visible()
     expect(sheet.locator("table.checks", has_text="<img")).to_be_visible()
     assert page.evaluate("window.pwned") is None and page.locator(".aa img").count() == 0
     production = sheet.locator('[data-stage="production"]')
     expect(production).to_be_disabled()  # red, and no reason
     sheet.locator('[data-act="Deploy-check"]').click()
     expect(sheet.locator(".working")).to_be_visible()
-    expect(sheet.locator('[role=status] [data-verdict="green"]')).to_be_visible(timeout=PATIENCE)
+    expect(sheet.locator('[role=status] [data-verdict="green"]')).to_be_visible()
     first = sheet.locator("details").first
     assert first.locator('[data-verdict="passed"]').count() == 4
     expect(first).to_contain_text("adapter applied")
