@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, event, insert, text
 
+from agentalign.records.preference import pair_id
 from agentalign.store import filters, tables
 from agentalign.store.filters import RunFilter
 from agentalign.store.pairs import Draw
@@ -20,13 +21,14 @@ JUDGED = 20
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
-    """Runs of two makers: one has no run of the split dev, and no maker has few; every twentieth is judged."""
+    """Runs of ten makers, of which one alone has runs of the split dev; every twentieth is judged; twenty people compared."""
     with Store(store_url) as store:
         engine = create_engine(store_url)
         with engine.begin() as connection:
             connection.execute(insert(tables.trajectories), [run(number) for number in range(1, RUNS + 1)])
             judged = [{"criterion": "tone@1", "trajectory": n, "value": value(n), "spread": 0.0} for n in range(JUDGED, RUNS, JUDGED)]
             connection.execute(insert(tables.verdicts), [*judged, *({**one, "criterion": "solved@1"} for one in judged)])
+            connection.execute(insert(tables.preferences), [word(number) for number in range(RUNS)])
             if connection.dialect.name == "postgresql":
                 connection.execute(text("ANALYZE"))
         engine.dispose()
@@ -38,10 +40,16 @@ def value(number: int) -> float:
 
 
 def run(number: int) -> dict[str, Any]:
-    maker, split = (("base", "dev"), ("desk@7", "train"))[number % 2]
+    maker, split = "desk@7" if number % 10 == 0 else f"desk@{number % 10 + 10}", "dev" if number % 10 == 1 else "train"
     names = {"policy": maker, "split": split, "family": "", "taskset": "desk", "origin_kind": "rollout", "stop_reason": "answered"}
     counts = {"n_steps": 1, "n_calls": 0, "n_errors": 0, "excerpt": '""', "created": "2026-01-01"}
     return {"seq": number, "id": f"{number:032x}", "content_digest": f"{number:032x}", "task_id": None, **names, **counts}
+
+
+def word(number: int) -> dict[str, Any]:
+    person, item = "ada" if number % 20 == 0 else f"person {number % 20}", pair_id(f"{number:032x}", f"{number + 1:032x}")
+    names = {"taskset": "desk", "criterion": "overall", "source": "human", "person": person, "item": item, "stands": True}
+    return {"id": f"word {number}", "record": "{}", "digest": "", **names}
 
 
 @contextmanager
@@ -100,7 +108,7 @@ def test_one_makers_runs_of_a_split_are_found_by_both_at_once(store: Store, stor
         assert "policy_split" in plan, plan
         assert "TEMP B-TREE" not in plan, plan
     assert (store.runs(wanted).rows, store.count(wanted)) == ([], 0)
-    assert store.runs(RunFilter(taskset=taskset, policy="desk@7", split="train")).total == 1000
+    assert store.runs(RunFilter(taskset=taskset, policy="desk@7", split="train")).total == RUNS // 10
 
 
 @pytest.mark.parametrize("taskset", [None, "desk"])
@@ -129,6 +137,7 @@ def test_runs_by_a_score_are_found_among_the_judged_ones(
 
 def test_what_a_person_compared_is_found_without_reading_what_others_said(store: Store, store_url: str) -> None:
     draw = Draw("d" * 32, "ada", "desk", "1" * 32, "2" * 32, 0)
+    assert len(store.pairs.compared_by("ada", "desk")) == RUNS // 20
     (which,) = plans(store_url, lambda: store.pairs.compared_by("ada", "desk"), "preferences")
     (what,) = plans(store_url, lambda: store.pairs.said(draw), "preferences")
     assert "ix_preferences_person" in which
