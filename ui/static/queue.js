@@ -1,6 +1,7 @@
 // The queue: one run or pair after the other, by keyboard. A run is shown and rated by its own screen, a pair by the comparison's.
 
 import { h } from "./dom.js";
+import { fillBox } from "./fill.js";
 import { addKeys, useKeys } from "./keys.js";
 import { LETTERS } from "./letters.js";
 import { notice } from "./place.js";
@@ -13,7 +14,8 @@ export async function showQueue(view, { root, session }) {
   const screen = { hand: null, ends: 0, timers: [], waiting: null, inner: null, isGone: false };
   const bar = h("div", { class: "queue-bar" });
   const box = h("div", { class: "in-hand" });
-  view.append(bar, box);
+  const fill = session.role !== "rater" && session.tasksets.length > 0 && fillBox({ tasksets: session.tasksets, root, added: () => screen.hand || next().catch(told) });
+  view.append(...[bar, fill, box].filter(Boolean));
 
   const told = (error) => notice(root, error.message);
   const leave = () => {
@@ -30,7 +32,7 @@ export async function showQueue(view, { root, session }) {
     screen.waiting = null;
     drawBar(bar, progress, current, finish, skip);
     if (!current) {
-      box.replaceChildren(h("p", { class: "empty" }, "Nothing is left for you. A lead fills the queue: agentalign queue add"));
+      box.replaceChildren(h("p", { class: "empty" }, "Nothing is left for you. A lead fills the queue, here or by `agentalign queue add`."));
       useKeys([{ keys: ["Enter"], label: "Enter", does: "look again", act: () => next().catch(told) }]);
       return;
     }
