@@ -32,7 +32,7 @@ export async function showQueue(view, { root, session }) {
     screen.waiting = null;
     drawBar(bar, progress, current, finish, skip);
     if (!current) {
-      box.replaceChildren(h("p", { class: "empty" }, "Nothing is left for you. A lead fills the queue, here or by `agentalign queue add`."));
+      box.replaceChildren(h("p", { class: "empty" }, fill ? "Nothing is left for you. Add pairs above, or runs by `agentalign queue add`." : "Nothing is left for you. A lead fills the queue."));
       useKeys([{ keys: ["Enter"], label: "Enter", does: "look again", act: () => next().catch(told) }]);
       return;
     }
