@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -217,6 +218,26 @@ def test_a_gguf_export_has_every_number_and_a_script(made: Project, tmp_path: Pa
     words = said.stdout.split("\n")
     assert words[:4] == ["-m", "base.gguf", "--lora", "adapter.gguf"] and words[-3:-1] == ["--port", "1"]
     assert done.trial is not None and "llama.cpp does not run in this process" in done.trial.unmeasured[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "said"),
+    [
+        ([], "", "base.gguf is not there: the base as GGUF"),
+        (["--base", "adapter.gguf"], "", "xllamacpp is not installed in this Python: python -m pip install -r requirements-llama.txt"),
+        (["--base", "adapter.gguf", "--host", "0.0.0.0"], "", "open to other machines, and no key is set"),
+        (["--base", "adapter.gguf", "--host", "0.0.0.0"], "secret", "xllamacpp is not installed"),
+    ],
+)
+def test_the_script_for_xllamacpp_needs_nothing_of_agentalign_and_says_what_is_missing(
+    made: Project, tmp_path: Path, converter: Path, words: list[str], key: str, said: str
+) -> None:
+    done = export(made, "hello@1", tmp_path / "out", "gguf", converter=converter)
+    assert (done.folder / "requirements-llama.txt").read_text().endswith("xllamacpp>=2026.10\n")
+    # -S: without any installed package, agentalign included.
+    script = [sys.executable, "-I", "-S", str(done.folder / "serve_llama.py"), *words]
+    ended = subprocess.run(script, env={"LLAMA_API_KEY": key}, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and said in ended.stderr, ended.stderr
 
 
 @pytest.mark.parametrize(

