@@ -86,7 +86,7 @@ PRESETS = {
             "sft": {"max_steps": 180, "eval_every_steps": 60},
             "dpo": {"max_steps": 48},
             "reward": {"max_steps": 60},
-            "ppo": {"iterations": 18},
+            "ppo": {"iterations": 16, "tasks_per_iteration": 24, "samples_per_task": 6, "num_mini_batches": 2, "critic_warmup_steps": 4},
         },
     ),
 }

@@ -1,12 +1,8 @@
 """PPO's acting half: draw tasks, let the policy act, have checks and reward model score, store everything."""
 
-import json
 import logging
 import math
-import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +12,7 @@ from agentalign.config.ppo import PPOConfig
 from agentalign.environments.task import Task
 from agentalign.environments.team_code import Pool
 from agentalign.errors import AgentAlignError, DataError
+from agentalign.recipes.agenda import Past, agenda, draw_weights, kind_of
 from agentalign.recipes.data import RunData, end_rewards, whole
 from agentalign.recipes.experience import REWARD, Experience, gather, lesson
 from agentalign.recipes.token_notes import note_experience
@@ -33,23 +30,8 @@ from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
 
 logger = logging.getLogger("agentalign")
-OPEN = 0.03
-"""Weight of a kind of task whose outcome is settled: it is still acted out now and then, so that forgetting shows."""
-WON = 0.6
-"""Overall value from which a run counts as won when tasks are weighed."""
 SETTLED = 0.1
 """Runs of a task whose rewards differ by less teach little: their advantages, and with them the step, would be next to nothing."""
-UNKNOWN = 0.25
-"""Weight of a kind of task without a scored run."""
-
-
-class Past(NamedTuple):
-    """What stored runs say of a kind of task."""
-
-    mean: float
-    """Overall value, by the checks."""
-    weight: float
-    """p (1 - p) + a little, p the share that went well: where runs both won and lost there is most to learn."""
 
 
 class Acting:
@@ -67,7 +49,11 @@ class Acting:
         if not self.tasks:
             raise DataError(f"taskset '{work.taskset.name}' has no train tasks to act out; PPO needs some. Use dpo on imported runs.")
         self.agenda = agenda(
-            draw_weights(self.tasks, past), iterations=config.iterations, per_iteration=config.tasks_per_iteration, seed=config.seed
+            draw_weights(self.tasks, past),
+            [(task.family, task.branch) for task in self.tasks],
+            iterations=config.iterations,
+            per_iteration=config.tasks_per_iteration,
+            seed=config.seed,
         )
 
     def experience(self, iteration: int) -> list[Experience]:
@@ -236,69 +222,3 @@ def unsettled(rewards: Sequence[float], groups: Sequence[str], *, at_least: int 
     open_tasks = {group for group, found in by_task.items() if (alone and len(found) == 1) or max(found) - min(found) >= SETTLED}
     chosen = [index for index, group in enumerate(groups) if group in open_tasks]
     return chosen if len(chosen) >= at_least else list(range(len(groups)))
-
-
-def kind_of(task: Task) -> str:
-    """Family and branch: what a success rate is estimated over."""
-    return f"{task.family}/{task.branch}"
-
-
-def draw_weights(tasks: Sequence[Task], past: Mapping[str, Past]) -> list[float]:
-    """How often each task should be acted out: by how open its outcome is, the same for all sides of a judgement.
-
-    The side that still goes wrong alone would be drawn the most, and learning from it alone turns the error round (measured: a
-    policy that had asked back where it should never did again after six steps).
-    """
-    own = [past[kind_of(task)].weight if kind_of(task) in past else UNKNOWN for task in tasks]
-    sides: dict[str, dict[str, float]] = {}
-    for task, weight in zip(tasks, own, strict=True):
-        sides.setdefault(task.family, {})[task.branch] = weight
-    return [_mean(list(sides[task.family].values())) for task in tasks]
-
-
-def agenda(weights: Sequence[float], *, iterations: int, per_iteration: int, seed: int) -> tuple[tuple[int, ...], ...]:
-    """Indices of the tasks of every iteration; the second half of the iterations acts the tasks of the first half out again.
-
-    Drawn without replacement, in proportion to their weights (Efraimidis and Spirakis 2006). Going over them twice is what makes
-    the reward comparable: otherwise every iteration has other tasks, and how hard they are moves it more than learning does.
-    """
-    draw, rounds = random.Random(seed), -(-iterations // 2)
-    keys = sorted(((draw.random() ** (1 / weight), index) for index, weight in enumerate(weights)), reverse=True)
-    chosen = [index for _, index in keys[: rounds * per_iteration]]
-    draw.shuffle(chosen)
-    size = min(per_iteration, len(chosen))
-    found = [tuple(chosen[(start + i) % len(chosen)] for i in range(size)) for start in range(0, rounds * size, size)]
-    return tuple(found[iteration % rounds] for iteration in range(iterations))
-
-
-def past_by_kind(work: Workspace, past: Sequence[Trajectory], file: Path) -> dict[str, Past]:
-    """Per kind of task what its stored runs were worth, as it was when the training began: a rating saved since must not change its tasks.
-
-    Args:
-        file: where that is written down at the beginning.
-    """
-    return ranks.first(lambda: _kept_past(work, past, file))
-
-
-def _kept_past(work: Workspace, past: Sequence[Trajectory], file: Path) -> dict[str, Past]:
-    if not file.exists():
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(_past_by_kind(work, past)), encoding="utf-8")
-        partial.replace(file)
-    return {kind: Past(*figures) for kind, figures in json.loads(file.read_text(encoding="utf-8")).items()}
-
-
-def _past_by_kind(work: Workspace, past: Sequence[Trajectory]) -> dict[str, Past]:
-    tasks = work.tasks()
-    found: dict[str, list[float]] = {}
-    values = work.overalls(past)
-    for run in past:
-        value = values.get(run.id)
-        if run.task_id in tasks and value is not None:
-            found.setdefault(kind_of(tasks[run.task_id]), []).append(value)
-    return {kind: Past(_mean(worth), _openness([value >= WON for value in worth])) for kind, worth in found.items()}
-
-
-def _openness(won: Sequence[bool]) -> float:
-    share = sum(won) / len(won)
-    return share * (1 - share) + OPEN

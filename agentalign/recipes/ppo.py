@@ -16,7 +16,8 @@ from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
-from agentalign.recipes.acting import Acting, past_by_kind
+from agentalign.recipes.acting import Acting
+from agentalign.recipes.agenda import past_by_kind
 from agentalign.recipes.data import RunData, by_family, render_runs, token_stats
 from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate

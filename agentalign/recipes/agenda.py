@@ -1,0 +1,158 @@
+"""Which tasks PPO acts out, and in which iteration: those whose outcome is open, and all sides of a judgement together.
+
+A judgement is a bias that a step moves one way for all its tasks. An iteration that acts out one side alone teaches to act always
+alike, and the other side, however well it stood, is lost before its turn comes (measured: three requests that need no asking back in the
+first iteration and one that does in the second, and in the third a policy asked back no more). So the sides of a family come together.
+"""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from agentalign.environments.task import Task
+from agentalign.recipes.workspace import Workspace
+from agentalign.records.trajectory import Trajectory
+from agentalign.training import ranks
+
+OPEN = 0.03
+"""Weight of a kind of task whose outcome is settled: it is still acted out now and then, so that forgetting shows."""
+WON = 0.6
+"""Overall value from which a run counts as won when tasks are weighed."""
+UNKNOWN = 0.25
+"""Weight of a kind of task without a scored run."""
+
+
+class Past(NamedTuple):
+    """What stored runs say of a kind of task."""
+
+    mean: float
+    """Overall value, by the checks."""
+    weight: float
+    """p (1 - p) + a little, p the share that went well: where runs both won and lost there is most to learn."""
+
+
+class _Unit(NamedTuple):
+    """Tasks that are acted out in one iteration: one of every side of a judgement, or a task that has no other side."""
+
+    family: str
+    tasks: tuple[int, ...]
+    weight: float
+
+
+def kind_of(task: Task) -> str:
+    """Family and branch: what a success rate is estimated over."""
+    return f"{task.family}/{task.branch}"
+
+
+def draw_weights(tasks: Sequence[Task], past: Mapping[str, Past]) -> list[float]:
+    """How often each task should be acted out: by how open its outcome is, the same for all sides of a judgement.
+
+    The side that still goes wrong alone would be drawn the most, and learning from it alone turns the error round (measured: a
+    policy that had asked back where it should never did again after six steps).
+    """
+    own = [past[kind_of(task)].weight if kind_of(task) in past else UNKNOWN for task in tasks]
+    sides: dict[str, dict[str, float]] = {}
+    for task, weight in zip(tasks, own, strict=True):
+        sides.setdefault(task.family, {})[task.branch] = weight
+    return [float(np.mean(list(sides[task.family].values()))) for task in tasks]
+
+
+def agenda(
+    weights: Sequence[float], sides: Sequence[tuple[str, str]], *, iterations: int, per_iteration: int, seed: int
+) -> tuple[tuple[int, ...], ...]:
+    """Indices of the tasks of every iteration; the second half of the iterations acts the tasks of the first half out again.
+
+    Drawn without replacement, in proportion to their weights (Efraimidis and Spirakis 2006). Going over them twice is what makes
+    the reward comparable: otherwise every iteration has other tasks, and how hard they are moves it more than learning does.
+
+    Args:
+        weights: (N,) of the tasks.
+        sides: (N,) family and branch of each; a family with several branches is a judgement.
+    """
+    draw, rounds = random.Random(seed), -(-iterations // 2)
+    units = _units(weights, sides, draw)
+    keys = sorted(((draw.random() ** (1 / unit.weight), place) for place, unit in enumerate(units)), reverse=True)
+    chosen, room = [], rounds * per_iteration
+    for _, place in keys:
+        if len(units[place].tasks) <= room:
+            chosen.append(units[place])
+            room -= len(units[place].tasks)
+    total = sum(len(unit.tasks) for unit in chosen)
+    size = min(per_iteration, total)
+    order = [task for hand in _dealt(chosen, -(-total // size), size, draw) for task in hand]
+    found = [tuple(order[(start + i) % total] for i in range(size)) for start in range(0, rounds * size, size)]
+    return tuple(found[iteration % rounds] for iteration in range(iterations))
+
+
+def _units(weights: Sequence[float], sides: Sequence[tuple[str, str]], draw: random.Random) -> list[_Unit]:
+    """Every task once; a task of a judgement whose other sides have run out is hardly ever worth its turn."""
+    families: dict[str, dict[str, list[int]]] = {}
+    for index, (family, branch) in enumerate(sides):
+        families.setdefault(family, {}).setdefault(branch, []).append(index)
+    found = []
+    for family, branches in families.items():
+        for tasks in branches.values():
+            draw.shuffle(tasks)
+        for row in zip_longest(*branches.values()):
+            unit = tuple(task for task in row if task is not None)
+            found.append(_Unit(family, unit, weights[unit[0]] if len(unit) == len(branches) else min(OPEN, weights[unit[0]])))
+    return found
+
+
+def _dealt(units: Sequence[_Unit], hands: int, size: int, draw: random.Random) -> list[list[int]]:
+    """Every family spread evenly over the hands; a unit is torn apart only where no hand has room for it."""
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    counts: list[dict[str, int]] = [{} for _ in range(hands)]
+
+    def deal(tasks: tuple[int, ...], family: str) -> bool:
+        free = [hand for hand in range(hands) if len(dealt[hand]) + len(tasks) <= size]
+        if free:
+            best = min(free, key=lambda hand: (counts[hand].get(family, 0), len(dealt[hand]), draw.random()))
+            dealt[best].extend(tasks)
+            counts[best][family] = counts[best].get(family, 0) + len(tasks)
+        return bool(free)
+
+    # Those with most tasks first: single ones fill the gaps that they leave.
+    for unit in sorted(units, key=lambda unit: (-len(unit.tasks), unit.family)):
+        if not deal(unit.tasks, unit.family):
+            for task in unit.tasks:
+                deal((task,), unit.family)
+    return dealt
+
+
+def past_by_kind(work: Workspace, past: Sequence[Trajectory], file: Path) -> dict[str, Past]:
+    """Per kind of task what its stored runs were worth, as it was when the training began: a rating saved since must not change its tasks.
+
+    Args:
+        file: where that is written down at the beginning.
+    """
+    return ranks.first(lambda: _kept_past(work, past, file))
+
+
+def _kept_past(work: Workspace, past: Sequence[Trajectory], file: Path) -> dict[str, Past]:
+    if not file.exists():
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(_past_by_kind(work, past)), encoding="utf-8")
+        partial.replace(file)
+    return {kind: Past(*figures) for kind, figures in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def _past_by_kind(work: Workspace, past: Sequence[Trajectory]) -> dict[str, Past]:
+    tasks = work.tasks()
+    found: dict[str, list[float]] = {}
+    values = work.overalls(past)
+    for run in past:
+        value = values.get(run.id)
+        if run.task_id in tasks and value is not None:
+            found.setdefault(kind_of(tasks[run.task_id]), []).append(value)
+    return {kind: Past(float(np.mean(worth)), _openness([value >= WON for value in worth])) for kind, worth in found.items()}
+
+
+def _openness(won: Sequence[bool]) -> float:
+    share = sum(won) / len(won)
+    return share * (1 - share) + OPEN
