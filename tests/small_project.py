@@ -22,6 +22,17 @@ DPO = {**REWARD, **PPO}
 SFT = {**DPO, "lora_r": 4, "lora_alpha": 8.0}
 
 
+def make_scored(root: Path) -> Project:
+    """A project whose expert runs are scored and nothing else is done."""
+    found = Project.create(root)
+    (found.tasks / "toy_desk").symlink_to(FIXTURES / "toy_desk")
+    taskset = load_taskset("toy_desk", found.tasks)
+    with Store(found.store_url) as store, WorkerPool(taskset) as pool:
+        collect(store, taskset, ExpertPolicy(pool), choose_jobs(taskset, "train", limit=30), pool=pool)
+        score_stored(store, taskset, pool=pool)
+    return found
+
+
 def make_project(root: Path) -> Project:
     """A project whose newest policy is toy_desk@1."""
     found = Project.create(root)

@@ -2,12 +2,11 @@
 
 import json
 import secrets
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from small_base import make_base
-from small_desk import HOME, make_desk, make_run
+from small_desk import make_run
+from small_ui import desk_fixtures
 from starlette.testclient import TestClient
 
 from agentalign.config.dpo import DPOConfig
@@ -28,7 +27,6 @@ from agentalign.scoring.stored import make_pairs, score_stored
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
 from agentalign.training.dialect import Dialect
-from agentalign.ui.api import create_api
 
 TOOLS = json.dumps(
     [
@@ -46,22 +44,7 @@ def desk_run(**fields: str) -> Trajectory:
     return Trajectory(**{**{name: getattr(run, name) for name in Trajectory.model_fields if name != "id"}, "tools": TOOLS})
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return make_desk(tmp_path)
-
-
-@pytest.fixture
-def store(project: Project) -> Iterator[Store]:
-    with Store(project.store_url) as store:
-        yield store
-
-
-@pytest.fixture
-def client(project: Project) -> Iterator[TestClient]:
-    with TestClient(create_api(project, rater="rater"), base_url=HOME) as client:
-        client.get("/")
-        yield client
+project, store, client = desk_fixtures()
 
 
 def correction(run: Trajectory, step: int = 0, **fields: object) -> dict[str, object]:

@@ -1,12 +1,11 @@
 """What an adapter was made from: the ids its training learned from, who said what about them, and what is not here."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from small_desk import HOME, make_desk, make_run
+from small_desk import HOME, make_run
+from small_ui import desk_fixtures
 from starlette.testclient import TestClient
 
 from agentalign.config.project import Project
@@ -24,15 +23,7 @@ BEFORE = "2026-02-01T00:00:00.000000+00:00"
 AFTER = "2026-04-01T00:00:00.000000+00:00"
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return make_desk(tmp_path)
-
-
-@pytest.fixture
-def store(project: Project) -> Iterator[Store]:
-    with Store(project.store_url) as store:
-        yield store
+project, store, _ = desk_fixtures()
 
 
 def save(project: Project, store: Store, recipe: RecipeName, ids: list[str] | None, **fields: Any) -> str:

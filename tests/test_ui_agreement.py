@@ -1,11 +1,10 @@
 """The routes of the agreement screen: who may see it, what it shows, and decisions that overwrite nothing."""
 
 import secrets
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from small_desk import HOME, make_desk, make_run
+from small_desk import HOME, make_run
+from small_ui import desk_fixtures
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,22 +19,7 @@ TONE = {"taskset": "desk", "criterion": "tone@1", "kind": "mark"}
 PAIR = {"taskset": "desk", "criterion": "overall", "kind": "pair"}
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return make_desk(tmp_path)
-
-
-@pytest.fixture
-def store(project: Project) -> Iterator[Store]:
-    with Store(project.store_url) as store:
-        yield store
-
-
-@pytest.fixture
-def client(project: Project) -> Iterator[TestClient]:
-    with TestClient(create_api(project, rater="lead"), base_url=HOME) as client:
-        client.get("/")
-        yield client
+project, store, client = desk_fixtures(rater="lead")
 
 
 @pytest.fixture

@@ -2,14 +2,14 @@
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated
 
 import pytest
 from fastapi import Depends, HTTPException, Request
 from small_base import make_base
-from small_desk import HOME, HOSTILE, make_desk, make_run
+from small_desk import HOME, HOSTILE, make_run
+from small_ui import desk_fixtures
 from starlette.testclient import TestClient
 
 from agentalign.config.project import Project
@@ -23,24 +23,7 @@ from agentalign.ui.api import create_api
 from agentalign.ui.app import serve_ui
 from agentalign.ui.auth import MAX_BODY_BYTES, PERSON, Person, Role, require, require_admin, require_lead
 
-
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return make_desk(tmp_path)
-
-
-@pytest.fixture
-def store(project: Project) -> Iterator[Store]:
-    with Store(project.store_url) as store:
-        yield store
-
-
-@pytest.fixture
-def client(project: Project) -> Iterator[TestClient]:
-    app = create_api(project, rater="rater")
-    with TestClient(app, base_url=HOME) as client:
-        client.get("/")  # opening the page signs the cookie
-        yield client
+project, store, client = desk_fixtures()
 
 
 def mark(run: Trajectory, **fields: object) -> dict[str, object]:

@@ -1,12 +1,12 @@
 """Comparing criterion by criterion: what is asked, what each answer becomes, and that nothing said is lost or told to others."""
 
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_desk import HOME, make_desk, make_run
+from small_ui import desk_fixtures
 from starlette.testclient import TestClient
 
 from agentalign.config.project import Project
@@ -36,17 +36,7 @@ def project(tmp_path: Path) -> Project:
     return project
 
 
-@pytest.fixture
-def store(project: Project) -> Iterator[Store]:
-    with Store(project.store_url) as store:
-        yield store
-
-
-@pytest.fixture
-def client(project: Project) -> Iterator[TestClient]:
-    with TestClient(create_api(project, rater="rater"), base_url=HOME) as client:
-        client.get("/")
-        yield client
+_, store, client = desk_fixtures()
 
 
 def add_pair(store: Store, task: str = "t1") -> None:

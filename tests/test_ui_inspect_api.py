@@ -1,30 +1,13 @@
 """What only a run's page asks for: its relatives, and the address that is sent to others."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-from small_desk import HOME, make_desk, make_run
+from small_desk import make_run
+from small_ui import desk_fixtures
 from starlette.testclient import TestClient
 
 from agentalign.records.trajectory import Origin, Trajectory
 from agentalign.store.store import Store
-from agentalign.ui.api import create_api
 
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(make_desk(tmp_path).store_url) as store:
-        yield store
-
-
-@pytest.fixture
-def client(store: Store, tmp_path: Path) -> Iterator[TestClient]:
-    from agentalign.config.project import Project
-
-    with TestClient(create_api(Project(tmp_path), rater="rater"), base_url=HOME) as client:
-        client.get("/")
-        yield client
+project, store, client = desk_fixtures()
 
 
 def forked(parent: Trajectory, step: int, said: str = "No.", kind: str = "correction") -> Trajectory:

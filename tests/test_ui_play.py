@@ -1,13 +1,11 @@
 """The playground over HTTP, with a model of toy size that really calls its tool: chats, decisions, replay, blindness, and what is kept."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+import shutil
 from typing import Any
 
-import pytest
-from small_desk import HOME
-from small_server import TINY, add_soft_adapter
+from small_play import begin, clear_task, decide, deny_all, play_fixtures, rests, until
+from small_server import TINY
 from starlette.testclient import TestClient
 
 from agentalign.config.project import Project
@@ -20,83 +18,8 @@ from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
 from agentalign.training.base import prepare_base
 from agentalign.training.dialect import Dialect
-from agentalign.ui.api import create_api
 
-PASSWORD = "correct horse battery"
-PATIENCE = 120
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    found = Project.create(tmp_path_factory.mktemp("play"))
-    (found.tasks / "toy_desk").symlink_to(TINY.parent / "toy_desk")
-    for seed in (1, 2):
-        add_soft_adapter(found, TINY, name="toy_desk", std=0.001, seed=seed)
-    with Store(found.store_url) as store:
-        for name, role in (("ada", "rater"), ("lea", "lead")):
-            store.accounts.set(name, role, PASSWORD)  # type: ignore[arg-type]
-    return found
-
-
-@pytest.fixture(scope="module")
-def store(project: Project) -> Iterator[Store]:
-    with Store(project.store_url) as store:
-        yield store
-
-
-@pytest.fixture(scope="module")
-def clients(project: Project) -> Iterator[dict[str, TestClient]]:
-    app = create_api(project, rater="nobody", team=True)
-    with TestClient(app, base_url=HOME) as ada:
-        lea = TestClient(app, base_url=HOME)
-        for name, client in (("ada", ada), ("lea", lea)):
-            assert client.post("/api/login", json={"name": name, "password": PASSWORD}).status_code == 200
-        assert ada.post("/api/play/chats", json={"sides": ["base"], "tools": "hand", "words": "hi"}).status_code == 422
-        assert ada.post("/api/play/model", json={"adapter": "toy_desk@1"}).status_code == 403
-        assert lea.post("/api/play/model", json={"adapter": "toy_desk@1"}).json() == {"begun": True}
-        until(lambda: lea.get("/api/play").json()["model"], lambda model: model["state"] != "loading")
-        model = lea.get("/api/play").json()["model"]
-        assert (model["state"], model["sides"]) == ("ready", ["toy_desk@1", "toy_desk@2", "base"]), model
-        yield {"ada": ada, "lea": lea}
-
-
-@pytest.fixture
-def ada(clients: dict[str, TestClient]) -> Iterator[TestClient]:
-    yield clients["ada"]
-    for row in clients["ada"].get("/api/play").json()["chats"]:
-        clients["ada"].post(f"/api/play/chats/{row['id']}/discard")
-
-
-def until(look: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
-    """What is seen, once it is good; whatever the machine is doing, it is waited for."""
-    end = time.monotonic() + PATIENCE
-    while not good(found := look()):
-        assert time.monotonic() < end, found
-        time.sleep(0.02)
-    return found
-
-
-def rests(client: TestClient, id: str) -> dict[str, Any]:
-    """The chat, when no side is at work."""
-    busy = ("opening", "writing", "calling")
-    at_rest: dict[str, Any] = until(
-        lambda: client.get(f"/api/play/chats/{id}").json(), lambda chat: all(lane["state"] not in busy for lane in chat["lanes"])
-    )
-    return at_rest
-
-
-def begin(client: TestClient, **more: Any) -> str:
-    answer = client.post("/api/play/chats", json={"sides": ["toy_desk@1"], "taskset": "toy_desk", "tools": "live", **more})
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["id"])
-
-
-def clear_task() -> str:
-    return next(task.id for task in load_taskset(TINY.parent / "toy_desk").tasks("train") if task.family != "unclear")
-
-
-def decide(client: TestClient, id: str, call: str, decision: str, **more: Any) -> Any:
-    return client.post(f"/api/play/chats/{id}/call", json={"side": 0, "call": call, "decision": decision, **more})
+project, store, clients, ada = play_fixtures()
 
 
 def test_a_chat_on_a_task_calls_its_tools_and_becomes_a_run_with_its_tokens(ada: TestClient, project: Project, store: Store) -> None:
@@ -252,8 +175,10 @@ def test_a_turn_is_stopped_and_taken_up_again(ada: TestClient, clients: dict[str
 def test_a_chat_is_its_persons_alone_and_only_a_lead_fills_the_queue(clients: dict[str, TestClient], ada: TestClient, store: Store) -> None:
     id = begin(ada, tools="hand", words="I want a red kite.")
     lea = clients["lea"]
-    for method, what in (("GET", ""), ("POST", "/stop"), ("POST", "/keep"), ("POST", "/discard")):
-        assert lea.request(method, f"/api/play/chats/{id}{what}", json={}).status_code == 404, what
+    assert lea.get(f"/api/play/chats/{id}").status_code == 404
+    for what in ("stop", "keep", "rewrite", "branch", "discard"):
+        body = {"side": 0, "step": 0} if what == "branch" else {}
+        assert lea.post(f"/api/play/chats/{id}/{what}", json=body).status_code == 404, what
     assert id not in lea.get("/api/play").text
     rests(ada, id)
     assert ada.post(f"/api/play/chats/{id}/keep", json={"queue": True}).status_code == 403
@@ -309,3 +234,121 @@ def test_the_tasks_own_customer_may_answer_and_only_then_is_it_an_attempt(ada: T
             assert ada.post(f"/api/play/chats/{id}/customer", json={}).status_code == 422
         kept += ada.post(f"/api/play/chats/{id}/keep", json={}).json()["runs"]
     assert [store.trajectory(run).task_id for run in kept] == [None, task.id]
+
+
+# ---- going back
+
+
+def test_the_last_turn_is_written_once_more_from_the_same_state(ada: TestClient, store: Store) -> None:
+    id = begin(ada, task=clear_task())
+    before = rests(ada, id)["lanes"][0]
+    for number in (1, 2):
+        assert ada.post(f"/api/play/chats/{id}/rewrite", json={}).status_code == 200
+        lane = rests(ada, id)["lanes"][0]
+        assert [change.split(": ")[1] for change in lane["changes"]] == ["turn rewritten"] * number
+        assert [entry["text"] for entry in lane["entries"][:2]] == [entry["text"] for entry in before["entries"][:2]]
+        if not lane["can_rewrite"]:  # drawn at temperature 1, a toy model also writes what nobody can read
+            break
+    deny_all(ada, id)
+    (run,) = ada.post(f"/api/play/chats/{id}/keep", json={}).json()["runs"]
+    found, tokens = store.trajectory(run), store.tokens(run)
+    did = [change for change in json.loads(found.metadata)["chat"]["changes"] if change["did"] == "rewritten"]
+    assert (did[0]["step"], {change["temperature"] for change in did}) == (0, {1.0})
+    assert found.task_id is None, "what was drawn until it pleased is no attempt"
+    assert tokens is not None and len({turn.message_index for turn in tokens.turns}) == len(tokens.turns)
+
+
+def test_a_reply_is_written_once_more_in_a_world_that_was_taken_back_with_it(ada: TestClient, store: Store) -> None:
+    id = begin(ada, task=clear_task(), ask=False)
+    before = rests(ada, id)["lanes"][0]
+    assert before["can_rewrite"] and before["entries"][-1]["text"]
+    assert ada.post(f"/api/play/chats/{id}/rewrite", json={}).status_code == 200
+    after = rests(ada, id)["lanes"][0]
+    assert after["state"] in ("ready", "over"), after["problem"]
+    assert after["entries"][: len(before["entries"]) - 1] == before["entries"][:-1]
+    ada.post(f"/api/play/chats/{id}/say", json={"words": "Thanks."})
+    ada.post(f"/api/play/chats/{id}/stop", json={})
+    if [entry["kind"] for entry in rests(ada, id)["lanes"][0]["entries"]][-1] == "user":
+        refused = ada.post(f"/api/play/chats/{id}/rewrite", json={})
+        assert refused.status_code == 422 and "somebody spoke since" in refused.json()["detail"]
+
+
+def test_a_branch_shares_what_was_said_and_its_run_knows_where_it_left(ada: TestClient, store: Store) -> None:
+    id = begin(ada, task=clear_task(), ask=False)
+    before = rests(ada, id)["lanes"][0]["entries"]
+    last = before[-1]["step"]
+    branch = ada.post(f"/api/play/chats/{id}/branch", json={"side": 0, "step": last}).json()["id"]
+    chat = rests(ada, branch)
+    lane = chat["lanes"][0]
+    assert (lane["state"], lane["can_go_on"], lane["problem"]) == ("stopped", True, ""), chat
+    assert (chat["branch"], chat["draft"], lane["entries"]) == ([id, last], "", before[:-1])
+    assert ada.post(f"/api/play/chats/{branch}/resume", json={}).status_code == 200
+    assert rests(ada, branch)["lanes"][0]["entries"] == before, "at temperature 0 the same adapter says the same to the same"
+    refused = ada.post(f"/api/play/chats/{branch}/keep", json={})
+    assert refused.status_code == 422 and "still open" in refused.json()["detail"]
+    (parent,) = ada.post(f"/api/play/chats/{id}/keep", json={}).json()["runs"]
+    (run,) = ada.post(f"/api/play/chats/{branch}/keep", json={}).json()["runs"]
+    found, tokens = store.trajectory(run), store.tokens(run)
+    assert (found.parent, found.task_id) == ((parent, last), None)
+    assert json.loads(found.metadata)["chat"]["branch_of"] == {"chat": id, "step": last}
+    assert tokens is not None and [turn.message_index for turn in tokens.turns] == [step.message_index for step in found.steps]
+    assert [one["id"] for one in ada.get(f"/api/runs/{parent}/links").json()["children"]] == [run]
+
+
+def test_the_words_at_a_branch_are_the_persons_to_change(ada: TestClient, store: Store) -> None:
+    id = begin(ada, tools="hand", words="I want a red kite.", ask=False)
+    rests(ada, id)
+    branch = ada.post(f"/api/play/chats/{id}/branch", json={"side": 0, "step": 0}).json()["id"]
+    chat = rests(ada, branch)
+    assert (chat["draft"], chat["lanes"][0]["state"], [entry["kind"] for entry in chat["lanes"][0]["entries"]]) == (
+        "I want a red kite.",
+        "ready",
+        ["system"],
+    )
+    assert ada.post(f"/api/play/chats/{branch}/resume", json={}).status_code == 422
+    assert ada.post(f"/api/play/chats/{branch}/say", json={"words": "I want a blue ball."}).status_code == 200
+    chat = rests(ada, branch)
+    assert (chat["draft"], [e["text"] for e in chat["lanes"][0]["entries"] if e["kind"] == "user"]) == ("", ["I want a blue ball."])
+    ada.post(f"/api/play/chats/{id}/discard")
+    (run,) = ada.post(f"/api/play/chats/{branch}/keep", json={}).json()["runs"]
+    assert store.trajectory(run).parent is None, "what it left was not kept"
+    assert ada.post(f"/api/play/chats/{branch}/branch", json={"side": 0, "step": 7}).status_code == 422
+
+
+def test_a_blind_side_has_no_branch_before_the_vote(ada: TestClient) -> None:
+    id = begin(ada, sides=["toy_desk@1", "toy_desk@2"], tools="hand", words="I want a red kite.")
+    rests(ada, id)
+    refused = ada.post(f"/api/play/chats/{id}/branch", json={"side": 1, "step": 0})
+    assert refused.status_code == 422 and "Vote first" in refused.json()["detail"]
+    kept = ada.post(f"/api/play/chats/{id}/keep", json={"choice": "tie"}).json()
+    branch = ada.post(f"/api/play/chats/{id}/branch", json={"side": 1, "step": 0}).json()["id"]
+    assert rests(ada, branch)["names"] == [kept["names"][1]]
+
+
+def other_desk(project: Project, name: str, *changes: tuple[str, str, str]) -> None:
+    """The toy desk under another name, changed: (file, what stands there, what is to stand there)."""
+    folder = project.tasks / name
+    shutil.copytree(TINY.parent / "toy_desk", folder)
+    for file, old, new in (("taskset.yaml", "name: toy_desk", f"name: {name}"), *changes):
+        text = (folder / file).read_text("utf-8")
+        assert old in text
+        (folder / file).write_text(text.replace(old, new), "utf-8")
+
+
+def test_a_world_that_cannot_be_taken_back_is_not_gone_back_in(ada: TestClient, project: Project) -> None:
+    other_desk(project, "once", ("taskset.yaml", "replayable: true", "replayable: false"))
+    id = begin(ada, taskset="once", task=clear_task(), ask=False)
+    rests(ada, id)
+    for what, body in (("branch", {"side": 0, "step": 0}), ("rewrite", {})):
+        refused = ada.post(f"/api/play/chats/{id}/{what}", json=body)
+        assert refused.status_code == 422 and "replayable: true" in refused.json()["detail"], refused.text
+
+
+def test_a_world_that_answers_otherwise_than_it_did_is_told_and_not_talked_in(ada: TestClient, project: Project) -> None:
+    other_desk(project, "fickle", ("environment.py", "        return text", '        return text + str(__import__("time").time_ns())'))
+    id = begin(ada, taskset="fickle", task=clear_task(), ask=False)
+    last = rests(ada, id)["lanes"][0]["entries"][-1]["step"]
+    branch = ada.post(f"/api/play/chats/{id}/branch", json={"side": 0, "step": last}).json()["id"]
+    chat = rests(ada, branch)
+    assert "does not answer as it did" in chat["problem"] and chat["lanes"][0]["state"] == "failed"
+    assert ada.post(f"/api/play/chats/{branch}/resume", json={}).status_code == 422

@@ -5,37 +5,19 @@ import os
 import subprocess
 import sys
 
-import pytest
-from small_desk import HOME, make_desk, make_run
-from starlette.testclient import TestClient
+from small_desk import make_run
+from small_ui import desk_fixtures
 
 from agentalign.recipes.process import LOCK_FILE, read_process, write_process
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Item, Preference
-from agentalign.store.store import Store
 from agentalign.training.metrics import write_plan, write_row
 from agentalign.ui import trainings
-from agentalign.ui.api import create_api
 
 ID = "desk-sft-0123456789ab"
 
 
-@pytest.fixture
-def project(tmp_path):
-    return make_desk(tmp_path)
-
-
-@pytest.fixture
-def store(project):
-    with Store(project.store_url) as store:
-        yield store
-
-
-@pytest.fixture
-def client(project):
-    with TestClient(create_api(project, rater="rater"), base_url=HOME) as client:
-        client.get("/")
-        yield client
+project, store, client = desk_fixtures()
 
 
 def training(**fields):

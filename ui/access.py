@@ -70,6 +70,8 @@ RULES = (
     Rule("POST", "/api/play/chats/{chat}/call", "rater", is_own=True),
     Rule("POST", "/api/play/chats/{chat}/stop", "rater", is_own=True),
     Rule("POST", "/api/play/chats/{chat}/resume", "rater", is_own=True),
+    Rule("POST", "/api/play/chats/{chat}/rewrite", "rater", is_own=True),
+    Rule("POST", "/api/play/chats/{chat}/branch", "rater", is_own=True),
     Rule("POST", "/api/play/chats/{chat}/keep", "rater", is_own=True),
     Rule("POST", "/api/play/chats/{chat}/discard", "rater", is_own=True),
     Rule("GET", "/api/queue", "rater"),

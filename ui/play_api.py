@@ -4,6 +4,7 @@ A chat is its person's alone; to everyone else, whatever their role, it does not
 the text so far, which any number of lost answers cannot tear.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query
@@ -19,8 +20,9 @@ from agentalign.ui.api import Asking, House, Note, Rater, RunId, ScoreIn, ascii_
 from agentalign.ui.auth import RANK, require_lead
 from agentalign.ui.compare import Choice
 from agentalign.ui.play_chat import Chat, Decision
+from agentalign.ui.play_keep import keep
 from agentalign.ui.play_model import StageView
-from agentalign.ui.play_room import Room, Wish, keep
+from agentalign.ui.play_room import Room, Wish
 from agentalign.ui.play_views import ChatRow, ChatView, chat_row, chat_view
 
 Lead = Annotated[str, Depends(require_lead)]
@@ -75,6 +77,15 @@ class CallIn(BaseModel):
     """The answer is an error message."""
 
 
+class BranchIn(BaseModel):
+    """Where a chat leaves another one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    side: Annotated[int, Field(ge=0, le=1)]
+    step: Annotated[int, Field(ge=0)]
+
+
 class MarkIn(BaseModel):
     """A mark on the whole of it."""
 
@@ -95,6 +106,8 @@ class KeepIn(BaseModel):
     """Of one side."""
     queue: bool = False
     """People are to rate it; a lead's word."""
+    corrections: bool = True
+    """What was changed in calls is a correction, to be learned from."""
     note: Note = ""
 
 
@@ -196,13 +209,6 @@ def _talking(app: FastAPI, house: House, room: Room) -> None:
         found.say(wanted.words)
         return _shown(house, found)
 
-    @app.post("/api/play/chats/{chat}/customer")
-    def customer(rater: Rater, chat: RunId) -> Response:
-        """Let the task's customer answer."""
-        found = own(room, chat, rater)
-        found.let_customer_say()
-        return _shown(house, found)
-
     @app.post("/api/play/chats/{chat}/call")
     def call(rater: Rater, chat: RunId, wanted: CallIn) -> Response:
         """Decide about a call."""
@@ -210,18 +216,21 @@ def _talking(app: FastAPI, house: House, room: Room) -> None:
         found.decide(wanted.side, wanted.call, wanted.decision, wanted.arguments, wanted.words, error=wanted.error)
         return _shown(house, found)
 
-    @app.post("/api/play/chats/{chat}/stop")
-    def stop(rater: Rater, chat: RunId) -> Response:
-        """Let it rest."""
-        found = own(room, chat, rater)
-        found.halt()
-        return _shown(house, found)
+    @app.post("/api/play/chats/{chat}/branch")
+    def branch(rater: Rater, chat: RunId, wanted: BranchIn) -> Response:
+        """Begin a chat that shares with this one all that was said before a step."""
+        return ascii_json({"id": room.branch(own(room, chat, rater), wanted.side, wanted.step).id})
 
-    @app.post("/api/play/chats/{chat}/resume")
-    def resume(rater: Rater, chat: RunId) -> Response:
-        """Let it go on."""
+    # Acts that need no words.
+    for name, does in (("customer", Chat.let_customer_say), ("stop", Chat.halt), ("resume", Chat.resume), ("rewrite", Chat.rewrite)):
+        _plain(app, house, room, name, does)
+
+
+def _plain(app: FastAPI, house: House, room: Room, name: str, does: Callable[[Chat], None]) -> None:
+    @app.post(f"/api/play/chats/{{chat}}/{name}", name=name, description=does.__doc__)
+    def act(rater: Rater, chat: RunId) -> Response:
         found = own(room, chat, rater)
-        found.resume()
+        does(found)
         return _shown(house, found)
 
 
@@ -234,7 +243,8 @@ def _keeping(app: FastAPI, house: House, room: Room) -> None:
             raise HTTPException(403, "Only a lead puts runs into the queue. Keep the chat without it.")
         with found.lock:
             scores = _scores(house, found, wanted, person.name) if wanted.marks else []
-            keep(house.store, found, choice=wanted.choice, scores=scores, queue=wanted.queue, note=wanted.note)
+            words = wanted.model_dump(exclude={"marks"})
+            keep(house.store, found, scores=scores, **words)
         found.close()
         return _shown(house, found)
 
@@ -268,5 +278,5 @@ def own(room: Room, id: str, rater: str) -> Chat:
     """The person's chat; 404 for anybody else's: that it exists is not told either."""
     found = room.get(id, rater)
     if found is None:
-        raise HTTPException(404, "this chat is not here: it was discarded, or the server was started anew. Begin another one.")
+        raise HTTPException(404, room.gone(id))
     return found

@@ -1,13 +1,13 @@
 """One side of a chat: what was said there, the calls that wait for somebody, and the run that it becomes.
 
 A call that the agent proposes goes through one of a few states: a person is asked for leave, it runs, or a person is asked for its result.
-Surprise: a call that a person changed stands in the run as it was made, for that is what the results answer; the agent's own words are
-kept in the run's metadata, and the tokens of that turn are let go, since they are not what happened.
+Surprise: a call that a person changed stands in the run as it was made, for that is what the results answer. The agent's own turn with its
+tokens stands beside it in `wrote`, since it is not what happened; kept, it becomes a run of its own (`play_keep`).
 """
 
 import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import JsonValue
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LaneState = Literal["opening", "ready", "writing", "asking", "calling", "stopped", "failed", "over"]
 Did = Literal["approved", "edited", "denied", "answered", "replayed"]
+AGAIN_TEMPERATURE = 1.0
+"""Of a turn that is written once more where the chat's own temperature is 0, at which the same would come again."""
 
 
 @dataclass
@@ -35,6 +37,13 @@ class Proposal:
     result: Message | None = None
 
 
+class Wrote(NamedTuple):
+    """A turn as the agent wrote it, where a person changed a call of it."""
+
+    message: Message
+    tokens: TurnTokens | None
+
+
 @dataclass
 class Lane:
     """One side. The chat's lock is held by whoever changes it."""
@@ -45,11 +54,11 @@ class Lane:
     state: LaneState = "opening"
     messages: list[Message] = field(default_factory=list)
     turns: list[TurnTokens] = field(default_factory=list)
-    last: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    """Context and completion of the last turn, while it stands as it was sampled."""
     proposals: list[Proposal] = field(default_factory=list)
     changes: list[dict[str, JsonValue]] = field(default_factory=list)
     """What people did to calls, for the run's metadata."""
+    wrote: dict[int, Wrote] = field(default_factory=dict)
+    """By place among the messages the turns of which a person changed a call."""
     problem: str = ""
     stop: StopReason | None = None
     """Why nothing more can be said here."""
@@ -62,8 +71,12 @@ class Lane:
     pen: "Pen | None" = None
     customer: Message | None = None
     """What the task's own customer would say now; None where they have nothing more to say, or there is none."""
-    asked_at: int = -1
-    """How many messages there were when the customer was asked."""
+    asked: list[tuple[int, ToolCall | None]] = field(default_factory=list)
+    """What the world was asked, with how many messages there were: to run a call, or (None) what the customer says."""
+    is_ahead: bool = False
+    """The world was asked more than the messages tell, and has to be set up anew before it is asked again."""
+    rewrites: bool = False
+    """The turn that is to be written was there before."""
     has_own_words: bool = False
     """A person said something here that the task's customer had not said."""
 
@@ -71,6 +84,27 @@ class Lane:
     def steps(self) -> int:
         """Assistant turns so far."""
         return sum(message.role == "assistant" for message in self.messages)
+
+    @property
+    def last(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Context and completion of the last turn, while it stands as it was sampled."""
+        place = self.last_place
+        return next(((turn.context, turn.completion) for turn in self.turns if turn.message_index == place), None)
+
+    @property
+    def last_place(self) -> int:
+        """Where the agent's last turn stands among the messages; -1 where there is none."""
+        return max((index for index, message in enumerate(self.messages) if message.role == "assistant"), default=-1)
+
+    @property
+    def can_rewrite(self) -> bool:
+        """The last word was the agent's, and nothing came of it yet."""
+        place = self.last_place
+        if self.busy or place < 0 or self.stop is StopReason.ERROR:
+            return False
+        turn, after = self.messages[place], self.messages[place + 1 :]
+        is_open = bool(self.proposals) and all(proposal.state in ("asked", "wanting") for proposal in self.proposals)
+        return is_open if turn.tool_calls else not after or bool(turn.malformed and len(after) == 1)
 
     @property
     def waits_for_agent(self) -> bool:
@@ -106,11 +140,36 @@ class Lane:
     def make(self, proposal: Proposal, made: ToolCall) -> None:
         """Put the changed call where the agent's was."""
         proposal.made = made
-        place = max(index for index, message in enumerate(self.messages) if message.role == "assistant")
+        place = self.last_place
+        self.wrote.setdefault(place, Wrote(self.messages[place], next((turn for turn in self.turns if turn.message_index == place), None)))
         calls = tuple(made if call.id == made.id else call for call in self.messages[place].tool_calls)
         self.messages[place] = self.messages[place].model_copy(update={"tool_calls": calls})
         self.turns = [turn for turn in self.turns if turn.message_index != place]
-        self.last = None
+
+    def cut(self, place: int) -> None:
+        """Forget what was said from this place on, and what was done about it."""
+        self.messages = self.messages[:place]
+        self.turns = [turn for turn in self.turns if turn.message_index < place]
+        self.changes = [change for change in self.changes if isinstance(change["step"], int) and change["step"] < self.steps]
+        self.wrote = {at: wrote for at, wrote in self.wrote.items() if at < place}
+        asked = [(at, call) for at, call in self.asked if at <= place]
+        self.is_ahead, self.asked = self.is_ahead or asked != self.asked, asked
+        self.proposals, self.customer, self.stop, self.problem = [], None, None, ""
+
+    def rewrite(self, temperature: float) -> None:
+        """Take the last turn back; the next one stands where it stood."""
+        step = self.steps - 1
+        before = [change for change in self.changes if change["step"] == step and change["did"] == "rewritten"]
+        self.cut(self.last_place)
+        self.rewrites = True
+        self.changes += [*before, {"step": step, "did": "rewritten", "name": "turn", "temperature": temperature or AGAIN_TEMPERATURE}]
+
+    def shared(self, place: int) -> "Lane":
+        """A side of another chat, with all that was said here before this place; what was corrected in that is kept with this one."""
+        found = replace(self, slot=0, state="opening", busy=True, halted=False, pen=None, attempt=0, rewrites=False)
+        found.cut(place)
+        found.wrote, found.is_ahead = {}, False
+        return found
 
     def settle(self, proposal: Proposal, content: str, *, error: bool) -> None:
         """This is what came of the call."""
@@ -118,10 +177,11 @@ class Lane:
         proposal.result = Message(role="tool", content=content, tool_call_id=made.id, name=made.name, error=error)
         proposal.state = "done"
 
-    def run(self, about: "About", seconds: float | None, *, is_attempt: bool) -> Trajectory:
+    def run(self, about: "About", seconds: float | None, *, is_attempt: bool = False, parent: tuple[str, int] | None = None) -> Trajectory:
         """What happened here, as a run.
 
         Args:
+            parent: run and step that it branched from.
             is_attempt: the task may be judged by it. Else its checks would hold against the agent what people did.
         """
         task, stop = about.task, self.ended
@@ -132,6 +192,8 @@ class Lane:
             labels = {"task": json.loads(attempted.data), "tags": list(attempted.tags), "unseen": attempted.unseen}
         elif task is not None:
             said["world_of"] = task.id
+        if about.branch is not None:
+            said["branch_of"] = {"chat": about.branch[0], "step": about.branch[1]}
         return Trajectory(
             taskset=about.taskset,
             messages=(*self.messages, *(p.result for p in self.proposals if p.result is not None)),
@@ -143,6 +205,7 @@ class Lane:
             stop_reason=stop,
             error=self.problem if stop is StopReason.ERROR else "",
             seconds=seconds,
+            parent=parent,
             metadata=canonical_json({"chat": said, **labels}),
             created=now(),
         )
@@ -163,3 +226,5 @@ class About:
     task: Task | None
     seed: int
     temperature: float
+    branch: tuple[str, int] | None = None
+    """Chat and step that it branched from: there they part."""

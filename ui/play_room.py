@@ -1,25 +1,21 @@
-"""The playground's chats: who has which, how they begin, and what is kept of them.
+"""The playground's chats: who has which, and how they begin.
 
-A chat lives in this process until its person keeps or discards it. Surprise: keeping is the only way in which anything of it reaches the
-store, and for two sides keeping is voting: nothing could be told about a blind pair whose sides stand in the list of runs.
+A chat lives in this process until its person keeps or discards it. Surprise: a kept chat stays here too, to be looked at, until the server
+stops; of what it said only the store knows then.
 """
 
 import secrets
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, find_taskset, load_taskset
 from agentalign.errors import DataError
-from agentalign.records.base import digest
-from agentalign.records.criterion import Score
-from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import Trajectory
-from agentalign.store.store import Store
 from agentalign.ui.api import House
-from agentalign.ui.compare import STRENGTH, Choice
 from agentalign.ui.play_chat import Chat
 from agentalign.ui.play_lane import About
 from agentalign.ui.play_model import Stage
@@ -54,6 +50,8 @@ class Room:
         self._house = house
         self.stage = Stage(house.project)
         self._chats: dict[str, Chat] = {}
+        self._began = secrets.token_hex(4)
+        """How the ids of all chats of this server's time begin, by which older ones are known."""
         self._tasksets: dict[str, Taskset] = {}
         self._lock = threading.Lock()
 
@@ -81,18 +79,46 @@ class Room:
         taskset = self.taskset(wish.taskset if wish.source is None else wish.source.taskset)
         task = self._task(taskset, wish)
         about = About(
-            chat=secrets.token_hex(16), taskset=taskset.name, tools=taskset.tools if wish.source is None else wish.source.tools,
+            chat=self._new_id(), taskset=taskset.name, tools=taskset.tools if wish.source is None else wish.source.tools,
             tools_by=wish.tools_by, task=task, seed=secrets.randbits(31), temperature=wish.temperature,
         )  # fmt: skip
         chat = Chat(owner, about, taskset, wish.sides, source=wish.source, ask=wish.ask, engine=engine)
+        self._admit(chat)
+        chat.sides.start(wish.words)
+        return chat
+
+    def branch(self, chat: Chat, side: int, step: int) -> Chat:
+        """A new chat that shares with another all that was said before a step.
+
+        Raises:
+            DataError: see `Chat.branch_at`; or the model that is loaded now is another one.
+        """
+        engine, version = self.stage.engine(), chat.lanes[side].version if side < len(chat.lanes) else ""
+        branched = chat.branch_at(side, step)
+        if version not in (known := self.stage.view().sides):
+            raise DataError(f"'{version}' does not go with the model that is loaded. Choose from: {', '.join(known)}.")
+        about = replace(chat.about, chat=self._new_id(), seed=secrets.randbits(31), branch=(chat.id, step))
+        found = Chat(chat.owner, about, chat.taskset, [version], source=chat.source, ask=chat.ask, engine=engine, branched=branched)
+        self._admit(found)
+        found.sides.start("")
+        return found
+
+    def gone(self, id: str) -> str:
+        """Why a chat is not here, in a sentence; of another person's no more than of none."""
+        if not id.startswith(self._began):
+            return "the server was started anew, and this chat ended with it; what was kept stands in the list of runs. Begin another."
+        return "this chat is not here: it was discarded, or nobody touched it for two hours. Begin another one."
+
+    def _new_id(self) -> str:
+        return self._began + secrets.token_hex(12)
+
+    def _admit(self, chat: Chat) -> None:
         with self._lock:
             self._forget_idle()
             open_ones = [one for one in self._chats.values() if not one.kept]
-            if sum(one.owner == owner for one in open_ones) >= MOST_OWN or len(open_ones) >= MOST:
+            if sum(one.owner == chat.owner for one in open_ones) >= MOST_OWN or len(open_ones) >= MOST:
                 raise DataError("too many chats are open. Keep or discard one of yours first, or wait until others do.")
             self._chats[chat.id] = chat
-        chat.start(wish.words)
-        return chat
 
     def get(self, id: str, owner: str) -> Chat | None:
         """The person's own chat; None for anybody else's."""
@@ -143,41 +169,3 @@ class Room:
         for chat in [chat for chat in self._chats.values() if chat.touched < late]:
             del self._chats[chat.id]
             threading.Thread(target=chat.close, daemon=True).start()
-
-
-def keep(store: Store, chat: Chat, *, choice: Choice | None, scores: Sequence[Score], queue: bool, note: str) -> None:
-    """Store the chat's runs and what was said about them; the chat's lock is held. Doing it again does nothing more.
-
-    Raises:
-        DataError: there is nothing to keep yet, or a pair without a vote.
-    """
-    if (choice is not None) != (len(chat.lanes) == 2):
-        raise DataError("two sides are kept with a vote between them, and one side without. Send the one or the other.")
-    runs = chat.as_runs()
-    store.add(runs, chat.tokens_of(runs))
-    chat.runs = runs
-    if scores:
-        store.add_scores(scores)
-    if choice is not None:
-        store.add_preferences([_vote(chat, runs, choice, note)])
-    if queue:
-        store.queue_items.add([run.id for run in runs])
-    # Names are told from here on: after everything is committed.
-    chat.kept = True
-    chat.seen += 1
-
-
-def _vote(chat: Chat, runs: Sequence[Trajectory], choice: Choice, note: str) -> Preference:
-    items = tuple(Item(run.id) for run in runs)
-    return Preference(
-        taskset=chat.about.taskset,
-        items=items[::-1] if choice in ("right", "right_far") else items,
-        strength=STRENGTH[choice],
-        tie=choice == "tie",
-        both_bad=choice == "both_bad",
-        left=runs[0].id,
-        source="human",
-        rater=chat.owner,
-        note=note,
-        id=digest(["chat", chat.id]),
-    )

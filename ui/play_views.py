@@ -39,10 +39,13 @@ class LaneView(BaseModel):
     problem: str
     stop: str
     can_go_on: bool
+    can_rewrite: bool
     customer: str | None
     """What the task's customer would say now."""
     changes: list[str]
     """What people did to calls, a line each."""
+    changed: bool
+    """A call was changed, which makes a correction when the chat is kept."""
     proposals: list[ProposalView]
     entries: list[views.Entry] | None
     """The timeline; None where the page has it."""
@@ -58,12 +61,19 @@ class ChatView(BaseModel):
     task: str
     tools_by: str
     ask: bool
+    temperature: float
     problem: str
     kept: bool
     names: list[str]
     """Who is on which side, once that may be told."""
+    draft: str
+    """What its person said next where it branched."""
+    branch: tuple[str, int] | None
+    """Chat and step that it branched from."""
     runs: list[str]
     """What it was kept as."""
+    proposals: list[str]
+    """Runs that hold what was corrected in it, once it is kept."""
     lanes: list[LaneView]
     criteria: list[views.CriterionView]
     """What a person may say about the whole of it when it is kept."""
@@ -88,16 +98,20 @@ def chat_view(chat: Chat, criteria: Sequence[Criterion], seen: int) -> ChatView:
     with chat.lock:
         return ChatView(
             id=chat.id,
-            seen=chat.seen,
+            seen=chat.sides.seen,
             taskset=chat.about.taskset,
             task=_task(chat),
             tools_by=chat.about.tools_by,
             ask=chat.ask,
-            problem=chat.problem,
+            temperature=chat.about.temperature,
+            problem=chat.sides.problem,
             kept=chat.kept,
             names=chat.names,
+            draft=chat.draft,
+            branch=chat.about.branch,
             runs=[run.id for run in chat.runs] if chat.kept else [],
-            lanes=[_lane(lane, chat.seen == seen) for lane in chat.lanes],
+            proposals=list(chat.proposals),
+            lanes=[_lane(lane, chat.sides.seen == seen) for lane in chat.lanes],
             criteria=[views.criterion_view(one) for one in asked],
         )
 
@@ -143,8 +157,10 @@ def _lane(lane: Lane, known: bool) -> LaneView:
         problem=lane.problem,
         stop="" if lane.stop is None else lane.stop.value,
         can_go_on=lane.can_go_on and not lane.busy,
+        can_rewrite=lane.can_rewrite,
         customer=lane.customer.content if lane.customer and lane.state == "ready" else None,
         changes=[f"step {one['step']}: {one['name']} {one['did']}" for one in lane.changes],
+        changed=bool(lane.wrote),
         proposals=proposals,
         entries=None if known else _entries(lane),
     )

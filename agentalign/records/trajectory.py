@@ -80,8 +80,9 @@ class Message(Record):
 class Origin(Record):
     """Where a run came from; part of its id."""
 
-    kind: Literal["rollout", "expert", "import", "correction", "capture", "chat"]
-    """A chat is a run in which a person took the customer's part; `metadata` says what they did to its calls."""
+    kind: Literal["rollout", "expert", "import", "correction", "capture", "chat", "proposal"]
+    """A chat is a run in which a person took the customer's part; `metadata` says what they did to its calls. A proposal is a chat up to a
+    turn of which a person changed a call before it was made, with that turn as the agent wrote it."""
     reference: str
     """What made it: a policy such as "order_desk@4" or "base", a command, or the digest of the source file."""
     task: str = ""
@@ -162,6 +163,11 @@ class Trajectory(Record):
         """True for a run that ends with one step that a person wrote anew: it shows a better act, not how well a task was done."""
         at_end = bool(self.steps) and self.steps[-1].message_index == len(self.messages) - 1
         return self.origin.kind == "correction" and self.parent is not None and at_end and self.parent[1] == len(self.steps) - 1
+
+    @property
+    def is_one_step(self) -> bool:
+        """True for a run that is about its last step alone, for nothing was acted out after it: a corrected step, or a proposal."""
+        return self.is_corrected_step or self.origin.kind == "proposal"
 
     @property
     def answer(self) -> str:

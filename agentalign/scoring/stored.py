@@ -58,8 +58,8 @@ def score_stored(
 ) -> ScoringReport:
     """Run the taskset's checks on its stored runs and store the scores; with `only_new` on runs that lack an answer to a current one.
 
-    A check that broke has not answered: it may have been mended, or a worker may have died under it. Corrected steps are passed over:
-    nothing was acted out after them that a check could look at.
+    A check that broke has not answered: it may have been mended, or a worker may have died under it. Runs that are about
+    one step are passed over: nothing was acted out after it that a check could look at.
     """
     for name in criteria or ():
         taskset.criterion(name)
@@ -79,7 +79,7 @@ def score_stored(
         waiting.clear()
 
     for number, run in enumerate(store.trajectories(runs), 1):
-        if not run.is_corrected_step and wanted - done.get(run.id, set()):
+        if not run.is_one_step and wanted - done.get(run.id, set()):
             waiting.append(run)
             scored += 1
         if len(waiting) >= BATCH:
@@ -158,7 +158,7 @@ def make_pairs(
     by_run: dict[str, list[Score]] = {}
     for score in store.scores(taskset=taskset.name):
         by_run.setdefault(score.trajectory, []).append(score)
-    scored = [(run, overall(taskset.criteria, by_run.get(run.id, []))) for run in runs if not run.is_corrected_step]
+    scored = [(run, overall(taskset.criteria, by_run.get(run.id, []))) for run in runs if not run.is_one_step]
     experts = [pair for pair in scored if pair[0].origin.kind in TEACHERS]
     others = [pair for pair in scored if pair[0].origin.kind not in TEACHERS]
     found: list[Preference] = []

@@ -22,9 +22,9 @@ PER_TASK = 40
 
 
 def comparable(store: Store, wanted: RunFilter, newest: int) -> list[list[Pair]]:
-    """The pairs of each task, among so many of the newest runs that match. Corrected steps are left out: nothing was acted out after."""
+    """The pairs of each task, among so many of the newest runs that match. Runs that are about one step are left out."""
     partial = {run.id for run in store.trajectories(wanted.model_copy(update={"origin_kind": "correction"})) if run.is_corrected_step}
-    rows = [row for row in store.runs(wanted, limit=newest).rows if row.id not in partial]
+    rows = [row for row in store.runs(wanted, limit=newest).rows if row.id not in partial and row.origin_kind != "proposal"]
     unnamed = _keys_of_unnamed(store, [row.id for row in rows if row.task_id is None][:NEWEST_UNNAMED])
     tasks: dict[tuple[str, str], list[RunRow]] = {}
     for row in rows:

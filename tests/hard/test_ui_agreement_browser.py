@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
+from small_browser import browser_fixture
 from small_desk import HOSTILE, make_desk, make_run
 
 from agentalign.config.project import Project
@@ -19,17 +20,9 @@ from agentalign.ui.app import create_app
 
 pytestmark = [pytest.mark.hard, pytest.mark.browser]
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 PATIENCE = 60_000
 EVIL = HOSTILE[1]
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
+browser = browser_fixture()
 
 
 @pytest.fixture

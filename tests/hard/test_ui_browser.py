@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect
+from small_browser import browser_fixture
 from small_desk import HOSTILE, make_desk, make_run
 
 from agentalign.config.project import Project
@@ -18,10 +19,6 @@ from agentalign.ui.app import create_app
 
 pytestmark = [pytest.mark.hard, pytest.mark.browser]
 
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
-]  # fmt: skip
 PATIENCE = 60_000
 
 
@@ -52,12 +49,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
 
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
+browser = browser_fixture()
 
 
 @pytest.fixture

@@ -10,17 +10,15 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from agentalign.config.project import Project
 from agentalign.environments.taskset import load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.rollouts.collect import choose_jobs, collect
 from agentalign.rollouts.policy import ExpertPolicy
-from agentalign.scoring.stored import score_stored
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
 from agentalign.ui.api import create_api
 from tests.small_desk import HOME
-from tests.small_project import FIXTURES, SFT
+from tests.small_project import SFT, make_scored
 
 pytestmark = pytest.mark.hard
 
@@ -48,13 +46,7 @@ os.killpg(0, signal.SIGKILL)
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    found = Project.create(tmp_path_factory.mktemp("project"))
-    (found.tasks / "toy_desk").symlink_to(FIXTURES / "toy_desk")
-    taskset = load_taskset("toy_desk", found.tasks)
-    with Store(found.store_url) as store, WorkerPool(taskset) as pool:
-        collect(store, taskset, ExpertPolicy(pool), choose_jobs(taskset, "train", limit=30), pool=pool)
-        score_stored(store, taskset, pool=pool)
-    return found
+    return make_scored(tmp_path_factory.mktemp("project"))
 
 
 def wait_for(client, id, wanted):

@@ -1,49 +1,24 @@
 """The training screen in a real browser: a training is seen, started, watched and stopped there; hostile names stay text."""
 
-from collections.abc import Iterator
-
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from agentalign.config.project import Project
-from agentalign.environments.taskset import load_taskset
-from agentalign.environments.worker import WorkerPool
-from agentalign.rollouts.collect import choose_jobs, collect
-from agentalign.rollouts.policy import ExpertPolicy
-from agentalign.scoring.stored import score_stored
 from agentalign.store.store import Store
 from agentalign.training.metrics import write_row
-from agentalign.ui.screenshots.make import CHROMIUM_FLAGS, serving
-from tests.small_project import FIXTURES, TINY
+from tests.small_browser import PATIENCE, page_fixture
+from tests.small_project import TINY, make_scored
 
 pytestmark = [pytest.mark.hard, pytest.mark.browser]
-PATIENCE = 180_000
 HOSTILE = "eval/family/<img src=x onerror=window.pwned=1>"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    found = Project.create(tmp_path_factory.mktemp("project"))
-    (found.tasks / "toy_desk").symlink_to(FIXTURES / "toy_desk")
-    taskset = load_taskset("toy_desk", found.tasks)
-    with Store(found.store_url) as store, WorkerPool(taskset) as pool:
-        collect(store, taskset, ExpertPolicy(pool), choose_jobs(taskset, "train", limit=30), pool=pool)
-        score_stored(store, taskset, pool=pool)
-    return found
+    return make_scored(tmp_path_factory.mktemp("project"))
 
 
-@pytest.fixture(scope="module")
-def page(chromium: str, project: Project) -> Iterator[Page]:
-    with sync_playwright() as playwright, serving(project, "rater") as url:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-        page = browser.new_context(viewport={"width": 1280, "height": 720}, base_url=url).new_page()
-        faults: list[str] = []
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: faults.append(request.url) if not request.url.startswith((url, "data:", "blob:")) else None)
-        page.set_default_timeout(PATIENCE)
-        yield page
-        browser.close()
-        assert faults == [], "a script error, or a request to another server"
+page = page_fixture()
 
 
 def test_a_training_is_started_watched_stopped_and_taken_up_in_the_page(page: Page, project: Project) -> None:

@@ -158,7 +158,9 @@ def shoot(browser: Browser, url: str, scheme: str, suffix: str) -> None:
     _save(page, f"run{suffix}")
     # Every other screen that the bar leads to, so that a new one is never forgotten.
     for screen in page.eval_on_selector_all(".bar nav a", "(links) => links.map((link) => link.dataset.screen)"):
-        if screen != "runs":
+        if screen == "play":
+            _play(page, suffix)
+        elif screen != "runs":
             _show(page, f"{screen}?taskset=order_desk", FILLED.get(screen, ".view"))
             _save(page, f"{screen}{suffix}")
             if screen in INSIDE:
@@ -172,6 +174,33 @@ def shoot(browser: Browser, url: str, scheme: str, suffix: str) -> None:
     page.wait_for_selector("input[type=password]")
     _save(page, f"login{suffix}")
     context.close()
+
+
+def _play(page: Page, suffix: str) -> None:
+    """The playground's front, a call that is being changed, and two sides before the vote. What one scheme began serves the other."""
+    _show(page, "play", ".play-model")
+    if not page.locator(".play-model .chip.good").count():
+        page.click(".play-model button.main")
+    page.wait_for_selector(".new-chat", timeout=600_000)
+    _save(page, f"play{suffix}")
+    # One that says all there is to say, for the agent to call its tool at once.
+    task = next(task.id for task in load_taskset(FIXTURES / "toy_desk").tasks("train") if task.family != "unclear")
+    known = page.eval_on_selector_all(".chats a", "(links) => links.map((link) => link.hash.slice(2)).reverse()")
+    for number, (name, there) in enumerate((("one", ".call-wait.asked"), ("two", ".choices button"))):
+        if known:
+            _show(page, known[number], there)
+        else:
+            _show(page, "play", ".new-chat")
+            page.set_checked('input[name="two"]', name == "two")
+            page.set_checked('input[name="ask"]', name == "one")
+            page.fill('input[name="task"]', task)
+            page.click(".new-chat button.main")
+        page.wait_for_selector(there, timeout=600_000)
+        page.wait_for_selector(".speak button:text('Stop')", state="hidden", timeout=600_000)
+        if name == "one":
+            page.keyboard.press("e")
+            page.wait_for_selector("form.call-form")
+        _save(page, f"play-{name}{suffix}")
 
 
 FILLED = {"queue": ".timeline .entry", "compare": ".pair .side", "training": "table.trainings tbody tr", "agreement": ".matrix a.cell"}

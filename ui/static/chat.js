@@ -1,5 +1,6 @@
 // One chat, with one side or two: what was said, what is being written, calls that wait for a person, and what becomes of it all.
 
+import { branching } from "./branch.js";
 import { pretty } from "./correct.js";
 import { capped, h, visible } from "./dom.js";
 import { keepPanel, voteBar } from "./keep.js";
@@ -15,14 +16,15 @@ const STATES = { opening: "setting the scene", ready: "your turn", writing: "wri
 
 export async function showChat(view, place) {
   const url = "/api/play/chats/" + encodeURIComponent(place.id);
-  const screen = { url, place, view, seen: -1, chat: null, lanes: [], nodes: {}, timer: 0 };
+  const screen = { url, place, view, seen: -1, chat: null, lanes: [], nodes: {}, timer: 0, heard: true, ended: false };
+  screen.branching = branching(screen);
   const chat = await read(url);
   build(screen, chat);
   update(screen, chat);
   screen.again = () => {
     clearTimeout(screen.timer);
     const busy = screen.chat.lanes.some((lane) => BUSY.includes(lane.state));
-    if (!screen.chat.kept && place.current()) screen.timer = setTimeout(() => look(screen), busy ? QUICK : SLOW);
+    if (!screen.chat.kept && !screen.ended && place.current()) screen.timer = setTimeout(() => look(screen), busy ? QUICK : SLOW);
   };
   view.addEventListener("gone", () => clearTimeout(screen.timer));
   view.addEventListener("shown", () => bottom(screen));
@@ -33,10 +35,27 @@ export async function showChat(view, place) {
 async function look(screen) {
   try {
     if (!document.hidden) update(screen, await read(`${screen.url}?seen=${screen.seen}`));
+    if (!screen.heard) notice(screen.place.root, "");
+    screen.heard = true;
   } catch (error) {
-    notice(screen.place.root, error.message);
+    screen.heard = error.status !== undefined;
+    failed(screen, error);
   }
   screen.again();
+}
+
+/** A chat that is not there any more cannot go on: the page says so once, and what stands on it stays to be read. */
+function failed(screen, error) {
+  if (error.status !== 404) return notice(screen.place.root, error.message);
+  const { nodes } = screen;
+  screen.ended = true;
+  notice(screen.place.root, "");
+  nodes.state.textContent = error.message;
+  nodes.state.classList.add("fault");
+  for (const button of screen.view.querySelectorAll(".speak button, .call-wait button, .run-head button")) button.disabled = true;
+  nodes.lanes.classList.add("no-branch");
+  nodes.end.replaceChildren();
+  for (const lane of screen.lanes) lane.box.querySelector(".entry.live")?.remove();
 }
 
 /** Ask for something; the answer is the chat as it is then. */
@@ -48,7 +67,7 @@ async function act(screen, what, body = {}) {
     screen.again();
     return true;
   } catch (error) {
-    notice(screen.place.root, error.message);
+    failed(screen, error);
     return false;
   }
 }
@@ -63,18 +82,20 @@ function build(screen, chat) {
     const rows = h("div", { class: "timeline", role: "log", "aria-label": chat.lanes.length > 1 ? `Side ${"AB"[index]}` : "Conversation" });
     const title = chat.lanes.length > 1 && h("h2", {}, "AB"[index]);
     const more = h("div", { class: "chat-more" });
-    return { rows, title, more, box: h("section", { class: "lane" }, title, rows, more), known: [], shown: "" };
+    return { rows, title, more, box: h("section", { class: "lane", "data-side": String(index) }, title, rows, more), known: [], shown: "" };
   });
   nodes.words = h("textarea", { class: "field", rows: 2, maxLength: 20000, "aria-label": "Your words", placeholder: "Say something (Enter sends)", onkeydown: (event) => typed(screen, event) });
   nodes.send = h("button", { type: "button", class: "main", onclick: () => send(screen) }, "Send ", h("kbd", {}, "Enter"));
   nodes.stop = h("button", { type: "button", onclick: () => act(screen, "stop") }, "Stop ", h("kbd", {}, "s"));
   nodes.resume = h("button", { type: "button", onclick: () => act(screen, "resume") }, "Go on ", h("kbd", {}, "r"));
+  nodes.again = h("button", { type: "button", onclick: () => act(screen, "rewrite"), title: chat.temperature ? "The last turn is written once more" : "The last turn is written once more, drawn at temperature 1: at 0 the same would come again" }, "Again ", h("kbd", {}, "x"));
   nodes.customer = h("button", { type: "button", onclick: () => act(screen, "customer") }, "Customer answers ", h("kbd", {}, "c"));
   nodes.lanes = h("div", { class: "lanes" + (chat.lanes.length > 1 ? " two" : "") }, screen.lanes.map((lane) => lane.box));
   nodes.words.addEventListener("input", () => {
     nodes.words.rows = Math.min(8, nodes.words.value.split("\n").length + 1);
   });
-  nodes.speak = h("footer", { class: "speak" }, nodes.state, nodes.words, nodes.send, nodes.customer, nodes.stop, nodes.resume);
+  nodes.speak = h("footer", { class: "speak" }, nodes.state, nodes.words, nodes.send, nodes.customer, nodes.again, nodes.stop, nodes.resume);
+  nodes.words.value = chat.draft;
   nodes.end = h("div", { class: "chat-end" });
   screen.view.append(nodes.head, nodes.lanes, nodes.speak, nodes.end);
 }
@@ -92,6 +113,8 @@ function update(screen, chat) {
   nodes.words.disabled = chat.kept || Boolean(chat.problem);
   nodes.send.disabled = !mayTalk;
   nodes.stop.hidden = !busy;
+  nodes.again.hidden = busy || chat.kept || !chat.lanes.some((lane) => lane.can_rewrite);
+  nodes.lanes.classList.toggle("no-branch", busy || (chat.lanes.length > 1 && !chat.kept));
   nodes.resume.hidden = busy || chat.kept || !chat.lanes.some((lane) => lane.can_go_on);
   nodes.customer.hidden = busy || chat.kept || !chat.lanes.some((lane) => lane.customer !== null);
   const state = chat.kept ? "kept" : chat.problem || [...new Set(chat.lanes.map(stateText))].join(" · ");
@@ -103,6 +126,7 @@ function update(screen, chat) {
     nodes.speak.hidden = chat.kept;
     if (chat.kept) screen.lanes.forEach((lane, index) => lane.title && lane.title.replaceChildren("AB"[index], " ", h("span", { class: "chip mine" }, visible(chat.names[index]))));
   }
+  if (!chat.kept) screen.panel.tell(chat);
   if (wasLow || first) bottom(screen);
 }
 
@@ -124,9 +148,10 @@ function head(screen, chat) {
     h("h1", {}, visible(chat.names.join(" and ") || "two adapters, blind")),
     h("span", { class: "chip calm" }, visible(chat.taskset)),
     chat.task && h("span", { class: "dim" }, "task ", visible(chat.task)),
+    chat.branch && h("a", { class: "chip relative", href: addressOf("play", chat.branch[0]) }, `branched at step ${chat.branch[1]}`),
     h("span", { class: "dim" }, tools, chat.ask ? ", asked for first" : ""),
     h("span", { class: "grow" }),
-    ...(chat.kept ? chat.runs.map((run, index) => h("a", { class: "button", href: addressOf("run", run) }, many ? `Run of ${"AB"[index]}` : "Open the run")) : [h("button", { type: "button", class: "quiet", onclick: () => discard(screen), title: "Nothing of it is kept" }, "Discard")]),
+    ...(chat.kept ? chat.runs.map((run, index) => h("a", { class: "button", href: addressOf("run", run) }, many ? `Run of ${"AB"[index]}` : "Open the run")).concat(chat.proposals.map((run) => h("a", { class: "button", href: addressOf("run", run), title: "What the agent wrote, and the call as you made it" }, "Correction"))) : [h("button", { type: "button", class: "quiet", onclick: () => discard(screen), title: "Nothing of it is kept" }, "Discard")]),
   ].filter(Boolean);
 }
 
@@ -144,7 +169,7 @@ function drawLane(screen, lane, index) {
     const same = texts.findIndex((text, at) => text !== own.known[at]);
     const from = same < 0 ? texts.length : same;
     while (own.rows.children.length > from) own.rows.lastElementChild.remove();
-    own.rows.append(...timeline(lane.entries.slice(from), { folded: false }));
+    own.rows.append(...timeline(lane.entries.slice(from), { folded: false, extra: screen.branching.extra, onPick: (entry, row) => entry.kind === "step" && screen.branching.pick(row) }));
     own.known = texts;
   }
   // What a person is typing into stays as it is until the calls themselves change.
@@ -250,6 +275,8 @@ function keysOf(screen) {
     { keys: ["c"], label: "c", does: "let the task's customer answer", act: () => !screen.nodes.customer.hidden && act(screen, "customer") },
     { keys: ["s"], label: "s", does: "stop", act: () => !screen.nodes.stop.hidden && act(screen, "stop") },
     { keys: ["r"], label: "r", does: "go on after a stop", act: () => !screen.nodes.resume.hidden && act(screen, "resume") },
+    { keys: ["x"], label: "x", does: "have the last turn written once more", act: () => !screen.nodes.again.hidden && !screen.nodes.again.disabled && act(screen, "rewrite") },
+    ...screen.branching.keys,
     { keys: ["a"], label: "a", does: "approve the call that waits", act: () => press("approve") },
     { keys: ["e"], label: "e", does: "edit the call that waits (Ctrl+Enter makes it)", act: () => press("edit") },
     { keys: ["d"], label: "d", does: "deny the call that waits", act: () => press("deny") },

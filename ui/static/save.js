@@ -123,6 +123,6 @@ export async function read(url, body) {
   } catch {
     // Told below by its status.
   }
-  if (!response.ok) throw new Error(typeof answer?.detail === "string" ? answer.detail : `The server answered ${response.status}.`);
+  if (!response.ok) throw Object.assign(new Error(typeof answer?.detail === "string" ? answer.detail : `The server answered ${response.status}.`), { status: response.status });
   return answer;
 }

@@ -1,0 +1,231 @@
+"""What is kept of a chat: a changed call as a correction that trainings see, once, with the agent's own call beside it."""
+
+import json
+
+import pytest
+from small_desk import HOME
+from small_play import PASSWORD, begin, clear_task, decide, deny_all, play_fixtures, rests
+from small_server import TINY
+from starlette.testclient import TestClient
+
+from agentalign.config.dpo import DPOConfig
+from agentalign.config.project import Project
+from agentalign.config.sft import SFTConfig
+from agentalign.environments.taskset import load_taskset
+from agentalign.environments.team_code import TeamCode
+from agentalign.recipes import dpo, sft
+from agentalign.recipes.data import render_runs, sft_batches
+from agentalign.recipes.preferences import choose_preferences
+from agentalign.recipes.workspace import open_workspace
+from agentalign.records.preference import Item
+from agentalign.records.trajectory import Message, ToolCall, Trajectory, TurnTokens
+from agentalign.scoring.stored import make_pairs, score_stored
+from agentalign.scoring.to_compare import comparable
+from agentalign.store.filters import RunFilter
+from agentalign.store.store import Store
+from agentalign.training.dialect import Dialect
+from agentalign.ui.api import create_api
+from agentalign.ui.play_keep import changed_turns
+from agentalign.ui.play_lane import About, Lane, Proposal
+
+project, store, clients, ada = play_fixtures()
+PLAID = '{"colour":"plaid","item":"kite"}'
+ORDER = load_taskset(TINY.parent / "toy_desk").tools
+
+
+def changed(client: TestClient, **more: object) -> tuple[str, str]:
+    """A chat in which the first call was changed and any further one is denied: (its id, the call as the agent wrote it)."""
+    id = begin(client, task=clear_task(), **more)
+    (call,) = rests(client, id)["lanes"][0]["proposals"]
+    assert decide(client, id, call["id"], "edit", arguments=PLAID).status_code == 200
+    deny_all(client, id)
+    return id, call["arguments"]
+
+
+def of_chat(store: Store, chat: str, kind: str) -> list[Trajectory]:
+    return [run for run in store.trajectories(RunFilter(origin_kind=kind)) if run.origin.task == chat]
+
+
+def test_a_changed_call_becomes_a_correction_that_stands_over_the_agents_own(ada: TestClient, store: Store, project: Project) -> None:
+    id, wrote = changed(ada)
+    assert rests(ada, id)["lanes"][0]["changed"]
+    kept = ada.post(f"/api/play/chats/{id}/keep", json={}).json()
+    (run,) = of_chat(store, id, "chat")
+    (proposal,) = of_chat(store, id, "proposal")
+    (corrected,) = of_chat(store, id, "correction")
+    assert (kept["runs"], kept["proposals"]) == ([run.id], [proposal.id])
+    # The chat as it went, the agent's own call beside it, and the call that was made.
+    assert run.steps[0].message.tool_calls[0].arguments == PLAID
+    assert (proposal.parent, proposal.origin.reference) == ((run.id, 0), "toy_desk@1")
+    assert proposal.steps[0].message.tool_calls[0].arguments == wrote != PLAID
+    assert (corrected.parent, corrected.origin.reference, corrected.is_corrected_step) == ((proposal.id, 0), "ada", True)
+    assert corrected.messages == run.messages[: len(corrected.messages)]
+    tokens = store.tokens(proposal.id)
+    dialect = Dialect.load(open_base(project))
+    assert tokens is not None and dialect.parse_ids(tokens.turns[-1].completion).tool_calls[0].arguments == wrote
+    (pair,) = [p for p in store.preferences("toy_desk", source="correction") if p.items[0].trajectory == corrected.id]
+    assert pair.items == (Item(corrected.id, 0), Item(proposal.id, 0))
+    assert (pair.rater, pair.decided) == ("ada", True)
+    # It is found from the run's page, shown as the person's own correction, and may be taken back there.
+    assert [(one["id"], one["step"], one["kind"]) for one in ada.get(f"/api/runs/{run.id}/links").json()["children"]] == [
+        (proposal.id, 0, "proposal")
+    ]
+    (shown,) = ada.get(f"/api/runs/{proposal.id}/corrections").json()["corrections"]
+    assert shown["entry"]["calls"][0]["arguments"] == PLAID
+    back = ada.post("/api/corrections/withdrawn", json={"key": "k" * 8, "trajectory": proposal.id, "step": 0})
+    assert back.status_code == 200, back.text
+
+
+def open_base(project: Project):  # type: ignore[no-untyped-def]
+    with open_workspace(SFTConfig(taskset="toy_desk", base=str(TINY), quantization="none"), project) as work:
+        return work.base
+
+
+def test_trainings_learn_from_it_and_from_nothing_else_of_the_chat(ada: TestClient, store: Store, project: Project) -> None:
+    id, _ = changed(ada)
+    ada.post(f"/api/play/chats/{id}/keep", json={})
+    (proposal,), (corrected,) = of_chat(store, id, "proposal"), of_chat(store, id, "correction")
+    taskset = load_taskset("toy_desk", project.tasks)
+    with TeamCode(taskset.folder) as pool:
+        score_stored(store, taskset, pool=pool)
+    assert store.scores([proposal.id, corrected.id]) == [], "nothing was acted out after them that a check could look at"
+    made = make_pairs(store, taskset, margin=0.0)
+    assert [p.items for p in made.preferences if {item.trajectory for item in p.items} & {proposal.id, corrected.id}] == [
+        (Item(corrected.id, 0), Item(proposal.id, 0))
+    ]
+    shown = {row.id for group in comparable(store, RunFilter(taskset="toy_desk"), 100) for pair in group for row in pair}
+    assert not shown & {proposal.id, corrected.id}
+
+    config = SFTConfig(taskset="toy_desk", base=str(TINY), quantization="none")
+    with open_workspace(config, project) as work:
+        chosen = [run for run in sft.choose_runs(work, config) if run.origin.task == id]
+        assert [run.id for run in chosen] == [corrected.id]
+        dialect = Dialect.load(work.base)
+        (micro,) = sft_batches(list(render_runs(chosen, store, dialect, config).rendered.values()), max_tokens=10_000)
+        learned = dialect.parse_ids(micro.tree.tokens[micro.tree.labels].tolist())
+        assert learned.tool_calls[0].arguments == PLAID
+        preferences, runs = choose_preferences(work, "overall")
+        own = [p for p in preferences if p.items[0].trajectory == corrected.id]
+        both = render_runs([runs[item.trajectory] for item in own[0].items], store, dialect, config)
+        (pair,) = dpo.make_pairs(own, runs, both, DPOConfig(taskset="toy_desk", base=str(TINY), credit="turn"), {corrected.id})
+    assert pair.chosen != pair.rejected
+
+
+def test_a_chat_that_is_kept_again_does_not_double(ada: TestClient, store: Store) -> None:
+    id, _ = changed(ada)
+    first = ada.post(f"/api/play/chats/{id}/keep", json={"marks": [{"criterion": "tone@1", "value": 2}]}).json()
+    counts = store.count(RunFilter()), len(store.preferences("toy_desk")), len(store.scores(first["runs"]))
+    again = ada.post(f"/api/play/chats/{id}/keep", json={"marks": [{"criterion": "tone@1", "value": 2}], "corrections": False}).json()
+    assert (again["runs"], again["proposals"]) == (first["runs"], first["proposals"])
+    assert (store.count(RunFilter()), len(store.preferences("toy_desk")), len(store.scores(first["runs"]))) == counts
+
+
+def test_a_person_who_only_tried_something_corrects_nothing(ada: TestClient, store: Store) -> None:
+    id, wrote = changed(ada)
+    kept = ada.post(f"/api/play/chats/{id}/keep", json={"corrections": False}).json()
+    assert kept["proposals"] == [] == of_chat(store, id, "correction") == of_chat(store, id, "proposal")
+    did = json.loads(store.trajectory(kept["runs"][0]).metadata)["chat"]["changes"][0]
+    assert (did["did"], did["arguments"]) == ("edited", wrote)
+
+
+def test_an_edit_that_changes_nothing_is_a_leave(ada: TestClient, store: Store) -> None:
+    id = begin(ada, task=clear_task())
+    (call,) = rests(ada, id)["lanes"][0]["proposals"]
+    laid_out = json.dumps(json.loads(call["arguments"]), indent=2)
+    assert decide(ada, id, call["id"], "edit", arguments=laid_out).status_code == 200
+    chat = rests(ada, id)
+    assert chat["lanes"][0]["changes"] == ["step 0: order approved"] and not chat["lanes"][0]["changed"]
+    kept = ada.post(f"/api/play/chats/{id}/keep", json={}).json()
+    assert kept["proposals"] == []
+    tokens = store.tokens(kept["runs"][0])
+    assert tokens is not None and tokens.turns[0].message_index == store.trajectory(kept["runs"][0]).steps[0].message_index
+
+
+def test_a_blind_pairs_correction_names_nobody_before_the_vote(ada: TestClient, store: Store) -> None:
+    id, _ = changed(ada, sides=["toy_desk@1", "toy_desk@2"])
+    deny_all(ada, id, side=1)
+    assert "toy_desk@" not in ada.get(f"/api/play/chats/{id}").text and not of_chat(store, id, "proposal")
+    kept = ada.post(f"/api/play/chats/{id}/keep", json={"choice": "left"}).json()
+    (proposal,) = of_chat(store, id, "proposal")
+    assert (proposal.parent, proposal.origin.reference) == ((kept["runs"][0], 0), kept["names"][0])
+
+
+# ---- a turn with several calls
+
+
+ABOUT = About(chat="c" * 32, taskset="toy_desk", tools=ORDER, tools_by="hand", task=None, seed=1, temperature=0.0)
+
+
+def lane_with(*arguments: str) -> Lane:
+    """A side whose first turn makes these calls."""
+    calls = tuple(ToolCall(id=f"call_{n}", name="order", arguments=text) for n, text in enumerate(arguments))
+    messages = [Message(role="user", content="Two kites."), Message(role="assistant", content="Wait.", tool_calls=calls)]
+    turn = TurnTokens(message_index=1, context=(1, 2), completion=(3,), logprobs=(-0.5,))
+    return Lane("toy_desk@1", 0, messages=messages, turns=[turn], proposals=[Proposal(call, call, "asked") for call in calls])
+
+
+def change(lane: Lane, place: int, arguments: str) -> None:
+    found = lane.proposals[place]
+    lane.make(found, ToolCall(id=found.call.id, name="order", arguments=arguments))
+    lane.note(found, "edited")
+
+
+RED, BLUE = '{"colour":"red","item":"kite"}', '{"colour":"blue","item":"kite"}'
+
+
+def test_a_call_that_was_denied_is_no_part_of_the_correction() -> None:
+    lane = lane_with(RED, RED)
+    change(lane, 1, BLUE)
+    lane.settle(lane.proposals[0], "error: no", error=True)
+    lane.note(lane.proposals[0], "denied")
+    (found,) = changed_turns(lane, lane.run(ABOUT, None, is_attempt=False), "ada", "b" * 32)
+    assert [call.arguments for call in found.corrected.messages[-1].tool_calls] == [BLUE]
+    assert [call.arguments for call in found.proposal.messages[-1].tool_calls] == [RED, RED]
+    assert found.corrected.messages[-1].content == "Wait."
+    assert [(record.trajectory, record.turns[0].completion) for record in found.tokens] == [(found.proposal.id, (3,))]
+
+
+@pytest.mark.parametrize("other", ['{"item": 7}', "not JSON"])
+def test_a_turn_with_another_call_that_fits_no_tool_is_no_example(other: str) -> None:
+    lane = lane_with(RED, other)
+    change(lane, 0, BLUE)
+    assert list(changed_turns(lane, lane.run(ABOUT, None, is_attempt=False), "ada", "b" * 32)) == []
+
+
+def test_a_later_change_stands_on_the_earlier_one() -> None:
+    lane = lane_with(RED)
+    change(lane, 0, BLUE)
+    second = ToolCall(id="call_1", name="order", arguments=BLUE)
+    lane.messages.append(Message(role="tool", content="sold out", tool_call_id="call_0", name="order"))
+    lane.messages.append(Message(role="assistant", tool_calls=(second,)))
+    lane.turns.append(TurnTokens(message_index=3, context=(4,), completion=(5,), logprobs=(-0.5,)))
+    lane.proposals = [Proposal(second, second, "asked")]
+    change(lane, 0, RED)
+    found = list(changed_turns(lane, lane.run(ABOUT, None, is_attempt=False), "ada", "b" * 32))
+    assert [(one.proposal.parent or ("", 0))[1] for one in found] == [0, 1]
+    assert found[1].proposal.messages[1].tool_calls[0].arguments == BLUE
+    assert [[turn.message_index for turn in record.turns] for one in found for record in one.tokens] == [[1], [3]]
+
+
+# ---- a restart
+
+
+def test_after_a_restart_a_chat_is_said_to_have_ended_and_what_was_kept_stands_once(
+    ada: TestClient, project: Project, store: Store
+) -> None:
+    kept, open_one, thrown = (begin(ada, tools="hand", words="I want a red kite.") for _ in range(3))
+    for id in (kept, open_one):
+        rests(ada, id)
+    (run,) = ada.post(f"/api/play/chats/{kept}/keep", json={}).json()["runs"]
+    ada.post(f"/api/play/chats/{thrown}/discard")
+    assert "it was discarded" in ada.get(f"/api/play/chats/{thrown}").json()["detail"]
+    count = store.count(RunFilter())
+    with TestClient(create_api(project, rater="nobody", team=True), base_url=HOME) as again:
+        assert again.post("/api/login", json={"name": "ada", "password": PASSWORD}).status_code == 200
+        for id in (kept, open_one):
+            for answer in (again.get(f"/api/play/chats/{id}"), again.post(f"/api/play/chats/{id}/keep", json={})):
+                assert answer.status_code == 404
+                assert answer.json()["detail"].startswith("the server was started anew, and this chat ended with it; what was kept stands")
+        assert again.get("/api/play").json()["chats"] == []
+        assert again.get(f"/api/runs/{run}").status_code == 200
+    assert store.count(RunFilter()) == count
