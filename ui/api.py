@@ -130,13 +130,14 @@ def create_api(project: Project, *, rater: str, team: bool = False, home: str | 
     add_queue(app, project, house.store, rules)
     add_team(app, accounts, signer, secure=bool(home and home.startswith("https://")))
     app.include_router(inspect_routes(house.store))
-    from agentalign.ui import agreement_api, compare_api, correct_api, lineage_api, play_api, training_api  # they stand on this module
+    from agentalign.ui import agreement_api, checks_api, compare_api, correct_api, lineage_api, play_api, training_api  # stand on this
 
     agreement_api.add(app, house)
     compare_api.add(app, house)
     correct_api.add(app, house)
     lineage_api.add(app, house)
     training_api.add(app, house)
+    checks_api.add(app, house)
     room = play_api.add(app, house)
     app.mount("/ui", StaticFiles(directory=STATIC))
     app.add_middleware(Guard, signer=signer, owner=rater, accounts=accounts, home=home)

@@ -169,12 +169,11 @@ def _write(
         return written, try_out(project, bundle, trained, served, None, where=where, tasks=tasks)
     if form == "gguf":
         assert converter is not None
-        written = write_gguf(bundle, plain.folder, plain.config, plain.tensors, converter, target, folder, _broken_calls(project, bundle))
+        broken = _broken_calls(project, bundle)
+        written, found = write_gguf(bundle, plain.folder, plain.config, plain.tensors, converter, target, folder, broken)
         if base:
             write_base_gguf(bundle, _trained(bundle, plain.folder), converter, folder)
-        words = (
-            "everything: llama.cpp does not run in this process. Every number of the adapter was found again in the file; ask a running "
-        )
+        words = f"everything: llama.cpp does not run in this process. {found}; ask a running "
         words += "server by `agentalign deploy-check --endpoint`, or several at once by benchmarks/deploy.py."
         return written, Trial(where="a GGUF file that was read back", unmeasured=(words,))
     for file in plain.folder.iterdir():

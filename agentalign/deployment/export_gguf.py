@@ -1,8 +1,9 @@
 """The adapter as a GGUF LoRA for llama.cpp, by the converter that llama.cpp ships and the team names; on request the base as GGUF too.
 
 The converter is somebody else's program, run as it is: it gets our own plain copy of the adapter, is told to stay offline, and what it
-wrote is read back number by number. Surprise: it succeeds on adapters that llama.cpp then computes with another scale or dies of, which is
-why the questions of `targets` come first. The base is the one that training saw, dequantised; on any other this is another policy.
+wrote is read back number by number (`export_gguf_check`). Surprise: it succeeds on adapters that llama.cpp then computes with another
+scale or dies of, which is why the questions of `targets` come first. The base is the one that training saw, dequantised; on any other
+this is another policy.
 """
 
 import json
@@ -14,12 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from agentalign.deployment.export_files import Written, write_words
+from agentalign.deployment.export_gguf_check import require_same_numbers
 from agentalign.deployment.export_merged import write_plain
 from agentalign.errors import ConfigError, RegistryError
 from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle
@@ -57,8 +56,8 @@ def write_gguf(
     target: Path,
     folder: Path,
     warning: str,
-) -> Written:
-    """adapter.gguf, template and instructions.
+) -> tuple[Written, str]:
+    """adapter.gguf, template and instructions; and what was found when it was read back.
 
     Args:
         adapter: plain LoRA as PEFT writes it.
@@ -68,7 +67,7 @@ def write_gguf(
     """
     out = folder / ADAPTER_GGUF
     run_converter(converter, ["--base", str(bundle.base.folder), "--outtype", "f32", "--outfile", str(out), str(adapter)], out)
-    require_same_numbers(out, config, tensors)
+    found = require_same_numbers(out, bundle.base.folder, config, tensors)
     write_words(bundle, folder)
     served = ["--jinja", "--chat-template-file", TEMPLATE_FILE, "--alias", bundle.card.name, "-c", str(CONTEXT)]
     script = [
@@ -80,7 +79,7 @@ def write_gguf(
     (folder / SERVE_FILE).write_text("\n".join(script) + "\n", "utf-8")
     shutil.copyfile(Path(__file__).with_name(SERVE_PYTHON), folder / SERVE_PYTHON)
     (folder / REQUIREMENTS_FILE).write_text(LLAMA_REQUIREMENTS, "utf-8")
-    return Written(str(target / SERVE_FILE), _use(bundle, warning))
+    return Written(str(target / SERVE_FILE), _use(bundle, warning)), found
 
 
 def forced_order(tools: str) -> str:
@@ -129,39 +128,6 @@ def run_converter(script: Path, arguments: list[str], out: Path) -> None:
             "llama.cpp's source beside it. Install what it misses (a base's needs sentencepiece), here or on PYTHONPATH; or name the "
             "converter of another release."
         )
-
-
-def require_same_numbers(file: Path, config: AdapterConfig, tensors: dict[str, Tensor]) -> None:
-    """RegistryError where a GGUF LoRA holds other numbers than the adapter, or another alpha.
-
-    Layers may lie in another order, and heads inside one (llama.cpp turns rotary weights): so all numbers of B are compared sorted, and
-    those of A as a set, since a layer that is split repeats its A.
-    """
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(file)
-        alpha = reader.get_field("adapter.lora.alpha")
-        found = {side: [t.data.ravel().astype(np.float32) for t in reader.tensors if t.name.endswith(f".lora_{side}")] for side in "ab"}
-        held = float(alpha.contents()) if alpha else None
-    except (ValueError, OSError, IndexError, KeyError) as error:
-        raise RegistryError(
-            f"{file.name}: the converter wrote what cannot be read ({error}). Use the converter of another release."
-        ) from error
-    if held != config.alpha:
-        raise RegistryError(f"{file.name}: the converter wrote alpha {held} where the adapter has {config.alpha:g}. Use another release's.")
-    if not np.array_equal(_sorted(found["b"]), _sorted(_numbers(tensors, "B"))) or not np.array_equal(
-        np.unique(_sorted(found["a"])), np.unique(_sorted(_numbers(tensors, "A")))
-    ):
-        raise RegistryError(f"{file.name}: the converter wrote other numbers than the adapter has. Use the converter of another release.")
-
-
-def _numbers(tensors: dict[str, Tensor], side: str) -> list[NDArray[np.float32]]:
-    return [value.to(torch.float32).numpy().ravel() for key, value in tensors.items() if f".lora_{side}." in key]
-
-
-def _sorted(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.float32)
 
 
 def _use(bundle: Bundle, warning: str) -> str:
