@@ -130,12 +130,14 @@ def create_api(project: Project, *, rater: str, team: bool = False, home: str | 
     add_queue(app, project, house.store, rules)
     add_team(app, accounts, signer, secure=bool(home and home.startswith("https://")))
     app.include_router(inspect_routes(house.store))
-    from agentalign.ui import agreement_api, checks_api, compare_api, correct_api, lineage_api, play_api, training_api  # stand on this
+    # They stand on this module.
+    from agentalign.ui import agreement_api, checks_api, compare_api, correct_api, lineage_api, play_api, queue_pairs_api, training_api
 
     agreement_api.add(app, house)
     compare_api.add(app, house)
     correct_api.add(app, house)
     lineage_api.add(app, house)
+    queue_pairs_api.add(app, house)
     training_api.add(app, house)
     checks_api.add(app, house)
     room = play_api.add(app, house)

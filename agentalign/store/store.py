@@ -251,10 +251,10 @@ class Store:
         """Append preferences, as `add_scores` does."""
         return self._append(tables.preferences, rows.preference_row, preferences, lambda preference: preference.items)
 
-    def preferences(self, taskset: str, criterion: str | None = None, source: str | None = None, after: int = 0) -> list[Preference]:
-        """A taskset's preferences as they were stored, after the one of this number. `criterion` is as in `scores`, or "overall"."""
+    def preferences(self, taskset: str, criterion: str | None = None, source: str | None = None) -> list[Preference]:
+        """A taskset's preferences in the order they were stored. `criterion` is as in `scores`, or "overall"."""
         table = tables.preferences.c
-        query = select(table.id, table.record, table.digest).where(table.taskset == bindable(taskset, "taskset"), table.seq > after)
+        query = select(table.id, table.record, table.digest).where(table.taskset == bindable(taskset, "taskset"))
         if criterion is not None:
             query = query.where(of_criterion(table.criterion, criterion))
         if source is not None:
@@ -331,7 +331,7 @@ class Store:
                 refuse_conflicts(connection, table, [row for row, _ in new], [record for _, record in new])
             if table is tables.scores and added:
                 verdicts.refresh(connection, (row["trajectory"] for row, _ in new if row["id"] in added))
-                standing.take_back(connection, [record for row, record in new if row["id"] in added])
+            standing.take_back(connection, [record for row, record in new if row["id"] in added])
         return AddReport(len(added), len(new) - len(added), len(made) - len(new))
 
 

@@ -2,6 +2,7 @@
 
 import { showPair } from "./compare.js";
 import { h } from "./dom.js";
+import { fillBox } from "./fill.js";
 import { addKeys, useKeys } from "./keys.js";
 import { LETTERS } from "./letters.js";
 import { notice } from "./place.js";
@@ -14,7 +15,8 @@ export async function showQueue(view, { root, session }) {
   const screen = { hand: null, ends: 0, timers: [], waiting: null, inner: null, isGone: false };
   const bar = h("div", { class: "queue-bar" });
   const box = h("div", { class: "in-hand" });
-  view.append(bar, box);
+  const fill = session.role !== "rater" && session.tasksets.length > 0 && fillBox({ tasksets: session.tasksets, root, added: () => screen.hand || next().catch(told) });
+  view.append(...[bar, fill, box].filter(Boolean));
 
   const told = (error) => notice(root, error.message);
   const leave = () => {
@@ -30,7 +32,7 @@ export async function showQueue(view, { root, session }) {
     screen.waiting = null;
     drawBar(bar, progress, current, finish, skip);
     if (!current) {
-      box.replaceChildren(h("p", { class: "empty" }, "Nothing is left for you. A lead fills the queue: agentalign queue add"));
+      box.replaceChildren(h("p", { class: "empty" }, "Nothing is left for you. A lead fills the queue, here or by `agentalign queue add`."));
       useKeys([{ keys: ["Enter"], label: "Enter", does: "look again", act: () => next().catch(told) }]);
       return;
     }
