@@ -128,7 +128,7 @@ def _show(arguments: argparse.Namespace) -> None:
     checks, evaluations = registry.checks(card.ref), registry.evaluations(card.ref)
     if arguments.json:
         beside = {
-            "checks": [one.model_dump(mode="json") for one in checks],
+            "checks": [{**one.model_dump(mode="json"), "state": one.state} for one in checks],
             "evaluations": [one.model_dump(mode="json") for one in evaluations],
         }
         show_json({**card.model_dump(mode="json"), "content": registry.content(card.ref), "history": history, **beside})
@@ -142,7 +142,7 @@ def _show(arguments: argparse.Namespace) -> None:
         interval = f"{mean:.1%} [{low:.1%}, {high:.1%}]"
         show(f"{found.time[:16]}  evaluated on {found.tasks} tasks of {found.taskset}, {found.split}: success {interval}")
     for check in checks:
-        show(f"{check.time[:16]}  deploy-check {'green' if check.passed else 'red'}, {check.target}")
+        show(f"{check.time[:16]}  deploy-check {check.state}, {check.target}")
     for change in history:
         reason = (change["gate"] or {}).get("forced")
         show(f"{change['time'][:16]}  {change['action']} {change['stage']}{', forced: ' + reason if reason else ''}")
@@ -189,16 +189,16 @@ def _deploy_check(arguments: argparse.Namespace) -> int:
     report = deploy_check(
         Project.find(), arguments.ref, endpoint=arguments.endpoint, model=arguments.model, control=arguments.control,
         quantization=arguments.quantization, api_key=os.environ.get("AGENTALIGN_API_KEY", "none"),
-        tasks=arguments.tasks,
+        tasks=arguments.tasks, told=lambda step: say(f"{step} ..."),
     )  # fmt: skip
     if arguments.json:
-        show_json(report.model_dump(mode="json"))
+        show_json({**report.model_dump(mode="json"), "state": report.state})
     else:
         show(f"{report.adapter}, {report.target}")
         for check in report.checks:
             show(f"  {check.verdict:<20}  {check.name}: {check.detail}")
-        say(f"{'Green' if report.passed else 'Red'}, kept beside {report.adapter}.")
-    return 0 if report.passed else 1
+        say(f"{report.state.capitalize()}, kept beside {report.adapter}.")
+    return 0 if report.state == "green" else 1
 
 
 def _promote(arguments: argparse.Namespace) -> None:

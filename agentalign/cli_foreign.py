@@ -17,8 +17,8 @@ def add(adapters: Commands) -> None:
         run=_add,
         more=(
             "Its folder is read by our own eyes: plain LoRA in safetensors or nothing, no code, no links, no base but the one "
-            "that you name. rsLoRA and patterns of ranks and alphas are folded into plain LoRA. It has no evaluation yet, so "
-            "the gate asks for one."
+            "that you name. rsLoRA and patterns of ranks and alphas are folded into plain LoRA. It acts on a few held-out tasks to "
+            "leave golden prompts for deploy-check. It has no evaluation yet, so the gate asks for one."
         ),
         examples="agentalign adapters add downloads/their_lora --base ./base --taskset order_desk --name theirs",
     )
@@ -29,6 +29,18 @@ def add(adapters: Commands) -> None:
     parser.add_argument("--quantization", choices=("nf4", "int8", "none"), default="none", help="how its base was rounded in training")
     parser.add_argument("--template", type=Path, metavar="FILE", help="the chat template it was trained under (default: the base's own)")
     add_json(parser)
+    parser = command(
+        adapters,
+        "golden",
+        "record golden prompts of a version that has none",
+        run=_golden,
+        more=(
+            "It acts on a few held-out tasks in this process, and its answers with their log-probs are kept beside it, for deploy-check to "
+            "hold servers against. What it computed where it was trained they cannot say."
+        ),
+        examples="agentalign adapters golden theirs@1",
+    )
+    parser.add_argument("ref", metavar="NAME@V")
     parser = command(
         adapters,
         "check",
@@ -82,4 +94,14 @@ def _add(arguments: argparse.Namespace) -> None:
         say("Its scales were folded into plain LoRA: the same product, on every server.")
     if "chat_template.jinja" in added.ignored and arguments.template is None:
         say("Its own chat template was not used. If it was trained under that one, read it, and name it with --template.")
+    if added.unrecorded:
+        say(f"No golden prompts were recorded, so deploy-check can measure nothing: {added.unrecorded}")
+        say(f"Record them when that is mended: `agentalign adapters golden {added.card.ref}`.")
     say(f"It is not evaluated yet: `agentalign eval {added.card.ref}`.")
+
+
+def _golden(arguments: argparse.Namespace) -> None:
+    from agentalign.deployment.record_golden import record_golden
+
+    golden = record_golden(Project.find(), arguments.ref)
+    show(f"{len(golden.turns)} golden prompts are kept beside {arguments.ref}{'' if golden.held_out else ', none of them held out'}")

@@ -51,7 +51,8 @@ def _add_queue(commands: Commands) -> None:
         examples=(
             "agentalign queue add --taskset order_desk --policy order_desk@2 --overlap 3\n"
             "agentalign queue add --taskset order_desk --pairs 2\n"
-            "agentalign queue add --run 3fa9 --gold tone@1=5"
+            "agentalign queue add --run 3fa9 --gold tone@1=5\n"
+            "agentalign queue add --run 3fa9 --run 77c0 --pairs 1 --gold overall=3fa9"
         ),
     )
     parser.add_argument("--run", dest="ids", action="append", default=[], metavar="ID", help="this run; may be given again")
@@ -59,7 +60,13 @@ def _add_queue(commands: Commands) -> None:
     parser.add_argument(
         "--overlap", type=at_least(1), default=1, metavar="N", help="so many different people rate each; default: %(default)s"
     )
-    parser.add_argument("--gold", action="append", default=[], metavar="C@V=X", help="the right answer: every rater is tested with it")
+    parser.add_argument(
+        "--gold",
+        action="append",
+        default=[],
+        metavar="C@V=X",
+        help="the right answer: every rater is tested with it. Of a pair the better run's id, tie or both_bad, by a criterion or overall",
+    )
     parser.add_argument(
         "--pairs",
         type=at_least(1),
@@ -96,35 +103,46 @@ def _add_users(commands: Commands) -> None:
 
 def _queue_add(arguments: argparse.Namespace) -> None:
     from agentalign.environments.taskset import find_taskset, load_criteria
+    from agentalign.scoring.to_compare import queue_pairs
     from agentalign.scoring.urgency import urgency
+    from agentalign.store.filters import RunFilter
     from agentalign.store.store import Store
 
     project = Project.find()
-    gold = _gold(arguments.gold)
-    if gold and arguments.pairs:
-        raise UsageError("--gold is about single runs: nobody knows beforehand which of two is better. Leave out --gold or --pairs.")
     with Store(project.store_url) as store:
         ids = [store.resolve_id(id) for id in arguments.ids] or _matching(store, arguments)
-        criteria = {name: load_criteria(find_taskset(name, project.tasks) / "criteria.yaml") for name in _tasksets(store, ids)}
-        urgent = urgency(store, ids, criteria)
-        if arguments.pairs:
-            added, changed = _add_pairs(store, ids, arguments.pairs, arguments.overlap, urgent)
+        if arguments.gold and arguments.pairs:
+            added, changed = _add_gold_pair(store, ids, arguments.gold)
         else:
-            added, changed = store.queue_items.add(ids, overlap=arguments.overlap, gold=gold, priority=urgent)
+            criteria = {name: load_criteria(find_taskset(name, project.tasks) / "criteria.yaml") for name in _tasksets(store, ids)}
+            overlap = arguments.overlap
+            if arguments.pairs:
+                among = RunFilter(ids=tuple(ids))
+                added, changed = queue_pairs(store, among, criteria, per_task=arguments.pairs, overlap=overlap, newest=len(ids) or 1)
+            else:
+                urgent = urgency(store, ids, criteria)
+                added, changed = store.queue_items.add(ids, overlap=overlap, gold=_gold(arguments.gold), priority=urgent)
     say(f"{added} {'pairs' if arguments.pairs else 'runs'} added to the queue, {changed} changed.")
 
 
-def _add_pairs(store: "object", ids: list[str], per_task: int, overlap: int, urgent: dict[str, float]) -> tuple[int, int]:
-    from agentalign.scoring.to_compare import choose, comparable
-    from agentalign.store.filters import RunFilter
-    from agentalign.store.sides import item_of
+def _add_gold_pair(store: "object", ids: list[str], said: list[str]) -> tuple[int, int]:
     from agentalign.store.store import Store
 
     assert isinstance(store, Store)
-    pairs = [(one.id, two.id) for one, two in choose(comparable(store, RunFilter(ids=tuple(ids)), len(ids) or 1), per_task)]
-    if not pairs:
-        raise DataError("among these no two runs of one task differ, so nothing can be compared. Make more: `agentalign rollout --n 4`.")
-    return store.pairs.add(pairs, overlap=overlap, priority={item_of(*pair): max(urgent[id] for id in pair) for pair in pairs})
+    if len(ids) != 2:
+        raise UsageError(f"--gold is about one pair, and {len(ids)} runs are named. Name its two runs by --run ID --run ID.")
+    first, second = (store.trajectory(id) for id in ids)
+    if first.same_task_key() != second.same_task_key():
+        raise DataError("these two runs are not of one task, so neither can be better at it. Name two runs of the same task.")
+    known = {}
+    for text in said:
+        criterion, _, answer = text.partition("=")
+        if criterion != "overall" and "@" not in criterion:
+            raise UsageError(
+                f"--gold {text}: write overall, or the criterion with its version, such as {criterion}@1={answer or ids[0][:6]}."
+            )
+        known[criterion] = answer.replace("_", " ") if answer in ("tie", "both_bad") else store.resolve_id(answer)
+    return store.pairs.add([(ids[0], ids[1])], gold=known)
 
 
 def _tasksets(store: "object", ids: list[str]) -> set[str]:
@@ -206,13 +224,14 @@ def _queue_gold(arguments: argparse.Namespace) -> None:
         show_json([mark._asdict() for mark in marks])
         return
     rows = []
-    for person, criterion in sorted({(mark.person, mark.criterion) for mark in marks}):
-        theirs = [mark for mark in marks if (mark.person, mark.criterion) == (person, criterion)]
+    for person, criterion, is_pair in sorted({(mark.person, mark.criterion, mark.other is not None) for mark in marks}):
+        theirs = [mark for mark in marks if (mark.person, mark.criterion, mark.other is not None) == (person, criterion, is_pair)]
         given = [(mark.expected, mark.given) for mark in theirs if mark.given is not None]
         right = sum(expected == value for expected, value in given)
-        off = sum(abs(expected - value) for expected, value in given) / len(given) if given else None
-        rows.append((person, criterion, len(theirs), right, off))
-    show_table(("person", "criterion", "asked", "right", "off by, mean"), rows, empty="Nobody has met a gold run yet.")
+        # Answers about pairs have no order, so they are right or not.
+        off = sum(abs(expected - value) for expected, value in given) / len(given) if given and not is_pair else None
+        rows.append((person, criterion, "pairs" if is_pair else "runs", len(theirs), right, off))
+    show_table(("person", "criterion", "of", "asked", "right", "off by, mean"), rows, empty="Nobody has met a gold run or pair yet.")
 
 
 def _users_add(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@
     python benchmarks/ui.py --full                   1,000,000 runs
     python benchmarks/ui.py --store /data/many.db    keep the store, and use it again: runs that are there are not made anew
     python benchmarks/ui.py --browser                also the page of runs of 100 and 500 steps, in Chromium
+    python benchmarks/ui.py --phases                 only where that page's time goes: requests, statements, nodes, script, style, layout
 
 Times mean something only on a machine that does nothing else: beside a load above 1 per core they are upper bounds, and each line says so.
 Every query goes through the routes' own functions; marks go over HTTP to the real server.
@@ -178,11 +179,17 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="file of the store; it is kept")
     parser.add_argument("--times", type=int, default=40, help="calls of each query; default: %(default)s")
     parser.add_argument("--browser", action="store_true", help="the page of a run too")
+    parser.add_argument("--phases", action="store_true", help="only where the page's time goes")
     arguments = parser.parse_args()
     count = arguments.runs or (1_000_000 if arguments.full else 100_000)
     with tempfile.TemporaryDirectory() as folder:
         project = Project.create(Path(folder))
         make_desk(project)
+        if arguments.phases:
+            from phases import print_phases  # needs a browser's driver
+
+            print_phases(project, MARK, NEXT_RUN)
+            return
         file = (arguments.store or Path(folder) / "store.db").absolute()
         url = os.environ.get("AGENTALIGN_BENCH_DATABASE_URL") or f"sqlite:///{file}"
         start = time.perf_counter()

@@ -7,7 +7,9 @@ import pytest
 
 from agentalign.cli import main
 from agentalign.config.project import Project
+from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import Message, Origin, Trajectory
+from agentalign.store.queue import Rules
 from agentalign.store.store import Store
 
 
@@ -63,6 +65,35 @@ def test_pairs_of_one_task_are_queued_listed_and_closed(project, capsys):
     assert main(["queue", "add", "--taskset", "hello", "--pairs", "1", "--gold", "tone@1=5"]) == 2
     assert main(["queue", "add", "--run", ids(project)[0], "--pairs", "1"]) == 1
     assert "nothing can be compared" in capsys.readouterr().err
+
+
+def test_a_pair_with_a_known_answer_is_queued_and_what_people_say_is_counted_beside_runs(project, capsys):
+    one, two, _ = ids(project)
+    known = ("queue", "add", "--run", one, "--run", two, "--pairs", "1", "--gold")
+    assert "1 pairs added to the queue" in said(capsys, *known, f"overall={two[:8]}", "--gold", "tone@1=both_bad").err
+    (item,) = json.loads(said(capsys, "queue", "list", "--json").out)
+    assert (item["is_gold"], {item["trajectory"], item["other"]}) == (True, {one, two})
+    for wrong, word in (
+        ("overall=better", "no run's id"),
+        ("tone=tie", "tone@1=tie"),
+        (f"overall={ids(project)[2]}", "no answer about a pair"),
+    ):
+        assert main([*known, wrong]) != 0
+        assert word in capsys.readouterr().err
+    with Store(project.store_url) as store:
+        queue = store.queue(Rules(gold_rate=1.0))
+        hand = queue.take("ada")
+        items = (Item(hand.trajectory), Item(hand.other))
+        better = items if items[0].trajectory == two else items[::-1]
+        word = {"taskset": "hello", "source": "human", "rater": "ada"}
+        store.add_preferences([Preference(items=better, **word), Preference(items=items, tie=True, criterion="tone@1", **word)])
+        queue.finish(hand.id, "ada")
+    marks = json.loads(said(capsys, "queue", "gold", "--json").out)
+    assert {(mark["criterion"], mark["given"] == mark["expected"], mark["other"] is None) for mark in marks} == {
+        ("overall", True, False),
+        ("tone@1", False, False),
+    }
+    assert "pairs" in said(capsys, "queue", "gold").out
 
 
 def test_accounts_are_made_listed_and_removed_and_no_password_is_shown(project, capsys, monkeypatch):

@@ -16,13 +16,15 @@ pytest.importorskip("prometheus_client", reason="serving is an extra: pip instal
 import torch
 from small_server import TINY, TOY_DESK, Running, add_soft_adapter, promote, running
 
+from agentalign.cli import main
 from agentalign.config.project import Project
+from agentalign.deployment.check import promote as promote_by_gate
 from agentalign.deployment.deploy_check import APPLIED, CONTROL, DISTANCE, TEMPLATE, deploy_check
 from agentalign.deployment.serve import Settings
 from agentalign.deployment.serving.chat import Limits
 from agentalign.environments.team_code import TeamCode
 from agentalign.errors import ModelError, RegistryError
-from agentalign.records.adapter import GateReport
+from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.rollouts.golden import make_golden
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
@@ -123,9 +125,59 @@ def test_other_weights_than_the_record_s_are_seen_in_process(project: Project) -
     assert not report.passed or "told and not judged" in distance.detail
 
 
-def test_an_adapter_from_before_golden_prompts_is_marked_and_fails_at_a_server(project: Project, server: Running) -> None:
-    assert verdicts(deploy_check(project, "toy_desk@1")) == {"golden prompts": "not measured"}
-    assert not deploy_check(project, "toy_desk@1", endpoint=f"{server.url}/v1").passed
+def test_without_golden_prompts_nothing_is_green_and_promotion_wants_a_reason(
+    project: Project, server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project.root, tmp_path / "copy", symlinks=True)
+    copy = Project(tmp_path / "copy")
+    registry = Registry(copy.adapters)
+    for report in (deploy_check(copy, "toy_desk@1"), deploy_check(copy, "toy_desk@1", endpoint=f"{server.url}/v1")):
+        assert (report.state, report.passed) == ("not measured", False)
+        assert verdicts(report) == {"golden prompts": "failed, not measured"}
+    assert [report.state for report in registry.checks("toy_desk@1")] == ["not measured", "not measured"], "stored as such"
+    monkeypatch.chdir(copy.root)
+    assert main(["adapters", "show", "toy_desk@1"]) == 0
+    assert "deploy-check not measured, in process" in capsys.readouterr().out
+    words = r"deploy-check: the last one is not measured .*agentalign adapters golden toy_desk@1"
+    with pytest.raises(RegistryError, match=words):
+        promote_by_gate(copy, "toy_desk@1", "candidate")
+    promote_by_gate(copy, "toy_desk@1", "candidate", forced="the server was compared by hand")
+    assert registry.history("toy_desk")[-1].gate.forced == "the server was compared by hand"
+
+
+def test_a_green_report_of_old_in_which_something_was_not_measured_is_not_green(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.root, tmp_path / "copy", symlinks=True)
+    copy = Project(tmp_path / "copy")
+    registry = Registry(copy.adapters)
+    check = GateCheck(name="golden prompts", passed=True, measured=False, detail="it was saved before they were kept")
+    old = GateReport(adapter="toy_desk@1", content=registry.content("toy_desk@1"), target="in process", checks=(check,))
+    registry.keep("toy_desk@1", old)
+    with pytest.raises(RegistryError, match="the last one is not measured"):
+        promote_by_gate(copy, "toy_desk@1", "candidate")
+    assert GateReport(adapter="x@1", checks=()).state == "not measured"
+
+
+def test_golden_prompts_recorded_later_make_a_version_measurable_and_stand_beside_it(
+    project: Project, server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project.root, tmp_path / "copy", symlinks=True)
+    copy = Project(tmp_path / "copy")
+    registry = Registry(copy.adapters)
+    before = registry.content("toy_desk@1")
+    monkeypatch.chdir(copy.root)
+    assert main(["adapters", "golden", "toy_desk@1"]) == 0
+    assert "golden prompts are kept beside toy_desk@1" in capsys.readouterr().out
+    registry.verify("toy_desk@1")
+    assert registry.content("toy_desk@1") == before, "the version itself never changes"
+    report = deploy_check(copy, "toy_desk@1")
+    assert report.state == "green", report
+    assert "made from the saved files and not by the training" in report.checks[0].detail
+    assert deploy_check(copy, "toy_desk@1", endpoint=f"{server.url}/v1", quantization="none").state == "green"
+    assert main(["adapters", "golden", "toy_desk@2"]) == 1
+    assert "has its golden prompts" in capsys.readouterr().err
+    # Of other files they say nothing.
+    (copy.adapters / "toy_desk" / "1.golden.json").rename(copy.adapters / "toy_desk" / "3.golden.json")
+    assert registry.golden("toy_desk@3") is None
 
 
 def test_a_sound_server_passes(project: Project, server: Running) -> None:

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentalign.config.project import Project
 from agentalign.deployment.check import DEPLOY_CHECKED, expected_tensors, gate, promote
-from agentalign.deployment.deploy_check import deploy_check
 from agentalign.deployment.export import export
 from agentalign.deployment.export_files import fixed_template
 from agentalign.errors import RegistryError, TasksetError
 from agentalign.evaluation.evaluate import Evaluation, summarise
 from agentalign.evaluation.report import write_report
+from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.records.criterion import Criterion, Score
 from agentalign.records.trajectory import Message, Origin, Trajectory
 from agentalign.rollouts.bundle import open_bundle
@@ -37,8 +37,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Project:
     add_adapter(project, base, seed=1)
     add_adapter(project, base, seed=2)
     add_adapter(project, base, name="hello-reward", kind="reward")
+    registry = Registry(project.adapters)
     for ref in ("hello@1", "hello@2"):
-        deploy_check(project, ref)
+        check = GateCheck(name="log-probs", passed=True, detail="as near as two runs of the same weights")
+        registry.keep(ref, GateReport(adapter=ref, content=registry.content(ref), target="in process", checks=(check,)))
     return project
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from agentalign.config.project import Project
 from agentalign.deployment.export import export
 from agentalign.deployment.export_card import ExportRecord
+from agentalign.deployment.export_gguf import forced_order
 from agentalign.errors import AdapterRefusedError, ConfigError, RegistryError
 from agentalign.rollouts.bundle import open_bundle
 from agentalign.store.files import sha256
@@ -31,9 +33,9 @@ from agentalign.training.model import Model
 IDS = torch.tensor([[5, 9, 30, 2, 77]])
 LLAMA_CPP = Path(__file__).parents[1] / ".cache" / "templates"
 """Where `make templates` puts llama.cpp's source."""
-# A program that does what llama.cpp's converter does to a Llama without attention heads to turn, and spoils what SPOIL names.
+# A program that does what llama.cpp's converter does to a Llama, row by row, and spoils what the file `spoil` names.
 CONVERTER = """
-import argparse, json, os, sys
+import argparse, json, os, re, sys
 from pathlib import Path
 from gguf import GGUFWriter
 from safetensors.numpy import load_file
@@ -47,16 +49,31 @@ spoil = (Path(__file__).parent / "spoil").read_text()
 if spoil == "fails":
     sys.exit("an unknown architecture")
 alpha = json.loads((given.adapter / "adapter_config.json").read_text())["lora_alpha"]
-writer = GGUFWriter(given.outfile, "llama")
+writer = GGUFWriter(given.outfile, "mystery" if spoil.startswith("mystery") else "llama")
 writer.add_string("general.type", "adapter")
 writer.add_float32("adapter.lora.alpha", alpha * 2 if spoil == "alpha" else alpha)
 tensors = load_file(given.adapter / "adapter_model.safetensors")
+base = json.loads((Path(given.base) / "config.json").read_text())
+heads = {"q_proj": base["num_attention_heads"], "k_proj": base["num_key_value_heads"]}
+names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
+         "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 for number, (key, value) in enumerate(sorted(tensors.items())):
+    block, layer, side = re.search(r"layers[.](\\d+)[.].*[.](\\w+)[.]lora_([AB])[.]", key).groups()
+    if side == "B" and layer in heads and not (spoil == "as it was" and layer == "k_proj"):
+        size = len(value) // heads[layer]
+        rows = [head * size + half * size // 2 + i for head in range(heads[layer]) for i in range(size // 2) for half in (0, 1)]
+        value = value[rows]
+    if spoil == "two rows" and (block, layer, side) == ("1", "q_proj", "B"):
+        value = value[[1, 0, *range(2, len(value))]]
+    if spoil == "columns" and (block, layer, side) == ("0", "up_proj", "A"):
+        value = value[:, ::-1].copy()
+    if spoil == "blocks":
+        block = str(1 - int(block))
     if spoil == "numbers" and number == 3:
         value = value + 1
     if spoil == "missing" and ".lora_B." in key and number < 6:
         continue
-    writer.add_tensor(f"t{number}.lora_{'a' if '.lora_A.' in key else 'b'}", value)
+    writer.add_tensor(f"blk.{block}.{names[layer]}.weight.lora_{side.lower()}", value)
 writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
 """
 
@@ -217,11 +234,55 @@ def test_a_gguf_export_has_every_number_and_a_script(made: Project, tmp_path: Pa
     words = said.stdout.split("\n")
     assert words[:4] == ["-m", "base.gguf", "--lora", "adapter.gguf"] and words[-3:-1] == ["--port", "1"]
     assert done.trial is not None and "llama.cpp does not run in this process" in done.trial.unmeasured[0]
+    assert "found in its place" in done.trial.unmeasured[0]
+
+
+def test_of_an_architecture_that_is_not_known_only_the_numbers_are_promised(made: Project, tmp_path: Path, converter: Path) -> None:
+    (converter.parent / "spoil").write_text("mystery")
+    done = export(made, "hello@1", tmp_path / "out", "gguf", converter=converter)
+    assert done.trial is not None and "whether in its place is not known for the architecture 'mystery'" in done.trial.unmeasured[0]
+
+
+def test_calls_that_llama_cpp_would_break_are_named(made: Project, tmp_path: Path, converter: Path) -> None:
+    def tools(**properties: list[str]) -> str:
+        shapes = {name: {"type": "object", "properties": {key: {"type": "string"} for key in keys}} for name, keys in properties.items()}
+        return json.dumps([{"type": "function", "function": {"name": name, "parameters": shape}} for name, shape in shapes.items()])
+
+    assert forced_order(tools(order=["colour", "item"], look=["id"])) == forced_order("[]") == ""
+    assert "calls of order break" in forced_order(tools(order=["item", "colour"], look=["id"]))
+    # toy_desk's own tool has its arguments out of order, and the export says so where people and programs look.
+    done = export(made, "toy_desk@1", tmp_path / "out", "gguf", converter=converter)
+    (said,) = done.unmeasured
+    assert "order of the schema's properties" in said and said in (done.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "said"),
+    [
+        ([], "", "base.gguf is not there: the base as GGUF"),
+        (["--base", "adapter.gguf"], "", "xllamacpp is not installed in this Python: python -m pip install -r requirements-llama.txt"),
+        (["--base", "adapter.gguf", "--host", "0.0.0.0"], "", "open to other machines, and no key is set"),
+        (["--base", "adapter.gguf", "--host", "0.0.0.0"], "secret", "xllamacpp is not installed"),
+    ],
+)
+def test_the_script_for_xllamacpp_needs_nothing_of_agentalign_and_says_what_is_missing(
+    made: Project, tmp_path: Path, converter: Path, words: list[str], key: str, said: str
+) -> None:
+    done = export(made, "hello@1", tmp_path / "out", "gguf", converter=converter)
+    assert (done.folder / "requirements-llama.txt").read_text().endswith("xllamacpp>=2026.10\n")
+    # -S: without any installed package, agentalign included.
+    script = [sys.executable, "-I", "-S", str(done.folder / "serve_llama.py"), *words]
+    ended = subprocess.run(script, env={"LLAMA_API_KEY": key}, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and said in ended.stderr, ended.stderr
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [("alpha", "alpha 16.0 where the adapter has 8"), ("numbers", "other numbers"), ("missing", "other numbers"),
+    [("alpha", "alpha 16.0 where the adapter has 8"), ("numbers", "has other numbers than the adapter"),
+     ("missing", r"blk.0.\w+.weight.lora_b, which is model.layers.0.* is not there"),
+     ("as it was", "blk.0.attn_k.weight.lora_b has the adapter's numbers in another order"),
+     ("two rows", "blk.1.attn_q.weight.lora_b has the adapter's numbers in another order"),
+     ("columns", "blk.0.ffn_up.weight.lora_a has the adapter's numbers in another order"), ("blocks", "has other numbers than the adapter"),
      ("fails", "ended with 1 and wrote no GGUF: an unknown architecture")],
 )  # fmt: skip
 def test_a_converter_that_writes_something_else_is_found_out(
@@ -257,3 +318,4 @@ def test_the_real_converter_keeps_every_number(made: Project, tmp_path: Path) ->
     held = load_file(Registry(made.adapters).resolve("toy_desk@1")[1] / "adapter_model.safetensors")
     assert len(names) == len(held)
     assert "blk.0.attn_q.weight.lora_a" in names
+    assert done.trial is not None and "found in its place" in done.trial.unmeasured[0]

@@ -12,6 +12,7 @@ from hostile_adapters import HOSTILE
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from small_base import make_base
+from small_server import TINY
 from transformers import AutoModelForCausalLM
 
 from agentalign.cli import main
@@ -36,7 +37,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("foreign") / "base")
 
 
-def peft_folder(base: Path, folder: Path, **settings: object) -> PeftModel:
+def peft_folder(base: Path, folder: Path, std: float = 0.3, **settings: object) -> PeftModel:
     """An adapter as PEFT itself trains and saves it; returns the model that it computes in."""
     torch.manual_seed(3)
     network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -44,7 +45,7 @@ def peft_folder(base: Path, folder: Path, **settings: object) -> PeftModel:
     model = get_peft_model(network, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **settings))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
+            parameter.data.normal_(std=std)
     model.save_pretrained(folder)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "someone/base"}))
@@ -144,6 +145,23 @@ def test_a_foreign_adapter_has_a_card_that_says_so_and_must_be_evaluated(sound: 
     assert checks == {"files": True, "base": True, "template": True, "weights": True, "evaluated": False, "deploy-check": False}
 
 
+def test_what_a_foreign_adapter_answers_here_is_recorded_when_it_comes_in(tmp_path: Path) -> None:
+    project = Project.create(tmp_path / "project")
+    (project.tasks / "toy_desk").symlink_to(TINY.parent / "toy_desk")
+    theirs = peft_folder(TINY, tmp_path / "theirs", r=4, lora_alpha=8, std=0.02)
+    added = add_foreign(project, tmp_path / "theirs", base=str(TINY), taskset="toy_desk", name="theirs")
+    assert added.unrecorded == ""
+    golden = Registry(project.adapters).golden("theirs@1")
+    assert golden is not None and golden.held_out and golden.recorded and golden.turns
+    turn = golden.turns[0]
+    ids = torch.tensor([[*turn.context, *turn.completion]])
+    with torch.no_grad():
+        own = theirs(ids).logits[0, len(turn.context) - 1 : -1].log_softmax(-1)
+    recorded = torch.tensor([dict(top)[token] for top, token in zip(turn.adapter, turn.completion, strict=True)])
+    apart = own.gather(1, torch.tensor(turn.completion)[:, None])[:, 0] - recorded
+    assert apart.abs().mean() < 0.05, "what PEFT itself computes"
+
+
 def test_a_flipped_bit_of_the_header_never_changes_what_is_computed(
     sound: Path, tmp_path: Path, layers: dict[str, tuple[int, int]]
 ) -> None:
@@ -170,11 +188,12 @@ def test_the_command_takes_in_an_adapter_and_refuses_a_hostile_one(
 ) -> None:
     project = Project.create(tmp_path / "project")
     monkeypatch.chdir(project.root)
-    assert main(["adapters", "add", str(spoilt), "--base", str(base), "--taskset", "hello", "--name", "theirs"]) == 0
+    assert main(["adapters", "add", str(spoilt), "--base", str(base), "--taskset", "no_such_desk", "--name", "theirs"]) == 0
     said = capsys.readouterr()
     assert said.out.strip() == "theirs@1"
     assert "names the base someone/base" in said.err and "not evaluated yet" in said.err
+    assert "No golden prompts were recorded" in said.err and "agentalign adapters golden theirs@1" in said.err, "there is no such taskset"
     (spoilt / "modeling.py").write_text("")
-    assert main(["adapters", "add", str(spoilt), "--base", str(base), "--taskset", "hello", "--name", "theirs"]) == 1
+    assert main(["adapters", "add", str(spoilt), "--base", str(base), "--taskset", "no_such_desk", "--name", "theirs"]) == 1
     assert "can carry code" in capsys.readouterr().err
     assert [card.ref for card in Registry(project.adapters).list()] == ["theirs@1"]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -11,8 +12,9 @@ from alembic.config import Config
 
 from agentalign.errors import DataError
 from agentalign.records.criterion import Score, ScoreStatus
-from agentalign.records.preference import Item, Preference
+from agentalign.records.preference import Item, Preference, in_force
 from agentalign.records.trajectory import Message, Origin, Trajectory
+from agentalign.scoring.agreement_report import stored_panel
 from agentalign.scoring.to_compare import choose, comparable
 from agentalign.store import tables
 from agentalign.store.filters import RunFilter
@@ -48,7 +50,7 @@ def taken(queue: Queue, person: str, chance: Random | None = None) -> Assignment
     return found
 
 
-def answer(store: Store, hand: Assignment, criterion: str = "overall", **said: bool) -> None:
+def answer(store: Store, hand: Assignment, criterion: str = "overall", **said: Any) -> None:
     items = (Item(hand.trajectory), Item(hand.other or ""))
     said_by = {"source": "human", "rater": hand.person, "left": hand.on_left}
     store.add_preferences([Preference(taskset="desk", items=items, criterion=criterion, **said_by, **said)])
@@ -85,7 +87,7 @@ def test_pairs_by_one_maker_are_balanced_too_and_what_one_opens_on_ones_own_coun
     for end in (lambda id: store.queue().skip(id, "ada", "tired"), lambda id: store.queue().finish(id, "ada")):
         with pytest.raises(DataError, match="not in your queue"):
             end(draw.id)
-    assert store.pairs.waiting("ada") == {frozenset(pairs[0])}, "so nobody sees by that way where queued runs came from"
+    assert store.pairs.waiting("ada") == {item_of(*pairs[0])}, "so nobody sees by that way where queued runs came from"
 
 
 def test_a_repeat_comes_with_its_sides_swapped_and_is_asked_anew(store: Store) -> None:
@@ -132,7 +134,7 @@ def test_both_runs_of_a_pair_are_hidden_while_it_waits_or_is_open(store: Store) 
     every = [*first, *second]
     assert queue.hidden("ada", every) == {}
     assert queue.hidden("ada", every, waiting=True) == dict.fromkeys(first, 0)
-    assert store.pairs.waiting("ada") == {frozenset(first)}
+    assert store.pairs.waiting("ada") == {item_of(*first)}
     store.pairs.draw("ada", *first)
     assert queue.hidden("ada", every, waiting=True) == dict.fromkeys(first, 0), "opening it on one's own finishes nothing"
     assert {r.id for r in store.trajectories(RunFilter(waiting_for="ada", hidden_from="ada"))} == set(second)
@@ -155,6 +157,62 @@ def test_what_cannot_be_compared_is_not_queued(store: Store) -> None:
     with pytest.raises(DataError, match="overlap 0"):
         store.pairs.add([(one, two)], overlap=0)
     assert store.queue_items.items() == []
+
+
+def test_who_cannot_judge_has_answered_and_has_no_opinion(store: Store) -> None:
+    (pair,) = fill(store, 1)
+    store.pairs.add([pair])
+    queue = store.queue(PLAIN)
+    hand = taken(queue, "ada")
+    answer(store, hand)
+    answer(store, hand, cant_judge=True)
+    queue.finish(hand.id, "ada", ["overall"])
+    assert store.pairs.compared_by("ada", "desk") == {item_of(*pair)}
+    assert [p.decided for p in in_force(store.preferences("desk"))] == [False]
+    assert stored_panel(store, "desk").answers == {}
+    answer(store, hand, withdrawn=True)
+    assert store.pairs.compared_by("ada", "desk") == set()
+    answer(store, hand, tie=True)
+    assert store.pairs.compared_by("ada", "desk") == {item_of(*pair)}
+    assert store.pairs.compared_by("bob", "desk") == store.pairs.compared_by("ada", "other") == set()
+    assert store.check().problems == ()
+
+
+def test_a_gold_pair_is_met_once_by_everybody_fills_no_place_and_tells_who_is_right(store: Store) -> None:
+    first, second = fill(store, 2)
+    better = first[1]
+    store.pairs.add([first], gold={"overall": better, "tone@1": "both bad"})
+    store.pairs.add([first, second])
+    assert [item.is_gold for item in store.queue_items.items()] == [True, False], "adding all pairs of a task leaves the known ones known"
+    for person, said in (("ada", {}), ("bob", {"tie": True}), ("eve", {"cant_judge": True})):
+        hand = taken(store.queue(PLAIN._replace(gold_rate=1.0)), person)
+        assert (hand.kind, hand.item) == ("gold", item_of(*first))
+        items = (Item(better), Item(next(id for id in first if id != better)))
+        word = {"taskset": "desk", "source": "human", "rater": person, "left": hand.on_left}
+        store.add_preferences([Preference(items=items, **said, **word), Preference(items=items, criterion="tone@1", both_bad=True, **word)])
+        if person == "eve":
+            store.add_preferences([Preference(items=items, criterion="tone@1", withdrawn=True, **word)])
+        store.queue(PLAIN).finish(hand.id, person, ["overall"])
+        store.add_preferences([Preference(items=items[::-1], note="afterwards", **word)])
+    marks = store.queue_items.gold_marks("desk")
+    at = float(sorted(first).index(better))
+    assert [(mark.person, mark.criterion, mark.expected, mark.given) for mark in sorted(marks)] == [
+        ("ada", "overall", at, at),
+        ("ada", "tone@1", 3.0, 3.0),
+        ("bob", "overall", at, 2.0),
+        ("bob", "tone@1", 3.0, 3.0),
+        ("eve", "overall", at, None),
+    ]
+    assert {mark.other for mark in marks} == {max(first)}
+    assert taken(store.queue(PLAIN._replace(gold_rate=1.0)), "ada").item == item_of(*second), "nobody meets it twice"
+    for wrong, word in (({"overall": second[0]}, "no answer about a pair"), ({"overall": "first"}, "no answer about a pair")):
+        with pytest.raises(DataError, match=word):
+            store.pairs.add([first], gold=wrong)
+    with pytest.raises(DataError, match="these are 2"):
+        store.pairs.add([first, second], gold={"overall": "tie"})
+    store.forget(person="ada", reason="left")
+    assert {mark.person for mark in store.queue_items.gold_marks()} == {"bob", "eve"}
+    assert store.check().problems == ()
 
 
 def test_runs_go_with_their_pairs_when_they_are_forgotten(store: Store) -> None:
@@ -219,7 +277,7 @@ def test_a_queue_of_the_schema_before_is_brought_up_with_all_that_was_taken(stor
         said = {"trajectory": done.trajectory, "criterion": "tone@1", "rater": "ada", "rater_kind": "human"}
         store.add_scores([Score(**said, value=4, id="g"), Score(**said, status=ScoreStatus.WITHDRAWN, id="h")])
         before = (store.queue_items.items(), store.queue_items.progress("ada", "desk")[:6])
-    _copy_into_the_third_schema(tmp_path / "new" / "store.db", store_url)
+    _copy_into_schema("0003", tmp_path / "new" / "store.db", store_url)
     with Store(store_url) as store:
         assert (store.queue_items.items(), store.queue_items.progress("ada", "desk")[:6]) == before
         assert taken(store.queue(PLAIN), "ada").id == held.id
@@ -229,8 +287,29 @@ def test_a_queue_of_the_schema_before_is_brought_up_with_all_that_was_taken(stor
         assert store.check().problems == ()
 
 
-def _copy_into_the_third_schema(source: Path, url: str) -> None:
-    """The same records in a store that the migrations made before there were pairs."""
+def test_what_was_compared_before_a_store_knew_persons_is_known_afterwards(store_url: str, tmp_path: Path) -> None:
+    with Store(f"sqlite:///{tmp_path}/new/store.db") as store:
+        pairs = fill(store, 3)
+        store.pairs.add(pairs)
+        hands = [taken(store.queue(PLAIN), person) for person in ("ada", "bob")]
+        answer(store, hands[0], note="kept", chips=("vague",))
+        answer(store, hands[1])
+        answer(store, hands[1], withdrawn=True)
+        steps = (Item(pairs[2][0], 0), Item(pairs[2][1], 0))
+        store.add_preferences([Preference(taskset="desk", items=steps, source="human", rater="ada")])
+        store.add_preferences([Preference(taskset="desk", items=(Item(pairs[2][0]), Item(pairs[2][1])), source="scores", rater="overall")])
+        before = store.preferences("desk")
+    _copy_into_schema("0004", tmp_path / "new" / "store.db", store_url)
+    with Store(store_url) as store:
+        assert store.preferences("desk") == before
+        assert store.pairs.compared_by("ada", "desk") == {hands[0].item}
+        assert store.pairs.compared_by("bob", "desk") == set()
+        assert [word.chips for word in store.pairs.said(store.pairs.drawn(hands[0].id, "ada"))] == [("vague",)]
+        assert store.check().problems == ()
+
+
+def _copy_into_schema(revision: str, source: Path, url: str) -> None:
+    """The same records in a store that the migrations made up to this one."""
     if url.startswith("sqlite"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
     config = Config()
@@ -239,7 +318,7 @@ def _copy_into_the_third_schema(source: Path, url: str) -> None:
     engine, full, old = sa.create_engine(url), sa.create_engine(f"sqlite:///{source}"), sa.MetaData()
     with engine.begin() as connection, full.begin() as there:
         config.attributes["connection"] = connection
-        command.upgrade(config, "0003")
+        command.upgrade(config, revision)
         old.reflect(connection, only=[table.name for table in tables.metadata.sorted_tables])
         for table in tables.metadata.sorted_tables:
             columns = old.tables[table.name].columns.keys()

@@ -18,6 +18,7 @@ from agentalign.config.project import Project
 from agentalign.deployment.push import push
 from agentalign.errors import ModelError, RegistryError
 from agentalign.records.adapter import EvaluationSummary
+from agentalign.records.golden import Golden
 from agentalign.store.registry import Registry
 
 REPOSITORY, BASE = "team/order-desk", "org/base-model"
@@ -34,7 +35,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     files.mkdir()
     for file in folder.iterdir():
         (files / file.name).write_bytes(file.read_bytes())
-    (files / "golden.json").write_text('{"secret": "a customer\'s words"}')
+    golden = Golden(dialect="a customer's words", quantization="none", dtype="float32", device="cpu", held_out=True, noise=0.0, turns=())
+    (files / "golden.json").write_text(golden.model_dump_json())
     config = json.dumps({"learning_rate": 0.1, "base": str(base), "start": "/home/someone/x"})
     registry.save(card.model_copy(update={"version": 2, "config": config, "criteria": ("tone|<b>@1",)}), files)
     summary = EvaluationSummary(
@@ -58,6 +60,9 @@ def test_a_dry_run_writes_what_would_be_pushed_and_peft_loads_it(project: Projec
     assert not [text for text in texts if str(project.root) in text or "/home/someone" in text or "customer" in text]
     assert json.loads(json.loads((tmp_path / "out" / "card.json").read_text())["config"]) == {"learning_rate": 0.1}
     assert "golden.json" in push(project, "hello@2", REPOSITORY, base=BASE, golden=True, dry_run=tmp_path / "more").files
+    assert "golden.json" not in push(project, "hello@1", REPOSITORY, base=BASE, golden=True, dry_run=tmp_path / "none").files
+    Registry(project.adapters).keep("hello@1", Golden.model_validate_json((tmp_path / "more" / "golden.json").read_text()))
+    assert "golden.json" in push(project, "hello@1", REPOSITORY, base=BASE, golden=True, dry_run=tmp_path / "later").files
 
 
 def test_the_model_card_has_the_figures_where_the_hub_reads_them_and_no_markup_of_others(project: Project, tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ def test_without_llguidance_what_needs_it_is_refused(server: Running, monkeypatc
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"frequency_penalty": 0.5}, "frequency_penalty"), ({"n": 2}, "n"), ({"stop": ["x"]}, "stop"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"), ({"presence_penalty": -3}, "presence_penalty"),
+        ({"n": 2}, "n"), ({"n": 9, "temperature": 1}, "n"), ({"stop": ["a", "b", "c", "d", "e"]}, "stop"), ({"stop": [""]}, "stop"),
+        ({"stop": "x" * 300}, "stop"), ({"stop": 5}, "stop"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"service_tier": "auto"}, "service_tier"), ({"temperature": 3}, "temperature"), ({"max_tokens": 10**6}, "max_tokens"),
         ({"tool_choice": "required"}, "tool_choice"), ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),

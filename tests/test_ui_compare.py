@@ -18,15 +18,15 @@ from agentalign.scoring.habits import habits
 from agentalign.store.queue import Rules
 from agentalign.store.store import Store
 from agentalign.ui.api import create_api
-from agentalign.ui.compare import Choice
+from agentalign.ui.compare import Answer
 
 CRITERIA = """
-tone: {description: Is the agent friendly?, scale: [1, 5]}
+tone: {description: Is the agent friendly?, scale: [1, 5], chips: [cold, vague]}
 helpful: {description: Is the customer helped?, kind: judge}
 good_step: {description: Is this step right?, level: step}
 solved: {description: Was the task done?, check: solved}
 """
-CHOICES: tuple[Choice, ...] = ("left_far", "left", "tie", "right", "right_far", "both_bad")
+CHOICES: tuple[Answer, ...] = ("left_far", "left", "tie", "right", "right_far", "both_bad", "cant_judge")
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def test_a_pair_is_asked_about_by_every_criterion_that_people_can_answer_about_w
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_an_answer_comes_back_in_the_sides_it_was_given_in(client: TestClient, store: Store, choice: Choice) -> None:
+def test_an_answer_comes_back_in_the_sides_it_was_given_in(client: TestClient, store: Store, choice: Answer) -> None:
     add_pair(store)
     drawn = draw(client)
     assert drawn["answers"] == []
-    assert vote(client, drawn, choice, "tone@1", note="warmer").status_code == 200
+    assert vote(client, drawn, choice, "tone@1", note="warmer", chips=["vague", "cold"]).status_code == 200
     again = draw(client)
     assert again["draw"] == drawn["draw"], "a pair without an overall answer is still open"
-    assert again["answers"] == [{"criterion": "tone@1", "choice": choice, "note": "warmer"}]
+    assert again["answers"] == [{"criterion": "tone@1", "choice": choice, "note": "warmer", "chips": ["cold", "vague"]}]
 
 
 def test_each_criterion_becomes_a_preference_of_its_own_and_overall_closes_the_pair(client: TestClient, store: Store) -> None:
@@ -96,6 +96,9 @@ def test_what_is_not_asked_about_pairs_is_refused(client: TestClient, store: Sto
         assert answer.status_code == 422
         assert "is not asked about pairs" in answer.json()["detail"]
     assert vote(client, drawn, "much_better").status_code == 422
+    for criterion, chip in (("tone@1", "rude"), ("helpful@1", "cold"), ("overall", "cold")):
+        refused = vote(client, drawn, "tie", criterion, chips=[chip])
+        assert (refused.status_code, f"has no chip '{chip}'" in refused.json()["detail"]) == (422, True)
     assert store.preferences("desk") == []
 
 
@@ -114,6 +117,26 @@ def test_an_answer_that_was_taken_back_counts_nowhere_and_opens_the_pair_again(c
     vote(client, drawn, "right")
     (case,) = stored_panel(store, "desk").answers
     assert case.question == Question("overall", "pair")
+
+
+def test_who_cannot_judge_is_asked_no_more_counts_nowhere_and_is_exported_with_reasons(client: TestClient, store: Store) -> None:
+    add_pair(store)
+    drawn = draw(client)
+    vote(client, drawn, "cant_judge", "tone@1", chips=["vague"], note="=1+1")
+    vote(client, drawn, "left_far")
+    vote(client, drawn, "cant_judge")
+    assert draw(client)["draw"] is None, "they have looked"
+    said = store.preferences("desk")
+    assert [(p.criterion, p.cant_judge, p.decided, p.strength) for p in in_force(said)] == [
+        ("tone@1", True, False, 1),
+        ("overall", True, False, 1),
+    ]
+    assert stored_panel(store, "desk").answers == {}
+    assert [read_rating_line(line, "exported") for line in rating_lines(said)] == said
+    header, first, *_ = preference_table(said)
+    cells = dict(zip(header.split(","), first.split(","), strict=True))
+    assert [cells[f'"{name}"'].strip('"') for name in ("cant_judge", "chips", "note")] == ["True", "vague", "'=1+1"]
+    assert client.get("/api/export/preferences.csv").text.startswith(header)
 
 
 # ---- pairs in the queue
@@ -197,3 +220,53 @@ def test_someone_elses_pair_does_not_exist(project: Project, store: Store) -> No
         assert bob.post("/api/compare", json={"assignment": theirs}).status_code == 404
         assert vote(bob, {"draw": theirs}, "left").status_code == 404
     assert store.preferences("desk") == []
+
+
+# ---- a lead fills the queue
+
+
+def add_pairs(client: TestClient, **wanted: Any) -> Any:
+    return client.post("/api/queue/pairs", json={"taskset": "desk", **wanted})
+
+
+def test_a_lead_queues_so_many_pairs_of_each_task_of_a_family(client: TestClient, store: Store) -> None:
+    for task in ("t1", "t2"):
+        store.add([make_run(answer=f"{task} {sample}", policy=f"desk@{sample}", task=task, sample=sample) for sample in range(3)])
+    assert add_pairs(client, family="refunds").status_code == 422
+    assert add_pairs(client, split="dev").status_code == 422
+    assert add_pairs(client, per_task=2, overlap=3, family="cancelling").json() == {"added": 4, "changed": 0}
+    items = store.queue_items.items()
+    assert {item.overlap for item in items} == {3}
+    assert {store.trajectory(item.trajectory).task_id for item in items} == {"t1", "t2"}
+    assert all(item.other for item in items)
+    assert add_pairs(client, per_task=2).json() == {"added": 0, "changed": 4}, "the same pairs again"
+    for wrong in ({"per_task": 0}, {"per_task": 21}, {"overlap": 0}, {"taskset": "x" * 501}, {"policy": "desk@1"}):
+        assert add_pairs(client, **wrong).status_code == 422
+
+
+def test_a_lead_makes_a_pair_known_by_the_answers_given_before(project: Project, client: TestClient, store: Store) -> None:
+    add_pair(store)
+    drawn = draw(client)
+    known = {"key": secrets.token_hex(8), "draw": drawn["draw"]}
+    refused = client.post("/api/queue/pairs/gold", json=known)
+    assert (refused.status_code, "all in all" in refused.json()["detail"]) == (422, True)
+    for criterion, choice in (("tone@1", "tie"), ("helpful@1", "cant_judge"), ("overall", "right_far")):
+        vote(client, drawn, choice, criterion)
+    for was_there in (False, True):
+        given = client.post("/api/queue/pairs/gold", json=known)
+        assert given.json() == {"saved": True, "id": drawn["draw"], "known": was_there}
+    (item,) = store.queue_items.items()
+    assert item.is_gold
+    with TestClient(create_api(project, rater="bob", rules=Rules(gold_rate=1.0)), base_url=HOME) as bob:
+        bob.get("/")
+        assert bob.post("/api/queue/pairs/gold", json=known).status_code == 404
+        taken = hand(bob)
+        theirs = draw(bob, assignment=taken["assignment"])
+        is_mirrored = theirs["left"] != drawn["left"]
+        vote(bob, theirs, "left" if is_mirrored else "right")
+        vote(bob, theirs, "cant_judge", "tone@1")
+        assert done(bob, taken["assignment"]).status_code == 200
+    marks = {mark.criterion: (mark.person, mark.given == mark.expected, mark.given) for mark in store.queue_items.gold_marks()}
+    assert marks["overall"][:2] == ("bob", True)
+    assert marks["tone@1"] == ("bob", False, None)
+    assert set(marks) == {"overall", "tone@1"}, "what the lead could not judge is no known answer"

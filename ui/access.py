@@ -59,6 +59,9 @@ RULES = (
     Rule("POST", "/api/trainings/{id}/stop", "lead"),
     Rule("POST", "/api/trainings/{id}/resume", "lead"),
     Rule("POST", "/api/trainings/{id}/promote", "lead"),
+    Rule("GET", "/api/adapters/{name}/{version}/checks", "lead"),
+    Rule("POST", "/api/adapters/{name}/{version}/checks", "lead"),
+    Rule("POST", "/api/adapters/{name}/{version}/promote", "lead"),
     Rule("GET", "/api/play", "rater"),
     Rule("GET", "/api/play/tasks", "rater"),
     Rule("POST", "/api/play/model", "lead"),
@@ -82,6 +85,8 @@ RULES = (
     Rule("GET", "/api/queue/items", "lead"),
     Rule("POST", "/api/queue/items", "lead"),
     Rule("POST", "/api/queue/items/status", "lead"),
+    Rule("POST", "/api/queue/pairs", "lead"),
+    Rule("POST", "/api/queue/pairs/gold", "lead", is_own=True),
 )
 
 

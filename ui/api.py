@@ -7,7 +7,6 @@ what the store is made for. Answers are ASCII JSON: models write lone surrogates
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,10 +14,8 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.staticfiles import StaticFiles
 
 from agentalign.config.project import Project
-from agentalign.environments.taskset import find_taskset, load_criteria
 from agentalign.errors import AgentAlignError, DataError, StoreError
 from agentalign.exchange.ratings import preference_table, rating_lines, score_table
 from agentalign.records.base import digest
@@ -29,7 +26,9 @@ from agentalign.store.queue import Rules
 from agentalign.store.store import Store
 from agentalign.ui import hidden, tokens, views
 from agentalign.ui.access import enforce
+from agentalign.ui.assets import Assets
 from agentalign.ui.auth import Guard, Person, Signer, project_signer, require_person, require_rater
+from agentalign.ui.criteria import criteria_of
 from agentalign.ui.files import project_secret
 from agentalign.ui.inspect_api import inspect_routes
 from agentalign.ui.listing import ListQuery, RunsView, list_page
@@ -56,20 +55,9 @@ class House(NamedTuple):
     def criteria(self, taskset: str) -> tuple[tuple[Criterion, ...], str]:
         """The taskset's criteria, or why there are none."""
         try:
-            return _criteria(self.project.tasks, taskset), ""
+            return criteria_of(self.project.tasks, taskset), ""
         except AgentAlignError as error:
             return (), str(error)
-
-
-def _criteria(tasks: Path, taskset: str) -> tuple[Criterion, ...]:
-    # criteria.yaml alone is read: looking at runs must not run a team's code.
-    path = find_taskset(taskset, tasks) / "criteria.yaml"
-    return _criteria_of(path, path.stat().st_mtime_ns if path.is_file() else 0)
-
-
-@lru_cache(maxsize=64)
-def _criteria_of(path: Path, _changed: int) -> tuple[Criterion, ...]:
-    return load_criteria(path)
 
 
 class ScoreIn(BaseModel):
@@ -127,18 +115,22 @@ def create_api(project: Project, *, rater: str, team: bool = False, home: str | 
     _rating(app, house)
     _exporting(app, house)
     accounts = house.store.accounts if team else None
-    add_queue(app, project, house.store, rules)
+    add_queue(app, project, house.store, rules, lambda person, run: shown_run(house, person, run))
     add_team(app, accounts, signer, secure=bool(home and home.startswith("https://")))
     app.include_router(inspect_routes(house.store))
-    from agentalign.ui import agreement_api, compare_api, correct_api, lineage_api, play_api, training_api  # they stand on this module
+    # They stand on this module.
+    from agentalign.ui import agreement_api, checks_api, compare_api, correct_api, lineage_api, play_api, queue_pairs_api, training_api
 
     agreement_api.add(app, house)
     compare_api.add(app, house)
     correct_api.add(app, house)
     lineage_api.add(app, house)
+    queue_pairs_api.add(app, house)
     training_api.add(app, house)
+    checks_api.add(app, house)
     room = play_api.add(app, house)
-    app.mount("/ui", StaticFiles(directory=STATIC))
+    app.state.assets = Assets(STATIC)
+    app.mount("/ui", app.state.assets)
     app.add_middleware(Guard, signer=signer, owner=rater, accounts=accounts, home=home)
     return app
 
@@ -181,12 +173,7 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
     @app.get("/api/runs/{run}", response_model=views.RunView)
     def run(person: Asking, run: RunId) -> Response:
         """One run with the criteria to rate it by and all verdicts on it."""
-        found = stored_run(house.store, run)
-        criteria, missing = house.criteria(found.taskset)
-        scores, is_hidden = hidden.told(house.store, person, run, house.store.scores([run]))
-        bases = len(tokens.known_bases(house.project, found.origin.reference))
-        view = views.run_view(found, scores, criteria, criteria_missing=missing, rater=person.name, bases=bases)
-        return ascii_json(hidden.without_origin(view) if is_hidden else view)
+        return ascii_json(shown_run(house, person, run))
 
     @app.get("/api/runs/{run}/tokens", response_model=tokens.TokensView)
     def run_tokens(person: Asking, run: RunId, seen_as: Name = None) -> Response:
@@ -199,16 +186,34 @@ def _reading(app: FastAPI, house: House, signer: Signer) -> None:
 def stored_run(store: Store, id: str) -> Trajectory:
     """The run, or 404."""
     try:
-        return store.trajectory(id)
+        return store.recent.trajectory(id)
     except DataError as error:
         raise HTTPException(404, str(error)) from None
+
+
+def taskset_of(store: Store, id: str) -> str:
+    """The taskset of a run, or 404. The run itself is not read."""
+    try:
+        return store.recent.taskset(id)
+    except DataError as error:
+        raise HTTPException(404, str(error)) from None
+
+
+def shown_run(house: House, person: Person, id: str) -> views.RunView:
+    """The run's page as this person may see it."""
+    found = stored_run(house.store, id)
+    criteria, missing = house.criteria(found.taskset)
+    scores, is_hidden = hidden.told(house.store, person, id, house.store.scores([id]))
+    bases = len(tokens.known_bases(house.project, found.origin.reference))
+    view = views.run_view(found, scores, criteria, criteria_missing=missing, rater=person.name, bases=bases)
+    return hidden.without_origin(view) if is_hidden else view
 
 
 def _rating(app: FastAPI, house: House) -> None:
     @app.post("/api/scores", response_model=Saved)
     def add_score(rater: Rater, mark: ScoreIn) -> Response:
         """Save one mark."""
-        criteria, missing = house.criteria(stored_run(house.store, mark.trajectory).taskset)
+        criteria, missing = house.criteria(taskset_of(house.store, mark.trajectory))
         score = score_of(mark, criteria, missing, rater)
         report = house.store.add_scores([score])
         return ascii_json(Saved(id=score.id, known=report.stored == 0))

@@ -18,7 +18,9 @@ from agentalign.config.project import Project
 from agentalign.errors import ConfigError
 from agentalign.store.store import Store
 from agentalign.ui.api import create_api
+from agentalign.ui.assets import page_head
 from agentalign.ui.auth import LOOPBACK, MAX_BODY_BYTES, rater_of
+from agentalign.ui.early import EarlyPage
 
 
 def create_app(project: Project, *, rater: str | None = None, team: bool = False, home: str | None = None) -> FastAPI:
@@ -28,9 +30,11 @@ def create_app(project: Project, *, rater: str | None = None, team: bool = False
     from agentalign.ui import pages
 
     app = create_api(project, rater=rater or person(), team=team, home=home)
+    assets = app.state.assets
+    app.add_middleware(EarlyPage, head=page_head(assets))
     gr.mount_gradio_app(
         app,
-        pages.build_blocks(),
+        pages.build_blocks(assets.at("main.js")),
         "/",
         server_name="127.0.0.1",
         footer_links=[],
@@ -44,7 +48,6 @@ def create_app(project: Project, *, rater: str | None = None, team: bool = False
         mcp_server=False,
         favicon_path=str(Path(__file__).parent / "static" / "icon.svg"),
         theme=pages.theme(),
-        head=pages.HEAD,
     )
     return app
 

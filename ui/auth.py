@@ -169,7 +169,8 @@ class Guard:
         cookie: str | None = None
         refusal: Response | None = refused(scope, headers, self.home)
         if refusal is None:
-            person = scope[PERSON] = await self._person(headers)
+            # Plain scripts and styles are anybody's: nobody is looked up for them.
+            person = scope[PERSON] = None if scope["path"].startswith("/ui/") else await self._person(headers)
             is_page = scope["method"] == "GET" and scope["path"] == "/"
             if person is None and is_page and self.accounts is None:
                 scope[PERSON], cookie = Person(self.owner, "admin"), self.signer.header(self.owner)
@@ -242,8 +243,6 @@ def hardened(send: Send, path: str, cookie: str | None) -> Send:
                 del headers[name]
             if path in OPEN or path.startswith("/api/"):
                 headers["Cache-Control"] = "no-store"
-            if path.startswith("/ui/"):
-                headers["Cache-Control"] = "no-cache"
             if cookie:
                 headers.append("Set-Cookie", cookie)
         await send(message)

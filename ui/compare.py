@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from agentalign.errors import DataError
 from agentalign.records.criterion import Criterion
-from agentalign.records.preference import Item, Preference
+from agentalign.records.preference import Item, Preference, pair_id
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.to_compare import comparable
 from agentalign.store.filters import RunFilter
@@ -20,8 +20,10 @@ from agentalign.store.pairs import Draw
 from agentalign.store.store import Store
 
 Choice = Literal["left_far", "left", "tie", "right", "right_far", "both_bad"]
-Vote = Choice | Literal["withdrawn"]
-"""A choice, or an earlier one taken back."""
+Answer = Choice | Literal["cant_judge"]
+"""A choice, or that the rater cannot tell."""
+Vote = Answer | Literal["withdrawn"]
+"""An answer, or an earlier one taken back."""
 
 NEWEST = 2000
 """Pairs are drawn among this many of a taskset's newest runs."""
@@ -29,7 +31,9 @@ NEWEST = 2000
 MOST_QUESTIONS = 20
 """So many criteria are asked about a pair, the heaviest first: nobody answers more with care."""
 
-STRENGTH: dict[Choice, float] = {"left_far": 3.0, "left": 1.0, "tie": 1.0, "right": 1.0, "right_far": 3.0, "both_bad": 1.0}
+STRENGTH: dict[Vote, float] = {
+    "left_far": 3.0, "left": 1.0, "tie": 1.0, "right": 1.0, "right_far": 3.0, "both_bad": 1.0, "cant_judge": 1.0, "withdrawn": 1.0,
+}  # fmt: skip
 """As `Preference.strength` says: 1 slightly, 3 far better."""
 
 
@@ -54,20 +58,22 @@ class Answered(BaseModel):
     """What a rater said about a drawn pair, in the sides of the draw."""
 
     criterion: str
-    choice: Choice
+    choice: Answer
     note: str
+    chips: list[str] = []
 
 
 def answered(said: Iterable[Preference], draw: Draw) -> list[Answered]:
     """The newest of the rater's answers on the pair by criterion, less those taken back."""
-    pair = {Item(draw.left), Item(draw.right)}
-    newest = {p.criterion: p for p in said if p.rater == draw.person and set(p.items) == pair}
+    newest = {p.criterion: p for p in said}
     words = [p for p in newest.values() if not p.withdrawn]
-    return [Answered(criterion=p.criterion, choice=choice_of(p, draw.left), note=p.note) for p in words]
+    return [Answered(criterion=p.criterion, choice=choice_of(p, draw.left), note=p.note, chips=list(p.chips)) for p in words]
 
 
-def choice_of(preference: Preference, left: str) -> Choice:
-    """The choice that the preference is, with this run on the left."""
+def choice_of(preference: Preference, left: str) -> Answer:
+    """The answer that the preference is, with this run on the left."""
+    if preference.cant_judge:
+        return "cant_judge"
     if not preference.decided:
         return "tie" if preference.tie else "both_bad"
     is_far = preference.strength > 2
@@ -76,17 +82,19 @@ def choice_of(preference: Preference, left: str) -> Choice:
     return "right_far" if is_far else "right"
 
 
-def preference_of(draw: Draw, choice: Vote, *, id: str, note: str, criterion: str = "overall") -> Preference:
+def preference_of(draw: Draw, choice: Vote, *, id: str, note: str, criterion: str = "overall", chips: tuple[str, ...] = ()) -> Preference:
     """What the rater's choice says, best first."""
     items = (Item(draw.left), Item(draw.right))
     return Preference(
         taskset=draw.taskset,
         items=items[::-1] if choice in ("right", "right_far") else items,
         criterion=criterion,
-        strength=1.0 if choice == "withdrawn" else STRENGTH[choice],
+        strength=STRENGTH[choice],
         tie=choice == "tie",
         both_bad=choice == "both_bad",
         withdrawn=choice == "withdrawn",
+        cant_judge=choice == "cant_judge",
+        chips=chips,
         left=draw.left,
         source="human",
         rater=draw.person,
@@ -100,11 +108,9 @@ def open_pair(store: Store, taskset: str, rater: str) -> tuple[tuple[Trajectory,
 
     What the queue may bring them is left out: there it comes with a place to fill.
     """
-    words = {frozenset(p.items): p for p in store.preferences(taskset, "overall", "human") if p.rater == rater}
-    done = {frozenset(item.trajectory for item in items) for items, word in words.items() if not word.withdrawn}
-    done |= store.pairs.waiting(rater)
+    done = store.pairs.compared_by(rater, taskset) | store.pairs.waiting(rater)
     groups = comparable(store, RunFilter(taskset=taskset), NEWEST)
-    pairs = [pair for group in groups for pair in group if frozenset((pair[0].id, pair[1].id)) not in done]
+    pairs = [pair for group in groups for pair in group if pair_id(pair[0].id, pair[1].id) not in done]
     if not pairs:
         return None
     first, second = secrets.choice(pairs)

@@ -4,6 +4,7 @@ Every answer is a preference of its own, saved at once; "overall" is the one tha
 this rater said about the pair already comes back with it, in the sides of the draw, so that a reload loses nothing.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import FastAPI, HTTPException
@@ -12,6 +13,7 @@ from starlette.responses import Response
 
 from agentalign.errors import DataError
 from agentalign.records.base import digest
+from agentalign.records.criterion import Criterion
 from agentalign.store.pairs import Draw
 from agentalign.ui import align, compare, views
 from agentalign.ui.api import House, Key, Note, Rater, RunId, Saved, ascii_json, stored_run
@@ -27,6 +29,8 @@ class PreferenceIn(BaseModel):
     criterion: Annotated[str, Field(max_length=100)] = "overall"
     choice: compare.Vote
     note: Note = ""
+    chips: Annotated[list[str], Field(max_length=9)] = []
+    """Those of the criterion's chips that were ticked."""
 
 
 class DrawIn(BaseModel):
@@ -78,13 +82,23 @@ def add(app: FastAPI, house: House) -> None:
     def add_preference(rater: Rater, vote: PreferenceIn) -> Response:
         """Save one answer."""
         drawn = own_draw(house, vote.draw, rater)
-        asked = ["overall", *(criterion.key for criterion in compare.questions(house.criteria(drawn.taskset)[0]))]
-        if vote.criterion not in asked:
-            raise DataError(f"'{vote.criterion}' is not asked about pairs here. Reload the page; asked are {', '.join(asked)}.")
+        chips = chips_of(vote, compare.questions(house.criteria(drawn.taskset)[0]))
         id = digest(["preference", rater, vote.key])
-        preference = compare.preference_of(drawn, vote.choice, id=id, note=vote.note, criterion=vote.criterion)
+        preference = compare.preference_of(drawn, vote.choice, id=id, note=vote.note, criterion=vote.criterion, chips=chips)
         report = house.store.add_preferences([preference])
         return ascii_json(Saved(id=preference.id, known=report.stored == 0))
+
+
+def chips_of(vote: PreferenceIn, criteria: Sequence[Criterion]) -> tuple[str, ...]:
+    """The ticked chips in the team's order; DataError where the criterion is not asked about pairs, or has no such chip."""
+    asked: dict[str, tuple[str, ...]] = {"overall": (), **{criterion.key: criterion.chips for criterion in criteria}}
+    if vote.criterion not in asked:
+        raise DataError(f"'{vote.criterion}' is not asked about pairs here. Reload the page; asked are {', '.join(asked)}.")
+    known = asked[vote.criterion]
+    unknown = [chip for chip in vote.chips if chip not in known]
+    if unknown:
+        raise DataError(f"'{vote.criterion}' has no chip {unknown[0][:40]!a}. Reload the page; it has {list(known)}.")
+    return tuple(chip for chip in known if chip in vote.chips)
 
 
 def own_draw(house: House, id: str, person: str) -> Draw:
@@ -99,7 +113,7 @@ def draw_view(house: House, drawn: Draw, left_open: int) -> DrawView:
     """The two sides without anything that tells where they came from."""
     left, right = (views.blind_view(house.store.trajectory(id)) for id in (drawn.left, drawn.right))
     # A pair that comes again in the queue shows nothing of what was said about it before.
-    said = house.store.preferences(drawn.taskset, source="human", after=drawn.after)
+    said = house.store.pairs.said(drawn)
     return DrawView(
         draw=drawn.id,
         open=left_open,

@@ -87,7 +87,7 @@ class Plans:
             done = subprocess.run(
                 [*_command(plan.recipe, file), "--dry-run", "--json"],
                 cwd=self._project.root,
-                env=_environment(),
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=DRY_RUN_SECONDS,
@@ -166,7 +166,7 @@ def _launch(project: Project, training: Training, folder: Path) -> None:
         child = subprocess.Popen(
             _command(training.recipe, folder / SETTINGS_FILE),
             cwd=project.root,
-            env=_environment(),
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -181,7 +181,8 @@ def _command(recipe: str, file: Path) -> list[str]:
     return [sys.executable, "-P", "-m", "agentalign", "train", recipe, str(file)]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """For a process that runs our own command: this very package, wherever it lies."""
     root = str(Path(process.__file__).parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 

@@ -15,25 +15,14 @@ import gradio as gr
 SHELL = '<div class="aa" data-view="loading"><p class="aa-loading">Loading …</p></div>'
 
 # The import is relative to the server, so every path that the script loads stays on this origin.
-START = "import('/ui/main.js').then((page) => page.start(element.querySelector('.aa')));"
-
-HEAD = """
-<link rel="icon" href="/ui/icon.svg">
-<link rel="stylesheet" href="/ui/app.css">
-<link rel="stylesheet" href="/ui/training.css">
-<link rel="stylesheet" href="/ui/agreement.css">
-<link rel="stylesheet" href="/ui/judge.css">
-<link rel="stylesheet" href="/ui/play.css">
-<link rel="stylesheet" href="/ui/compare.css">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-"""
+START = "import('{main}').then((page) => page.adopt(element.querySelector('.aa')));"
 
 
-def build_blocks() -> gr.Blocks:
-    """The one page as Gradio blocks."""
+def build_blocks(main: str) -> gr.Blocks:
+    """The one page as Gradio blocks; `main` is the address of its script."""
+    start = START.format(main=main)
     with gr.Blocks(title="agentalign", analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(value="", html_template=SHELL, js_on_load=START, apply_default_css=False, padding=False, elem_id="aa-shell")
+        gr.HTML(value="", html_template=SHELL, js_on_load=start, apply_default_css=False, padding=False, elem_id="aa-shell")
     return blocks
 
 

@@ -1,24 +1,31 @@
 """The routes under /api/queue: take the next run or pair, keep it, finish or skip it; a lead fills the queue and sees what is in it.
 
 Nothing that a rater is told depends on the kind of an assignment: a gold run and a repeat look like any other. Of a pair not even the
-runs' ids are told; the page asks /api/compare for it by its assignment.
+runs' ids are told; the page asks /api/compare for it by its assignment. A run comes with the answer that takes it, and a finished one may
+bring the next: from the key to the next run there is one question. Surprise: that is no more than a courtesy. Where taking the next run
+fails, the finished one is acknowledged all the same.
 """
 
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import Depends, FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from agentalign.config.project import Project
-from agentalign.environments.taskset import find_taskset, load_criteria
 from agentalign.errors import AgentAlignError, DataError
-from agentalign.store.queue import Assignment, Queue, Rules
+from agentalign.store.queue import Assignment, Finish, Queue, Rules
 from agentalign.store.store import Store
 from agentalign.ui import compare
-from agentalign.ui.auth import require_lead, require_rater
+from agentalign.ui.auth import Person, require_lead, require_person, require_rater
+from agentalign.ui.criteria import criteria_of
+from agentalign.ui.views import RunView
 
 Rater = Annotated[str, Depends(require_rater)]
+Asking = Annotated[Person, Depends(require_person)]
 Lead = Annotated[str, Depends(require_lead)]
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -40,6 +47,8 @@ class DoneIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     key: Key
+    next: bool = False
+    """Take the next run too, and send it with the acknowledgement."""
 
 
 class SkipIn(DoneIn):
@@ -90,44 +99,63 @@ def taken(found: Assignment, rules: Rules) -> Taken:
     )
 
 
-def add_queue(app: FastAPI, project: Project, store: Store, rules: Rules) -> None:
+class Desk(NamedTuple):
+    """What the routes work on."""
+
+    project: Project
+    store: Store
+    queue: Queue
+    show: Callable[[Person, str], RunView]
+    """A run's page as a person may see it."""
+
+
+def add_queue(app: FastAPI, project: Project, store: Store, rules: Rules, show: Callable[[Person, str], RunView]) -> None:
     """Add the routes to the app."""
-    queue = store.queue(rules)
+    desk = Desk(project, store, store.queue(rules), show)
 
     @app.get("/api/queue")
     def progress(rater: Rater, taskset: str | None = None) -> JSONResponse:
         """What I have in hand, and how far we are."""
-        found = queue.current(rater)
+        found = desk.queue.current(rater)
         hand = None if found is None else taken(found, rules).model_dump()
         return JSONResponse({"current": hand, "progress": store.queue_items.progress(rater, taskset or None)._asdict()})
 
     @app.post("/api/queue/next")
-    def take(rater: Rater, wanted: NextIn) -> JSONResponse:
-        """The run to rate now; null where nothing is left."""
-        found = queue.take(rater, wanted.taskset or None)
-        hand = None if found is None else taken(found, rules).model_dump()
-        return JSONResponse({"current": hand, "progress": store.queue_items.progress(rater, wanted.taskset or None)._asdict()})
+    def take(person: Asking, wanted: NextIn) -> Response:
+        """The run to rate now, with all that its page shows; null where nothing is left."""
+        return told(next_one(desk, person, wanted.taskset or None))
 
     @app.post("/api/queue/{assignment}/beat")
     def beat(rater: Rater, assignment: RunId) -> JSONResponse:
         """Keep it."""
-        own(queue, assignment, rater)
-        return JSONResponse(taken(queue.beat(assignment, rater), rules).model_dump())
+        own(desk.queue, assignment, rater)
+        return JSONResponse(taken(desk.queue.beat(assignment, rater), rules).model_dump())
 
     @app.post("/api/queue/{assignment}/done")
-    def done(rater: Rater, assignment: RunId, _said: DoneIn) -> JSONResponse:
+    def done(person: Asking, assignment: RunId, said: DoneIn) -> Response:
         """It is finished."""
-        found = own(queue, assignment, rater)
-        ended = queue.finish(assignment, rater, required(project, store.trajectory(found.trajectory).taskset, is_pair=bool(found.other)))
-        return saved(assignment, **ended._asdict())
+        found = own(desk.queue, assignment, person.name)
+        asked = required(project, store.recent.taskset(found.trajectory), is_pair=bool(found.other))
+        return saved(desk, person, said, assignment, desk.queue.finish(assignment, person.name, asked))
 
     @app.post("/api/queue/{assignment}/skip")
-    def skip(rater: Rater, assignment: RunId, said: SkipIn) -> JSONResponse:
+    def skip(person: Asking, assignment: RunId, said: SkipIn) -> Response:
         """Give it back."""
-        own(queue, assignment, rater)
-        return saved(assignment, **queue.skip(assignment, rater, said.reason)._asdict())
+        own(desk.queue, assignment, person.name)
+        return saved(desk, person, said, assignment, desk.queue.skip(assignment, person.name, said.reason))
 
     _leading(app, store)
+
+
+def next_one(desk: Desk, person: Person, taskset: str | None) -> dict[str, Any]:
+    """What is taken now, and the run's page with it: it is shown at once, so the lease begins when it is."""
+    found = desk.queue.take(person.name, taskset)
+    hand = None if found is None else taken(found, desk.queue.rules)
+    return {
+        "current": hand and hand.model_dump(),
+        "progress": desk.store.queue_items.progress(person.name, taskset)._asdict(),
+        "run": desk.show(person, hand.run).model_dump() if hand and hand.run else None,
+    }
 
 
 def _leading(app: FastAPI, store: Store) -> None:
@@ -159,7 +187,7 @@ def own(queue: Queue, assignment: str, rater: str) -> Assignment:
 def required(project: Project, taskset: str, *, is_pair: bool) -> list[str]:
     """The criteria that a person has to answer before a run, or a pair, of this taskset is finished."""
     try:
-        criteria = load_criteria(find_taskset(taskset, project.tasks) / "criteria.yaml")
+        criteria = criteria_of(project.tasks, taskset)
     except AgentAlignError:
         criteria = ()
     if is_pair:
@@ -167,6 +195,16 @@ def required(project: Project, taskset: str, *, is_pair: bool) -> list[str]:
     return [criterion.key for criterion in criteria if criterion.kind == "human" and criterion.level == "trajectory"]
 
 
-def saved(id: str, **told: Any) -> JSONResponse:
-    """The acknowledgement that the page waits for: sent only after COMMIT."""
-    return JSONResponse({"saved": True, "id": id, **told})
+def saved(desk: Desk, person: Person, said: DoneIn, id: str, ended: Finish) -> Response:
+    """The acknowledgement that the page waits for: sent only after COMMIT, and whatever comes of the wish for the next run."""
+    answer: dict[str, Any] = {"saved": True, "id": id, **ended._asdict()}
+    if said.next:
+        answer["next"] = None
+        with suppress(AgentAlignError):  # the page asks again, and is told why
+            answer["next"] = next_one(desk, person, None)
+    return told(answer)
+
+
+def told(content: dict[str, Any]) -> Response:
+    """JSON in ASCII: a run may hold lone surrogates, and those have no UTF-8."""
+    return Response(json.dumps(content, allow_nan=False, separators=(",", ":")), media_type="application/json")

@@ -185,7 +185,7 @@ def curves_view(house: House, files: MetricsFiles, training: Training, wanted: S
     row = trainings.row_of(house.project, training, rows)
     if len(rows) == seen:
         return CurvesView(row=row, rows=seen, unchanged=True, names=[], curves={}, evaluations=[], alarms=[])
-    human = [word for word in in_force(house.store.preferences(training.taskset, "overall", "human")) if not word.withdrawn]
+    human = [word for word in in_force(house.store.preferences(training.taskset, "overall", "human")) if word.is_answer]
     votes = [Vote(*vote) for vote in trainings.votes(house.store, training, human)] if human else []
     return CurvesView(
         row=row,

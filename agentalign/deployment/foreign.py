@@ -1,7 +1,8 @@
 """Taking in a stranger's adapter: checked against the base that the team names, folded to plain LoRA, and saved with a card that says so.
 
 What it was trained on, and how well it does, nobody here knows: the card says "foreign", and the gate asks for an evaluation like of any
-other version. Surprise: nothing of its config, template or tokenizer is kept. Weights alone come in; template and tokenizer are the base's.
+other version. What it answers in this engine is recorded at once, so that a server can be held against it. Surprise: nothing of its
+config, template or tokenizer is kept. Weights alone come in; template and tokenizer are the base's.
 """
 
 import json
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agentalign.config.project import Project
+from agentalign.deployment.record_golden import record_golden
 from agentalign.environments.taskset import require_name
+from agentalign.errors import AgentAlignError
 from agentalign.records.adapter import AdapterCard
 from agentalign.records.base import digest
 from agentalign.rollouts.bundle import TEMPLATE_FILE
@@ -34,6 +37,8 @@ class Added(NamedTuple):
     """Its scales were folded into plain LoRA."""
     ignored: tuple[str, ...]
     """Files beside it that were not read."""
+    unrecorded: str
+    """Why no golden prompts were recorded; empty where they were."""
 
 
 def add_foreign(
@@ -80,4 +85,14 @@ def add_foreign(
             base_digest=prepared.digest, quantization=quantization, template_digest=digest(prepared.template),
             config=json.dumps({"foreign": origin}),
         )  # fmt: skip
-        return Added(registry.save(card, files), found.base, not found.form.plain, found.ignored)
+        saved = registry.save(card, files)
+    return Added(saved, found.base, not found.form.plain, found.ignored, _why_unrecorded(project, saved.ref))
+
+
+def _why_unrecorded(project: Project, ref: str) -> str:
+    """Record golden prompts; the version stands without them where that fails."""
+    try:
+        record_golden(project, ref)
+    except (AgentAlignError, RuntimeError, MemoryError) as error:
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return ""

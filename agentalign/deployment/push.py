@@ -17,8 +17,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from agentalign.config.project import Project
 from agentalign.deployment.export_files import fixed_template
+from agentalign.deployment.record_golden import read_golden
 from agentalign.errors import ModelError, RegistryError
 from agentalign.records.adapter import AdapterCard, EvaluationSummary
+from agentalign.records.golden import Golden
 from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle, open_bundle, require_runnable
 from agentalign.rollouts.golden import GOLDEN_FILE
 from agentalign.store.registry import Registry
@@ -62,15 +64,18 @@ def push(
     bundle = open_bundle(project, ref)
     require_runnable(project, bundle)
     registry = Registry(project.adapters)
-    content = Content(bundle, registry.identity(bundle.card.ref), _hub_base(bundle.card, base), registry.evaluations(bundle.card.ref))
+    content = Content(
+        bundle, registry.identity(bundle.card.ref), _hub_base(bundle.card, base), registry.evaluations(bundle.card.ref),
+        read_golden(bundle) if golden else None,
+    )  # fmt: skip
     if dry_run is not None:
         target = dry_run.absolute()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise RegistryError(f"{target} exists and is not an empty folder. Name a new folder.")
         target.mkdir(parents=True, exist_ok=True)
-        return Pushed(content.identity, repository, _write(content, repository, target, golden=golden), str(target))
+        return Pushed(content.identity, repository, _write(content, repository, target), str(target))
     with tempfile.TemporaryDirectory(prefix="push-") as place:
-        files = _write(content, repository, Path(place), golden=golden)
+        files = _write(content, repository, Path(place))
         return Pushed(content.identity, repository, files, _send(HfApi(endpoint=endpoint), repository, Path(place), content, public=public))
 
 
@@ -82,6 +87,8 @@ class Content(NamedTuple):
     base: str
     """Its base's name on the hub."""
     evaluations: tuple[EvaluationSummary, ...]
+    golden: Golden | None
+    """Where they are to be pushed too."""
 
 
 def _hub_base(card: AdapterCard, named: str) -> str:
@@ -110,7 +117,7 @@ def _send(api: HfApi, repository: str, folder: Path, content: Content, *, public
     return str(done.commit_url)
 
 
-def _write(content: Content, repository: str, folder: Path, *, golden: bool) -> tuple[str, ...]:
+def _write(content: Content, repository: str, folder: Path) -> tuple[str, ...]:
     bundle = content.bundle
     config, _ = read_adapter(bundle.folder)
     settings = json.loads((bundle.folder / CONFIG_FILE).read_text("utf-8"))
@@ -122,8 +129,8 @@ def _write(content: Content, repository: str, folder: Path, *, golden: bool) -> 
     if content.evaluations:
         listed = [one.model_dump(mode="json") for one in content.evaluations]
         (folder / EVALUATIONS_FILE).write_text(json.dumps(listed, indent=2) + "\n", "utf-8")
-    if golden and (bundle.folder / GOLDEN_FILE).is_file():
-        shutil.copyfile(bundle.folder / GOLDEN_FILE, folder / GOLDEN_FILE)
+    if content.golden is not None:
+        (folder / GOLDEN_FILE).write_text(content.golden.model_dump_json() + "\n", "utf-8")
     (folder / "README.md").write_text(model_card(content, repository), "utf-8")
     for file in folder.iterdir():
         file.chmod(0o644)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from agentalign.config.project import Project
-from agentalign.deployment.deploy_check import read_golden
+from agentalign.deployment.record_golden import read_golden
 from agentalign.environments.taskset import Taskset, find_taskset, load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import AgentAlignError, TasksetError

@@ -21,7 +21,7 @@ from agentalign.records.preference import Preference
 SCORE_COLUMNS = ("id", "trajectory", "step", "criterion", "status", "value", "rater_kind", "rater", "chips", "note", "time")
 PREFERENCE_COLUMNS = (
     "id", "taskset", "criterion", "better", "better_step", "worse", "worse_step", "others", "strength", "tie", "both_bad",
-    "withdrawn", "left", "source", "rater", "note", "time",
+    "withdrawn", "cant_judge", "left", "source", "rater", "chips", "note", "time",
 )  # fmt: skip
 
 FORMULA_STARTS = frozenset("=+-@|%\t\r\n")
@@ -66,7 +66,7 @@ def _preference_cells(preference: Preference) -> list[object]:
     others = " ".join(item.trajectory if item.step is None else f"{item.trajectory}#{item.step}" for item in rest)
     fields: dict[str, object] = preference.model_dump(mode="json")
     fields |= {"better": first.trajectory, "better_step": first.step, "worse": second.trajectory, "worse_step": second.step}
-    fields["others"] = others
+    fields |= {"others": others, "chips": "; ".join(preference.chips)}
     return [fields[column] for column in PREFERENCE_COLUMNS]
 
 

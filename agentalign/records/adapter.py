@@ -142,6 +142,13 @@ class GateReport(Record):
     time: str = Field(default_factory=now)
 
     @property
+    def state(self) -> Literal["green", "red", "not measured"]:
+        """What a deploy-check came to: green only where every question was asked and passed; red where one failed that was asked."""
+        if any(check.measured and not check.passed for check in self.checks):
+            return "red"
+        return "green" if self.checks and all(check.measured for check in self.checks) else "not measured"
+
+    @property
     def passed(self) -> bool:
         """True when every check passed, or someone gave a reason to go on."""
         return all(check.passed for check in self.checks) or bool(self.forced)

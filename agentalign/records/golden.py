@@ -48,4 +48,6 @@ class Golden(Record):
     """False where the taskset had nothing held out, and prompts of the training data had to do."""
     noise: float
     """Mean divergence (nats) between two runs of the same weights: all turns in one batch, and each alone."""
+    recorded: str = ""
+    """When it was made of a version that had been saved without; empty where its training left it."""
     turns: tuple[GoldenTurn, ...]

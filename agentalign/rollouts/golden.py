@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool
-from agentalign.errors import AgentAlignError
+from agentalign.errors import AgentAlignError, DataError
 from agentalign.records.golden import Golden, GoldenTurn
 from agentalign.records.trajectory import Message, Trajectory
 from agentalign.rollouts.collect import spread
@@ -48,14 +48,15 @@ class _Turn(NamedTuple):
 def make_golden(model: Model, adapter: str, taskset: Taskset, pool: Pool, store: Store) -> Golden | None:
     """The golden turns of an adapter in memory; None, said as a warning, where none could be made. It never ends a training."""
     try:
-        return _golden(model, adapter, taskset, pool, store)
+        return golden_turns(model, adapter, taskset, pool, store)
     except (AgentAlignError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:300]
         logger.warning("no golden prompts are kept beside the adapter, so a server cannot be held against it later: %s", reason)
         return None
 
 
-def _golden(model: Model, adapter: str, taskset: Taskset, pool: Pool, store: Store) -> Golden | None:
+def golden_turns(model: Model, adapter: str, taskset: Taskset, pool: Pool, store: Store) -> Golden:
+    """The golden turns of an adapter in memory; DataError where there is nothing that it could be asked."""
     generator = Generator(model.merged_copy(adapter), model.dialect.stop_ids, model.dialect.pad_id)
     prompts = _acted(generator, model.dialect, taskset, pool)
     held_out = True
@@ -65,8 +66,7 @@ def _golden(model: Model, adapter: str, taskset: Taskset, pool: Pool, store: Sto
     answers = generator.session().generate(contexts, max_new_tokens=taskset.limits.max_turn_tokens) if contexts else {}
     kept = [i for i in contexts if answers[i].ids]
     if not kept:
-        logger.warning("taskset '%s' has no dev tasks and no stored runs, so no golden prompts are kept beside the adapter", taskset.name)
-        return None
+        raise DataError(f"taskset '{taskset.name}' has no dev tasks that can be acted out, and no stored runs. Give it either.")
     turns = [_Turn(contexts[i], answers[i].ids[:POSITIONS]) for i in kept]
     tops = top_tokens(model, adapter, turns, together=True)
     alone = top_tokens(model, adapter, turns, together=False)

@@ -11,9 +11,6 @@ from typing import Literal, NamedTuple
 from agentalign.records.criterion import NO_ANSWER, Score, ScoreStatus
 from agentalign.records.preference import Item, Preference
 
-PAIR_ANSWERS = ("first", "second", "tie", "both bad")
-"""What the values 0 to 3 of a pair's answer mean; first and second by the order of `Case.items`."""
-
 
 class Question(NamedTuple):
     """A criterion, and how it was asked: by marks or by comparing two."""
@@ -49,7 +46,7 @@ class Answer(NamedTuple):
 
     rater: Rater
     value: float | None
-    """On the criterion's scale, or an index into `PAIR_ANSWERS`; None for "does not apply"."""
+    """On the criterion's scale, or an index into `preference.PAIR_ANSWERS`; None for "does not apply"."""
     note: str
     time: str
     left: str | None = None
@@ -120,7 +117,6 @@ def _score_answer(score: Score) -> Answer:
 
 def _pair(preference: Preference) -> tuple[Case, Answer]:
     first, second = sorted(preference.items, key=lambda item: (item.trajectory, -1 if item.step is None else item.step))
-    value = 2.0 if preference.tie else 3.0 if preference.both_bad else 0.0 if preference.items[0] == first else 1.0
-    rater = Rater(preference.source, preference.rater)
-    answer = Answer(rater, value, preference.note, preference.time, preference.left, is_none=preference.withdrawn)
+    rater, is_none = Rater(preference.source, preference.rater), not preference.is_answer
+    answer = Answer(rater, preference.pair_answer, preference.note, preference.time, preference.left, is_none=is_none)
     return Case(Question(preference.criterion, "pair"), (first, second)), answer

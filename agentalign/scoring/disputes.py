@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from agentalign.records.base import Record
 from agentalign.records.criterion import Criterion
-from agentalign.records.preference import Item
-from agentalign.scoring.cases import PAIR_ANSWERS, Answer, Case, Panel, Question, Rater
+from agentalign.records.preference import PAIR_ANSWERS, Item
+from agentalign.scoring.cases import Answer, Case, Panel, Question, Rater
 
 
 class Said(Record):

@@ -178,7 +178,8 @@ def describe(preferences: Iterable[Preference], group_of: Callable[[Preference],
 
 
 def _outcome(preference: Preference) -> str:
-    return "tie" if preference.tie else "both bad" if preference.both_bad else "withdrawn" if preference.withdrawn else "decided"
+    said = {"tie": preference.tie, "both bad": preference.both_bad, "withdrawn": preference.withdrawn, "can't judge": preference.cant_judge}
+    return next((outcome for outcome, holds in said.items() if holds), "decided")
 
 
 def runs_by_task(trajectories: Iterable[Trajectory]) -> dict[tuple[str, str], list[Trajectory]]:

@@ -10,9 +10,9 @@ from itertools import combinations
 
 from agentalign.records.base import Record
 from agentalign.records.criterion import Criterion
-from agentalign.records.preference import Item
+from agentalign.records.preference import PAIR_ANSWERS, Item
 from agentalign.scoring.agreement import Estimate, Metric, alpha, correlation, kappa
-from agentalign.scoring.cases import PAIR_ANSWERS, Case, Panel, Question, Rater
+from agentalign.scoring.cases import Case, Panel, Question, Rater
 from agentalign.scoring.intervals import Share, share_of
 
 WORST = 10

@@ -5,10 +5,14 @@ run that names no task is told apart by how it begins, so each of those has to b
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from random import Random
 
+from agentalign.errors import DataError
+from agentalign.records.criterion import Criterion
+from agentalign.records.preference import pair_id
+from agentalign.scoring.urgency import urgency
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import RunRow, Store
 
@@ -22,9 +26,11 @@ PER_TASK = 40
 
 
 def comparable(store: Store, wanted: RunFilter, newest: int) -> list[list[Pair]]:
-    """The pairs of each task, among so many of the newest runs that match. Runs that are about one step are left out."""
-    partial = {run.id for run in store.trajectories(wanted.model_copy(update={"origin_kind": "correction"})) if run.is_corrected_step}
-    rows = [row for row in store.runs(wanted, limit=newest).rows if row.id not in partial and row.origin_kind != "proposal"]
+    """The pairs of each task, among so many of the newest runs that match. Corrected steps are left out: nothing was acted out after."""
+    listed = store.runs(wanted, limit=newest).rows
+    corrections = RunFilter(ids=tuple(row.id for row in listed if row.origin_kind == "correction"))
+    partial = {run.id for run in store.trajectories(corrections) if run.is_corrected_step} if corrections.ids else set()
+    rows = [row for row in listed if row.id not in partial and row.origin_kind != "proposal"]
     unnamed = _keys_of_unnamed(store, [row.id for row in rows if row.task_id is None][:NEWEST_UNNAMED])
     tasks: dict[tuple[str, str], list[RunRow]] = {}
     for row in rows:
@@ -47,6 +53,20 @@ def choose(groups: Sequence[Sequence[Pair]], per_task: int, seed: int = 0) -> li
             used.update((best[0].id, best[1].id))
             chosen.append(best)
     return chosen
+
+
+def queue_pairs(
+    store: Store, wanted: RunFilter, criteria: Mapping[str, Sequence[Criterion]], *, per_task: int, overlap: int, newest: int
+) -> tuple[int, int]:
+    """Put up to `per_task` pairs of each task into the queue, urgent ones first; returns (how many are new, how many were there).
+
+    Among so many of the newest runs that match. `criteria` is by taskset; DataError where nothing can be compared.
+    """
+    pairs = [(one.id, two.id) for one, two in choose(comparable(store, wanted, newest), per_task)]
+    if not pairs:
+        raise DataError("among these no two runs of one task differ, so nothing can be compared. Make more: `agentalign rollout --n 4`.")
+    urgent = urgency(store, sorted({id for pair in pairs for id in pair}), criteria)
+    return store.pairs.add(pairs, overlap=overlap, priority={pair_id(*pair): max(urgent[id] for id in pair) for pair in pairs})
 
 
 def _keys_of_unnamed(store: Store, ids: Sequence[str]) -> dict[str, str]:

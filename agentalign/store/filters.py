@@ -65,6 +65,7 @@ class RunFilter(Record):
 
 
 _COLUMNS = ("taskset", "task_id", "family", "split", "policy", "origin_kind", "stop_reason", "parent")
+_OF_VERDICTS = ("score_at_least", "score_at_most", "disagreement")
 
 
 class Listing(NamedTuple):
@@ -79,10 +80,21 @@ class Listing(NamedTuple):
 def listing(connection: Connection, wanted: RunFilter) -> Listing:
     """The filter in the form in which a page of a list costs the least."""
     found = search.newest_first(connection, wanted.text) if wanted.text else None
-    if found is None:
-        return Listing(trajectories, conditions(connection, wanted), trajectories.c.seq)
-    source, place, held = found
-    return Listing(source, [*conditions(connection, wanted.model_copy(update={"text": None})), *held], place)
+    if found is not None:
+        source, place, held = found
+        return Listing(source, [*conditions(connection, wanted.model_copy(update={"text": None})), *held], place)
+    if _is_about_all_judged(wanted) and not _are_few(connection, _verdicts(wanted)):
+        # Few runs of many are judged: the judged ones are read newest first, and each is looked up, not the other way round.
+        source = verdicts.join(trajectories, trajectories.c.seq == verdicts.c.trajectory)
+        rest = wanted.model_copy(update={"criterion": None, **dict.fromkeys(_OF_VERDICTS)})
+        return Listing(source, [*_by_verdict(wanted, is_ordered=True), *conditions(connection, rest)], verdicts.c.trajectory)
+    return Listing(trajectories, conditions(connection, wanted), trajectories.c.seq)
+
+
+def _is_about_all_judged(wanted: RunFilter) -> bool:
+    """Whether a criterion narrows the list more than anything else does that has an index."""
+    others = any(getattr(wanted, name) is not None for name in (*_COLUMNS, "tool", "ids", "training") if name != "taskset")
+    return wanted.criterion is not None and not wanted.text and not others
 
 
 def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[bool]]:
@@ -142,20 +154,32 @@ def in_pairs(where: ColumnElement[bool], ids: Sequence[str]) -> CompoundSelect[s
 
 
 def _verdicts(wanted: RunFilter) -> Select[int]:
-    query = select(verdicts.c.trajectory)
+    return select(verdicts.c.trajectory).where(*_by_verdict(wanted))
+
+
+def _by_verdict(wanted: RunFilter, *, is_ordered: bool = False) -> list[ColumnElement[bool]]:
+    # "+ 0" keeps the database from sorting all that match, where they stand in order already.
+    value, spread = (column + 0 if is_ordered else column for column in (verdicts.c.value, verdicts.c.spread))
+    found: list[ColumnElement[bool]] = []
     if wanted.criterion is not None:
-        query = query.where(verdicts.c.criterion == bindable(wanted.criterion, "criterion"))
+        found.append(verdicts.c.criterion == bindable(wanted.criterion, "criterion"))
     if wanted.score_at_least is not None:
-        query = query.where(verdicts.c.value >= wanted.score_at_least)
+        found.append(value >= wanted.score_at_least)
     if wanted.score_at_most is not None:
-        query = query.where(verdicts.c.value <= wanted.score_at_most)
-    return query if wanted.disagreement is None else query.where(verdicts.c.spread > wanted.disagreement)
+        found.append(value <= wanted.score_at_most)
+    if wanted.disagreement is not None:
+        found.append(spread > wanted.disagreement)
+    return found
 
 
 def _among(connection: Connection, found: Select[int], run: ColumnElement[int]) -> ColumnElement[bool]:
     """Whether a run is one of those found in another table, whose column `run` names it."""
-    few = connection.execute(select(func.count()).select_from(found.limit(FEW + 1).subquery())).scalar_one() <= FEW
-    return trajectories.c.seq.in_(found) if few else found.where(run == trajectories.c.seq).correlate(trajectories).exists()
+    is_there = found.where(run == trajectories.c.seq).correlate(trajectories).exists()
+    return trajectories.c.seq.in_(found) if _are_few(connection, found) else is_there
+
+
+def _are_few(connection: Connection, found: Select[int]) -> bool:
+    return connection.execute(select(func.count()).select_from(found.limit(FEW + 1).subquery())).scalar_one() <= FEW
 
 
 def bindable(value: str, what: str) -> str:

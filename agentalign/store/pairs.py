@@ -12,14 +12,16 @@ from typing import NamedTuple
 from sqlalchemy import Connection, exists, select
 
 from agentalign.errors import DataError
+from agentalign.records.base import canonical_json
+from agentalign.records.preference import PAIR_ANSWERS, Preference
 from agentalign.store.appending import insert_all
 from agentalign.store.database import Database, is_one_of
 from agentalign.store.filters import bindable
 from agentalign.store.queue import clock
 from agentalign.store.queue_items import check_overlap, put, tasksets_of
 from agentalign.store.rows import name
-from agentalign.store.sides import item_of, last_word, side
-from agentalign.store.tables import assignments, queue_items, trajectories
+from agentalign.store.sides import item_of, last_word, said_about, side
+from agentalign.store.tables import assignments, preferences, queue_items, trajectories
 
 
 class Draw(NamedTuple):
@@ -41,18 +43,27 @@ class Pairs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, pairs: Sequence[tuple[str, str]], *, overlap: int = 1, priority: Mapping[str, float] | None = None) -> tuple[int, int]:
-        """Put pairs of stored runs into the queue; returns (how many are new, how many were there and got the new overlap).
+    def add(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        overlap: int = 1,
+        priority: Mapping[str, float] | None = None,
+        gold: Mapping[str, str] | None = None,
+    ) -> tuple[int, int]:
+        """Put pairs of stored runs into the queue; returns (how many are new, how many were there and are changed).
 
-        `priority` is by item ("ID+ID", the lower id first). Whether two runs are of one task is the caller's to know.
+        `priority` is by item ("ID+ID", the lower id first). `gold` maps "overall" or "name@version" to the known answer about a single
+        pair: the better run's id, "tie" or "both bad". Whether two runs are of one task is the caller's to know.
         """
         check_overlap(overlap)
+        known = known_answers(pairs, gold) if gold else ""
         unique = {item_of(*pair): tuple(sorted(bindable(id, "run id") for id in pair)) for pair in pairs}
         with self._database.write() as connection:
             tasksets = tasksets_of(connection, sorted({id for pair in unique.values() for id in pair}))
             _refuse_unequal(connection, list(unique.values()), tasksets)
             rows = [
-                {"item": item, "trajectory": first, "other": second, "taskset": tasksets[first], "overlap": overlap, "gold": ""}
+                {"item": item, "trajectory": first, "other": second, "taskset": tasksets[first], "overlap": overlap, "gold": known}
                 for item, (first, second) in unique.items()
             ]
             return put(connection, rows, priority or {}, clock(connection))
@@ -78,13 +89,36 @@ class Pairs:
         with self._database.read() as connection:
             return _draw(connection, id, person)
 
-    def waiting(self, person: str) -> set[frozenset[str]]:
-        """Pairs that the queue may still give to this person, or has given them."""
+    def said(self, draw: Draw) -> list[Preference]:
+        """What the person said about the pair since it was drawn, oldest first."""
+        with self._database.read() as connection:
+            return said_about(connection, draw.person, draw.left, draw.right, draw.after)
+
+    def compared_by(self, person: str, taskset: str) -> set[str]:
+        """Pairs of a taskset on which this person has said which run is better overall, or that it cannot be told; by their "ID+ID"."""
+        said = preferences.c
+        query = select(said.item).distinct().where(said.person == bindable(person, "rater"), said.taskset == bindable(taskset, "taskset"))
+        with self._database.read() as connection:
+            return set(connection.execute(query.where(said.criterion == "overall", said.stands, said.item.is_not(None))).scalars())
+
+    def waiting(self, person: str) -> set[str]:
+        """Pairs that the queue may still give to this person, or has given them; by their "ID+ID"."""
         theirs = (assignments.c.item == queue_items.c.item) & (assignments.c.person == person)
         ended = exists().where(theirs, assignments.c.state.not_in(("open", "drawn")))
-        query = select(queue_items.c.trajectory, queue_items.c.other).where(queue_items.c.status == "open", ~ended)
+        query = select(queue_items.c.item).where(queue_items.c.status == "open", queue_items.c.other.is_not(None), ~ended)
         with self._database.read() as connection:
-            return {frozenset(row) for row in connection.execute(query.where(queue_items.c.other.is_not(None)))}
+            return set(connection.execute(query).scalars())
+
+
+def known_answers(pairs: Sequence[tuple[str, str]], gold: Mapping[str, str]) -> str:
+    """Known answers as the queue keeps them: places in `PAIR_ANSWERS`; DataError where one says nothing about the pair."""
+    if len(pairs) != 1:
+        raise DataError(f"a known answer is about one pair, and these are {len(pairs)}. Add the pair on its own.")
+    words = (*sorted(pairs[0]), *PAIR_ANSWERS[2:])
+    for criterion, answer in gold.items():
+        if answer not in words:
+            raise DataError(f"{answer!a} is no answer about a pair by {criterion!a}. Name the better run, or say 'tie' or 'both bad'.")
+    return canonical_json({criterion: float(words.index(answer)) for criterion, answer in gold.items()})
 
 
 def _draw(connection: Connection, id: str, person: str) -> Draw:

@@ -9,11 +9,12 @@ from sqlalchemy import Connection, Row, func, select
 
 from agentalign.errors import DataError
 from agentalign.records.base import canonical_json
-from agentalign.records.criterion import Score
+from agentalign.records.criterion import Score, ScoreStatus
 from agentalign.store.appending import read_records
 from agentalign.store.database import Database, is_one_of
 from agentalign.store.filters import bindable
 from agentalign.store.queue import FINISHED, Assignment, assignment_of, busy, clock
+from agentalign.store.sides import said_about
 from agentalign.store.tables import assignments, queue_items, scores, trajectories
 
 MAX_OVERLAP = 100
@@ -73,8 +74,11 @@ class GoldMark(NamedTuple):
     trajectory: str
     criterion: str
     expected: float
+    """On the criterion's scale; about a pair a place in `preference.PAIR_ANSWERS`."""
     given: float | None
-    """None: answered with "does not apply"."""
+    """None: answered with "does not apply", or cannot judge."""
+    other: str | None = None
+    """Of a pair: its second run."""
 
 
 class QueueItems:
@@ -94,7 +98,7 @@ class QueueItems:
         """Put stored runs into the queue; returns (how many are new, how many were there and are changed).
 
         A run that is there gets the new overlap and priority, and is open again where answers are wanted; nothing that was answered is
-        lost. `gold` maps "name@version" to the right value: such runs stand outside the overlap.
+        lost. `gold` maps "name@version" to the right value: such runs stand outside the overlap, and stay gold when they are added again.
         """
         check_overlap(overlap)
         known = canonical_json(dict(gold)) if gold else ""
@@ -183,17 +187,18 @@ class QueueItems:
     def gold_marks(self, taskset: str | None = None) -> list[GoldMark]:
         """What people answered where the answer is known: their newest mark while they had the run."""
         with self._database.read() as connection:
-            query = select(queue_items.c.gold, assignments.c.person, assignments.c.trajectory, assignments.c.after, assignments.c.until)
+            met = (assignments.c[name] for name in ("person", "trajectory", "other", "after", "until"))
+            query = select(queue_items.c.gold, *met)
             query = query.join(assignments, assignments.c.item == queue_items.c.item)
             query = query.where(assignments.c.kind == "gold", assignments.c.state.in_(FINISHED), queue_items.c.gold != "")
             if taskset is not None:
                 query = query.where(queue_items.c.taskset == bindable(taskset, "taskset"))
             found: list[GoldMark] = []
             for row in connection.execute(query.order_by(assignments.c.seq)).all():
-                given = _marks(connection, row.person, row.trajectory, row.after, row.until)
+                given = _marks(connection, *row[1:])
                 for criterion, expected in json.loads(row.gold).items():
                     if criterion in given:
-                        found.append(GoldMark(row.person, row.trajectory, criterion, expected, given[criterion]))
+                        found.append(GoldMark(row.person, row.trajectory, criterion, expected, given[criterion], row.other))
         return found
 
 
@@ -210,7 +215,8 @@ def put(connection: Connection, rows: Sequence[dict[str, Any]], priority: Mappin
     for row in rows:
         urgency = {"priority": priority[row["item"]]} if row["item"] in priority else {}
         if row["item"] in held:
-            values = {"status": "open", "overlap": row["overlap"], "gold": row["gold"], **urgency}
+            known = {"gold": row["gold"]} if row["gold"] else {}
+            values = {"status": "open", "overlap": row["overlap"], **known, **urgency}
             connection.execute(queue_items.update().where(queue_items.c.item == row["item"]).values(values))
         else:
             connection.execute(queue_items.insert().values({"priority": 0.0, "status": "open", "added": now, **row, **urgency}))
@@ -225,11 +231,15 @@ def _by_state(counts: Iterable[Row[str, str, int]]) -> dict[str, int]:
     return found
 
 
-def _marks(connection: Connection, person: str, trajectory: str, after: int, until: int) -> dict[str, float | None]:
-    """A person's newest values for a whole run, among the scores numbered after `after` up to `until`."""
+def _marks(connection: Connection, person: str, trajectory: str, other: str | None, after: int, until: int) -> dict[str, float | None]:
+    """A person's newest values for a whole run or a pair, said after the number `after` up to `until`; what was taken back is left out."""
+    if other is not None:
+        newest = {said.criterion: said for said in said_about(connection, person, trajectory, other, after, until)}
+        return {key: said.pair_answer if said.is_answer else None for key, said in newest.items() if not said.withdrawn}
     query = select(scores.c.id, scores.c.record, scores.c.digest).where(scores.c.trajectory == trajectory, scores.c.person == person)
     query = query.where(scores.c.seq > after, scores.c.seq <= until).order_by(scores.c.seq)
-    return {score.criterion: score.value for score in read_records(connection, query, Score) if score.step is None}
+    marks = {score.criterion: score for score in read_records(connection, query, Score) if score.step is None}
+    return {key: score.value for key, score in marks.items() if score.status != ScoreStatus.WITHDRAWN}
 
 
 def tasksets_of(connection: Connection, ids: Sequence[str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from agentalign.errors import RegistryError
 from agentalign.records.adapter import AdapterCard, EvaluationSummary, GateReport
+from agentalign.records.golden import Golden
 from agentalign.store import beside, stages
 from agentalign.store.files import copy_durably, fsync, put_in_place, sha256, write_whole
 from agentalign.store.stages import STAGES, StageChange, Stages
@@ -171,27 +172,28 @@ class Registry:
             after = stages.after_promotion(held, stage, card.version, gate, content)
             stages.write(self.folder / card.name, stages.after_canary(after, canary) if canary else after)
 
-    def keep(self, ref: str, report: GateReport | EvaluationSummary) -> None:
-        """Keep a deploy-check or an evaluation's summary beside the version that it is about; refused where it is about other files."""
+    def keep(self, ref: str, report: GateReport | EvaluationSummary | Golden) -> None:
+        """Keep a deploy-check, an evaluation's summary or golden prompts beside their version; refused where they are about other files."""
         card, folder = self.resolve(ref)
-        if report.content != self.content(card.ref):
+        content = self.content(card.ref)
+        if not isinstance(report, Golden) and report.content != content:
             raise RegistryError(f"the report is about other files than {card.ref} has now, so it is not kept beside it. Make it again.")
         with self._changing(card.name):
-            if isinstance(report, GateReport):
-                beside.keep_check(folder, report)
-            else:
-                beside.keep_evaluation(folder, report)
+            beside.keep(folder, content, report)
 
     def checks(self, ref: str) -> tuple[GateReport, ...]:
         """The deploy-checks of exactly these files, oldest first; the newest counts."""
-        card, folder = self.resolve(ref)
-        content = self.content(card.ref)
+        folder, content = self.resolve(ref)[1], self.content(ref)
         return tuple(report for report in beside.read_checks(folder).checks if report.content == content)
+
+    def golden(self, ref: str) -> Golden | None:
+        """Golden prompts that were recorded of exactly these files after they were saved."""
+        held = beside.read_golden(self.resolve(ref)[1])
+        return held.golden if held.content == self.content(ref) else None
 
     def evaluations(self, ref: str) -> tuple[EvaluationSummary, ...]:
         """Summaries of the evaluations of exactly these files, oldest first."""
-        card, folder = self.resolve(ref)
-        content = self.content(card.ref)
+        folder, content = self.resolve(ref)[1], self.content(ref)
         return tuple(one for one in beside.read_evaluations(folder).evaluations if one.content == content)
 
     def roll_back(self, name: str) -> AdapterCard:

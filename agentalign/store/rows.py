@@ -165,6 +165,8 @@ def preference_row(preference: Preference) -> Row:
         "taskset": name(preference.taskset, f"taskset of {what}"),
         "criterion": name(preference.criterion, f"criterion of {what}"),
         "source": preference.source,
+        "person": name(preference.rater, f"rater of {what}") if preference.source == "human" else None,
+        "item": None if preference.pair is None else name(preference.pair, f"items of {what}"),
         **record_columns(preference, what),
     }
 

@@ -9,17 +9,17 @@ from random import Random
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select
 
-from agentalign.records.preference import Item, Preference, in_force
+from agentalign.records.preference import Preference, pair_id
 from agentalign.store.appending import read_records
 from agentalign.store.tables import assignments, preferences, scores, trajectories
 
-DRAWN = ("normal", "own")
+DRAWN = ("normal", "own", "gold")
 """Kinds whose sides were drawn; a repeat's follow from those."""
 
 
 def item_of(first: str, second: str | None) -> str:
     """What the queue knows a run, or a pair, by."""
-    return first if second is None else "+".join(sorted((first, second)))
+    return first if second is None else pair_id(first, second)
 
 
 def side(connection: Connection, person: str, first: str, second: str, chance: Random, *, is_repeat: bool = False) -> str:
@@ -37,11 +37,16 @@ def side(connection: Connection, person: str, first: str, second: str, chance: R
 
 def compared(connection: Connection, person: str, first: str, second: str, after: int) -> set[str]:
     """The criteria by which this person has compared the two runs since the preference of this number, answers taken back left out."""
+    said = said_about(connection, person, first, second, after)
+    return {p.criterion for p in {p.criterion: p for p in said}.values() if not p.withdrawn}
+
+
+def said_about(connection: Connection, person: str, first: str, second: str, after: int, until: int | None = None) -> list[Preference]:
+    """What this person said about the two runs after the preference of one number, up to that of another, oldest first."""
     table = preferences.c
-    query = select(table.id, table.record, table.digest).where(table.seq > after, table.source == "human").order_by(table.seq)
-    pair = {Item(first), Item(second)}
-    said = [p for p in read_records(connection, query, Preference) if p.rater == person and set(p.items) == pair]
-    return {p.criterion for p in in_force(said) if not p.withdrawn}
+    query = select(table.id, table.record, table.digest).where(table.item == item_of(first, second), table.person == person)
+    query = query.where(table.seq > after, *([] if until is None else [table.seq <= until]))
+    return read_records(connection, query.order_by(table.seq), Preference)
 
 
 def last_word(connection: Connection, second: str | None) -> int:

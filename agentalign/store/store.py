@@ -26,6 +26,7 @@ from agentalign.store.forgetting import Forgotten, Tombstone, forget, tombstones
 from agentalign.store.pairs import Pairs
 from agentalign.store.queue import Queue, Rules
 from agentalign.store.queue_items import QueueItems
+from agentalign.store.recent import RecentRuns
 from agentalign.store.rows import Row
 
 R = TypeVar("R", bound=Record)
@@ -112,6 +113,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._database = open_database(url)
+        self.recent = RecentRuns(self._database, self.trajectory)
 
     def __enter__(self) -> "Store":
         return self
@@ -157,8 +159,7 @@ class Store:
 
     def tokens(self, id: str) -> TokenRecord | None:
         """The run's recorded tokens; None where none were recorded."""
-        query = select(tables.tokens).join(tables.trajectories)
-        query = query.where(runs_table.id == bindable(id, "trajectory id"))
+        query = select(tables.tokens).join(tables.trajectories).where(runs_table.id == bindable(id, "trajectory id"))
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else rows.read_tokens(id, row.base, row.data, row.digest)
@@ -200,8 +201,7 @@ class Store:
         """The values that occur in the runs of a taskset, or of all."""
         with self._database.read() as connection:
             matching = conditions(connection, RunFilter(taskset=taskset))
-            columns = (runs_table.family, runs_table.split, runs_table.policy, runs_table.stop_reason)
-            family, split, policy, stop_reason = (_values(connection, column, matching) for column in columns)
+            family, split, policy, stop_reason = (_values(connection, runs_table[name], matching) for name in RunChoices._fields[1:5])
             tools = _values(connection, tables.calls.c.tool, [])
             if taskset is not None:
                 tools = [tool for tool in tools if _is_called(connection, tool, taskset)]
@@ -251,10 +251,10 @@ class Store:
         """Append preferences, as `add_scores` does."""
         return self._append(tables.preferences, rows.preference_row, preferences, lambda preference: preference.items)
 
-    def preferences(self, taskset: str, criterion: str | None = None, source: str | None = None, after: int = 0) -> list[Preference]:
-        """A taskset's preferences as they were stored, after the one of this number. `criterion` is as in `scores`, or "overall"."""
+    def preferences(self, taskset: str, criterion: str | None = None, source: str | None = None) -> list[Preference]:
+        """A taskset's preferences in the order they were stored. `criterion` is as in `scores`, or "overall"."""
         table = tables.preferences.c
-        query = select(table.id, table.record, table.digest).where(table.taskset == bindable(taskset, "taskset"), table.seq > after)
+        query = select(table.id, table.record, table.digest).where(table.taskset == bindable(taskset, "taskset"))
         if criterion is not None:
             query = query.where(of_criterion(table.criterion, criterion))
         if source is not None:
@@ -331,7 +331,7 @@ class Store:
                 refuse_conflicts(connection, table, [row for row, _ in new], [record for _, record in new])
             if table is tables.scores and added:
                 verdicts.refresh(connection, (row["trajectory"] for row, _ in new if row["id"] in added))
-                standing.take_back(connection, [record for row, record in new if row["id"] in added])
+            standing.take_back(connection, [record for row, record in new if row["id"] in added])
         return AddReport(len(added), len(new) - len(added), len(made) - len(new))
 
 

@@ -9,7 +9,7 @@ Surprise: `seq`, not time, is the order of insertion, because clocks jump.
 from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text, true
 from sqlalchemy.types import TypeEngine
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every schema this code knows, oldest first; the last one is the schema of the tables below."""
 
 NAME_LENGTH = 500
@@ -52,6 +52,9 @@ trajectories = Table(
     Index("ix_trajectories_task", "task_id", "taskset"),
     *(Index(f"ix_trajectories_{name}", name, "seq") for name in ("family", "policy", "split", "stop_reason")),
     *(Index(f"ix_trajectories_taskset_{name}", "taskset", name, "seq") for name in ("family", "policy", "split", "stop_reason")),
+    # Of these two together there may be none where each alone has a hundred thousand.
+    Index("ix_trajectories_policy_split", "policy", "split", "seq"),
+    Index("ix_trajectories_taskset_policy_split", "taskset", "policy", "split", "seq"),
 )
 
 bodies = Table(
@@ -115,8 +118,16 @@ preferences = Table(
     Column("taskset", _key(), nullable=False, index=True),
     Column("criterion", _key(), nullable=False),
     Column("source", _key(), nullable=False),
+    Column("person", _key()),
+    # Of two whole runs: as the queue knows the pair.
+    Column("item", _key()),
     Column("record", Text, nullable=False),
     Column("digest", _key(), nullable=False),
+    # As in `scores`, for what people said about pairs.
+    Column("stands", Boolean, nullable=False, default=True, server_default=true()),
+    Index("ix_preferences_item", "item", "person", "seq"),
+    # All that is asked of it stands in it: which pairs a person has compared is read without a record.
+    Index("ix_preferences_person", "person", "taskset", "criterion", "stands", "item"),
 )
 
 trainings = Table(

@@ -18,7 +18,7 @@ from agentalign.errors import ModelError
 from agentalign.training.decode_attention import PASS_SCORES, PASS_TOKENS, PIECE, KVCache, Pass, Piece
 from agentalign.training.generate import Generator, common_length
 from agentalign.training.mixed_lora import MixedLora
-from agentalign.training.sampling import Sampler
+from agentalign.training.sampling import Penalties, Sampler
 
 TAIL = 16
 """A kept row is taken over where at most this many of its tokens differ; where more do, another request may want them still."""
@@ -47,6 +47,19 @@ class Constraint(Protocol):
         ...
 
 
+class Stop(Protocol):
+    """What ends a turn besides the ids that do. Each request has its own; it follows what is written."""
+
+    @property
+    def over(self) -> bool:
+        """The turn is over."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """This id was written; never one that ends the turn by itself."""
+        ...
+
+
 @dataclass
 class Work:
     """One request, from its prompt to its last token."""
@@ -63,6 +76,8 @@ class Work:
     top: int = 0
     """How many of the likeliest ids to name at each place."""
     constraint: Constraint | None = None
+    penalties: Penalties = field(default_factory=Penalties)
+    stop: Stop | None = None
     ids: list[int] = field(default_factory=list)
     """Written so far."""
     cached: int = 0
@@ -245,6 +260,9 @@ class Batch:
             if work.constraint:
                 work.constraint.advance(token)
             stopped = token in self.generator.stop_ids or bool(work.constraint and work.constraint.over)
+            if work.stop and not stopped:
+                work.stop.advance(token)
+                stopped = work.stop.over
             end: Literal["", "stop", "length"] = "stop" if stopped else "length" if len(work.ids) >= work.budget else ""
             if end:
                 self._keep(row)
@@ -261,24 +279,30 @@ def _choose(works: list[Work], logits: Tensor) -> list[tuple[int, float, str]]:
     """(id, log-prob, why there is none) per row of logits (n, V); rows that are sampled alike in one go."""
     found: dict[int, tuple[int, float, str]] = {}
     for sampler in dict.fromkeys(work.sampler for work in works):
-        free = [i for i, work in enumerate(works) if work.sampler == sampler and work.constraint is None]
+        free = [i for i, work in enumerate(works) if work.sampler == sampler and work.constraint is None and not work.penalties]
         if free:
             ids, logprobs = sampler(logits[free], [works[i].random for i in free])
             found |= {i: (token, logprob, "") for i, token, logprob in zip(free, ids, logprobs, strict=True)}
     for i, work in enumerate(works):
-        if work.constraint is not None:
+        if i not in found:
             try:
-                found[i] = (*_constrained(work, work.constraint, logits[i : i + 1]), "")
+                found[i] = (*_bent(work, logits[i : i + 1]), "")
             except ModelError as error:
                 found[i] = (0, 0.0, str(error))
     return [found[i] for i in range(len(works))]
 
 
-def _constrained(work: Work, constraint: Constraint, logits: Tensor) -> tuple[int, float]:
+def _bent(work: Work, logits: Tensor) -> tuple[int, float]:
+    """An id and its log-prob where penalties or a constraint have a word in it."""
+    constraint = work.constraint
+    shift = work.penalties.shift(work.ids, logits) if work.penalties else None
+    if constraint is None:
+        (token,), (logprob,) = work.sampler(logits, [work.random], shift=shift)
+        return token, logprob
     mask = constraint.allowed()
     allowed = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask[None].to(logits.device)
     for _ in range(MAX_REFUSALS):
-        (token,), (logprob,) = work.sampler(logits, [work.random], allowed)
+        (token,), (logprob,) = work.sampler(logits, [work.random], allowed, shift)
         if not constraint.refuses(token):
             return token, logprob
         # Choosing again without what was refused is choosing from what is allowed: the same shares among the rest.

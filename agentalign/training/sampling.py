@@ -19,15 +19,19 @@ class Sampler(NamedTuple):
     top_p: float = 1.0
     """Smallest set of likeliest ids with at least this mass; 1 keeps all."""
 
-    def __call__(self, logits: Tensor, random: Sequence[torch.Generator], allowed: Tensor | None = None) -> tuple[list[int], list[float]]:
+    def __call__(
+        self, logits: Tensor, random: Sequence[torch.Generator], allowed: Tensor | None = None, shift: Tensor | None = None
+    ) -> tuple[list[int], list[float]]:
         """One id per row of logits (n, V), each from its own random stream, and the model's log-prob (nats) of it.
 
         Args:
-            allowed: (n, V) which ids may be chosen, at least one per row; the log-prob is that of the unhindered model.
+            allowed: (n, V) which ids may be chosen, at least one per row.
+            shift: (n, V) added to the logits before choosing, such as penalties. With either, the log-prob is that of the unhindered model.
         """
         scores = logits.float()
-        if allowed is not None:
-            ids, _ = self(scores.masked_fill(~allowed, -torch.inf), random)
+        if allowed is not None or shift is not None:
+            bent = scores if shift is None else scores + shift
+            ids, _ = self(bent if allowed is None else bent.masked_fill(~allowed, -torch.inf), random)
             own = torch.log_softmax(scores, dim=-1).gather(1, torch.tensor(ids, device=scores.device)[:, None])[:, 0]
             return ids, own.tolist()
         highest, likeliest = scores.max(dim=-1)
@@ -40,6 +44,24 @@ class Sampler(NamedTuple):
             chosen = _draw(tempered, self.top_p, random)
         logprobs = scores.gather(1, chosen[:, None])[:, 0] - total
         return chosen.tolist(), logprobs.tolist()
+
+
+class Penalties(NamedTuple):
+    """What an id loses for having been written already, in logits; below 0 it gains. Only what was written counts, not the prompt.
+
+    The OpenAI API's: logit - frequency * times written - presence * (written at all).
+    """
+
+    presence: float = 0.0
+    frequency: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.presence or self.frequency)
+
+    def shift(self, written: Sequence[int], like: Tensor) -> Tensor:
+        """(1, V) what to add to logits (1, V)."""
+        times = torch.bincount(torch.tensor(written, dtype=torch.long), minlength=like.shape[-1])[None].to(like.device)
+        return -(self.frequency * times + self.presence * (times > 0))
 
 
 def _draw(probs: Tensor, top_p: float, random: Sequence[torch.Generator]) -> Tensor:

@@ -76,6 +76,32 @@ class Unfolding:
         return self._settled + (new if whole else new.rstrip("\ufffd"))
 
 
+class StopWords:
+    """Ends a turn where its text says one of some words; see `continuous.Stop`.
+
+    Its text is what is shown, so neither reasoning nor the inside of a call: line breaks and braces there are the template's own.
+    """
+
+    def __init__(self, words: Sequence[str], form: TurnForm, decode: Decode) -> None:
+        self._words, self._form, self._unfolding = tuple(words), form, Unfolding(decode)
+        self.over = False
+
+    def advance(self, token: int) -> None:
+        """Look for the words in what is certain now."""
+        self.over = text_before(certain_text(self._form, self._unfolding.add(token)), self._words) is not None
+
+
+def text_before(text: str, words: Sequence[str]) -> str | None:
+    """The text before the first of some words; None where it says none of them."""
+    places = [place for place in map(text.find, words) if place >= 0]
+    return text[: min(places)] if places else None
+
+
+def without_words(text: str, words: Sequence[str]) -> str:
+    """What may be shown of a text that is not over: nothing from one of the words on, nor from what may become one."""
+    return min((_before(text, word) for word in words), key=len, default=text)
+
+
 class Silence:
     """The constraint of a turn that may call nothing: no text that begins a call is ever completed."""
 

@@ -2,7 +2,7 @@
 
 2,000 ratings and 8 kills; AGENTALIGN_KILL_RATINGS and AGENTALIGN_KILLS ask for more (CONTRIBUTING.md). A rater does what the page does:
 takes a run from the queue, marks and finishes it, compares pairs, and sends a save again under its key until the server says
-{"saved": true}. Meanwhile `agentalign import` reads a file and another process writes scores.
+{"saved": true}. Meanwhile `agentalign import` reads a file, one process writes scores, and another trains adapters one after the other.
 """
 
 import http.client
@@ -20,11 +20,13 @@ import pytest
 from killed_server import PASSWORD, Client, KilledServer
 from small_desk import HOSTILE, make_desk, make_run
 from test_store_kills import Writer
+from training_beside import train_beside, verify_trainings
 
 from agentalign.config.project import DATABASE_VARIABLE, Project
 from agentalign.records.base import digest
 from agentalign.records.criterion import Score
 from agentalign.records.preference import Preference
+from agentalign.store.filters import RunFilter
 from agentalign.store.queue_items import QueueItem
 from agentalign.store.store import Store
 
@@ -67,6 +69,7 @@ class Rater:
     def __init__(self, name: str, port: int, pairs: list[tuple[str, str]], ratings: int, seed: int) -> None:
         self.name, self.client = name, Client(port)
         self.pairs, self.ratings, self.chance = pairs, ratings, random.Random(seed)
+        self.hand: dict[str, Any] | None = None
         self.acknowledged: list[Acknowledged] = []
         self.finished: list[str] = []
         self.retries = 0
@@ -84,14 +87,16 @@ class Rater:
 
     def rate(self) -> None:
         """The next run of the queue: three marks, then it is finished."""
-        hand = self.post("/api/queue/next", {})["current"]
+        hand = self.hand or self.post("/api/queue/next", {})["current"]
         assert hand is not None, "the queue was made too short"
         about = {"trajectory": hand["run"]}
         self.save("/api/scores", {**about, "criterion": "tone@1", "value": self.chance.randint(1, 5), "note": self.note()})
         for step in range(MARKS_PER_RUN - 1):
             self.save("/api/scores", {**about, "criterion": "good_step@1", "step": step, "value": self.chance.randint(0, 1)})
-        done = self.post(f"/api/queue/{hand['assignment']}/done", {"key": self.key()})
-        assert done["saved"] is True
+        wish = self.chance.random() < 0.5
+        done = self.post(f"/api/queue/{hand['assignment']}/done", {"key": self.key(), "next": wish})
+        assert done["saved"] is True and ("next" in done) is wish
+        self.hand = done["next"]["current"] if done.get("next") else None
         self.finished.append(hand["assignment"])
 
     def compare(self) -> None:
@@ -149,25 +154,54 @@ def test_nothing_that_a_rater_saw_as_saved_is_lost_doubled_or_altered(project: P
     with Store(store_url) as store:
         store.add([*queued, *judged])
         store.queue_items.add([run.id for run in queued], overlap=OVERLAP)
-    with KilledServer(project, RATERS, store_url) as server, Importing(project) as reader:
-        scorer = Writer(SCORER, store_url, *(run.id for run in judged[:100]))
-        try:
-            raters = rate_through_kills(server, pairs, chance)
-            told = reader.finish()
-        finally:
-            checks = scorer.kill()
+    trainer = train_beside(project)
+    try:
+        trainer.wait_for_a_line()
+        with KilledServer(project, RATERS, store_url) as server, Importing(project) as reader:
+            scorer = Writer(SCORER, store_url, *(run.id for run in judged[:100]))
+            try:
+                raters = rate_through_kills(server, pairs, chance)
+                told = reader.finish()
+            finally:
+                checks = scorer.kill()
+        trainer.wait_for_lines(2)
+    finally:
+        trained = trainer.kill()[1:]
     acknowledged = [made for rater in raters for made in rater.acknowledged]
     assert len(acknowledged) >= RATINGS and server.lives == KILLS + 1
     with Store(store_url) as store:
         verify_ratings(store, acknowledged)
         verify_queue(store, raters, [run.id for run in queued])
-        kept = {made.id: made for made in store.scores(criterion="solved")}
+        verify_trainings(store, project, trained)
+        kept = {made.id: made for made in store.scores(taskset="desk", criterion="solved")}
         assert [line for line in checks if kept.get(json.loads(line)["id"]) != Score.model_validate_json(line)] == []
         assert len(kept) - len(checks) in (0, 1) and len(checks) > 0
-        assert store.count() == len(queued) + len(judged) + IMPORTED
+        assert store.count(RunFilter(taskset="desk")) == len(queued) + len(judged) + IMPORTED
         assert store.check().problems == ()
     retries, slowest = sum(rater.retries for rater in raters), max(server.seconds)
     print(f"{len(acknowledged)} acknowledged, {retries} retries, {KILLS} kills, back within {slowest:.1f} s; {len(checks)} checks; {told}")
+    print(f"{len(trained)} trainings beside")
+
+
+def test_the_check_finds_what_is_lost_doubled_or_altered(tmp_path: Path) -> None:
+    run = make_run()
+    said = [{"key": f"key-{number}-00", "trajectory": run.id, "criterion": "tone@1", "value": number, "step": None} for number in (1, 2)]
+    told = [Acknowledged(digest(["score", "ada", body["key"]]), "/api/scores", "ada", body) for body in said]
+    kept = [
+        Score(**{**body, "id": made.id, "rater": "ada", "rater_kind": "human"}) for made in told if (body := dict(made.body)).pop("key")
+    ]
+    with Store(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        store.add([run])
+        store.add_scores(kept[:1])
+        verify_ratings(store, told[:1])
+        with pytest.raises(AssertionError, match="1 of 2 acknowledged ratings are lost"):
+            verify_ratings(store, told)
+        with pytest.raises(AssertionError, match="altered"):
+            verify_ratings(store, [told[0]._replace(body={**told[0].body, "value": 3})])
+        store.add_scores(kept[1:])
+        verify_ratings(store, told)
+        with pytest.raises(AssertionError, match="stored twice"):
+            verify_ratings(store, told[:1])
 
 
 def test_one_save_sent_by_many_at_once_is_one_save(project: Project, store_url: str) -> None:
@@ -246,7 +280,7 @@ def verify_ratings(store: Store, acknowledged: list[Acknowledged]) -> None:
     assert lost == [], f"{len(lost)} of {len(acknowledged)} acknowledged ratings are lost"
     assert len(stored) == len(acknowledged) == len({made.id for made in acknowledged}), "a rating is stored twice"
     altered = [(made, by_id[made.id]) for made in acknowledged if said_in(by_id[made.id]) != said_by(made)]
-    assert altered == []
+    assert altered == [], f"{len(altered)} acknowledged ratings are altered"
 
 
 def said_by(made: Acknowledged) -> dict[str, Any]:

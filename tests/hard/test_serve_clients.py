@@ -1,4 +1,4 @@
-"""Real clients against a real server: the openai SDK, two agent frameworks, and a fuzzer that reads the served OpenAPI."""
+"""Real clients against a real server: the openai SDK, three agent frameworks, and a fuzzer that reads the served OpenAPI."""
 
 import asyncio
 import json
@@ -55,6 +55,24 @@ def test_the_openai_sdk_chats_calls_and_takes_results(client: OpenAI) -> None:
     assert refused.value.param == "n"
 
 
+def test_the_openai_sdk_asks_for_several_answers_with_stop_texts_and_penalties(client: OpenAI) -> None:
+    messages: list = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "I want a bako."}]
+    free = client.chat.completions.create(model="toy_desk@production", messages=messages).choices[0].message.content or ""
+    word = free[len(free) // 2 :].split()[0]
+    cut = client.chat.completions.create(model="toy_desk@production", messages=messages, stop=[word, "\n\n"])
+    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == (free[: free.index(word)].rstrip("\n"), "stop")
+    several = client.chat.completions.create(
+        model="toy_desk@production", messages=messages, n=3, temperature=1.5, seed=1, presence_penalty=0.5, frequency_penalty=-0.5
+    )
+    assert [choice.index for choice in several.choices] == [0, 1, 2]
+    with client.chat.completions.stream(model="toy_desk@production", messages=messages, n=3, temperature=1.5, seed=1, stop="q") as stream:
+        for _ in stream:
+            pass
+        whole = stream.get_final_completion()
+    assert len(whole.choices) == 3
+    assert not any("q" in (choice.message.content or "") for choice in whole.choices)
+
+
 def test_the_openai_sdk_streams_text_and_calls(client: OpenAI) -> None:
     messages: list = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": WISH}]
     with client.chat.completions.stream(model="toy_desk@production", messages=messages, tools=[ORDER]) as stream:
@@ -70,23 +88,26 @@ def test_the_openai_sdk_streams_text_and_calls(client: OpenAI) -> None:
 
 def test_a_pydantic_ai_agent_works_to_the_end(server: Running) -> None:
     pytest.importorskip("pydantic_ai", reason="agent frameworks are an extra: pip install 'agentalign[frameworks]'")
+    from openai import AsyncOpenAI
     from pydantic_ai import Agent
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    model = OpenAIChatModel("toy_desk@production", provider=OpenAIProvider(base_url=f"{server.url}/v1", api_key="none"))
-    agent = Agent(model, system_prompt=SYSTEM)
     asked = []
 
-    @agent.tool_plain
     def order(item: str, colour: str) -> str:
         """Order an item."""
         asked.append((item, colour))
         return "ticket zida"
 
-    done = asyncio.run(agent.run(WISH))
+    async def work() -> str:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            model = OpenAIChatModel("toy_desk@production", provider=OpenAIProvider(openai_client=client))
+            return (await Agent(model, system_prompt=SYSTEM, tools=[order]).run(WISH)).output
+
+    said = asyncio.run(work())
     assert asked == [("bako", "red")]
-    assert done.output == "Your ticket zida."
+    assert said == "Your ticket zida."
 
 
 def test_an_openai_agents_agent_works_to_the_end(server: Running) -> None:
@@ -113,6 +134,42 @@ def test_an_openai_agents_agent_works_to_the_end(server: Running) -> None:
     said = asyncio.run(work())
     assert asked == [("bako", "red")]
     assert said == "Your ticket zida."
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_langgraph_agent_works_to_the_end(server: Running, streaming: bool) -> None:
+    for package in ("langgraph", "langchain_openai"):
+        pytest.importorskip(package, reason="agent frameworks are an extra: pip install 'agentalign[frameworks]'")
+    from langchain_core.messages import HumanMessage, SystemMessage
+    from langchain_core.tools import tool
+    from langchain_openai import ChatOpenAI
+    from langgraph.graph import START, MessagesState, StateGraph
+    from langgraph.prebuilt import ToolNode, tools_condition
+
+    asked = []
+
+    @tool
+    def order(item: str, colour: str) -> str:
+        """Order an item."""
+        asked.append((item, colour))
+        return "ticket zida"
+
+    settings = {"stop": ["\n\nObservation:"], "temperature": 0, "max_retries": 0, "streaming": streaming}
+    model = ChatOpenAI(model="toy_desk@production", base_url=f"{server.url}/v1", api_key="none", **settings).bind_tools([order])
+
+    def act(state: MessagesState) -> dict:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("agent", act)
+    graph.add_node("tools", ToolNode([order]))
+    graph.add_edge(START, "agent")
+    graph.add_conditional_edges("agent", tools_condition)
+    graph.add_edge("tools", "agent")
+    done = graph.compile().invoke({"messages": [SystemMessage(SYSTEM), HumanMessage(WISH)]})
+    assert asked == [("bako", "red")]
+    assert done["messages"][-1].content == "Your ticket zida."
+    assert done["messages"][-1].response_metadata["finish_reason"] == "stop"
 
 
 def test_no_request_that_the_openapi_allows_or_forbids_breaks_the_server(server: Running) -> None:

@@ -79,7 +79,10 @@ class Writer:
                 self.lines.append(line.decode().rstrip())
 
     def wait_for_a_line(self) -> None:
-        while not self.lines and self.process.poll() is None:
+        self.wait_for_lines(1)
+
+    def wait_for_lines(self, number: int) -> None:
+        while len(self.lines) < number and self.process.poll() is None:
             time.sleep(0.002)
         if self.process.poll() is not None:
             assert self.process.stderr is not None

@@ -3,6 +3,7 @@
 # Fixtures come from another file of this folder, and a parameter of their name is how pytest hands them over.
 # ruff: noqa: F401, F811
 
+import json
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,80 @@ def test_the_ballot_fits_small_screens_and_reads_well_in_both_colour_schemes(bro
             ratio = page.evaluate(CONTRAST, selector)
             assert ratio >= 4.5, f"{selector} has contrast {ratio:.1f} in {scheme}"
         context.close()
+
+
+def test_a_pair_is_answered_with_reasons_and_cannot_judge_and_queued_for_all_without_a_mouse(
+    watched: Watched, server: Server, store: Store
+) -> None:
+    chips = ["cold", "too <b>long</b>", HOSTILE[1][:40]]
+    criteria = f"tone: {{description: Friendly?, scale: [1, 5], chips: {json.dumps(chips)}}}\nhonest: {{description: True?, gate: true}}\n"
+    (Path(server.project.tasks) / "desk" / "criteria.yaml").write_text(criteria, encoding="utf-8")
+    store.add([make_run(answer="Yes.", policy="desk@9"), make_run(answer="No.", policy="base")])
+    page = watched.page
+    page.goto(f"{server.url}/#/compare?taskset=desk")
+    page.wait_for_selector(".ballot-row.active")
+    badges = page.locator(".ballot .reason kbd").all_inner_texts()
+    page.keyboard.press(badges[1])
+    expect(page.locator(".ballot .reason.chosen")).to_contain_text("too <b>long</b>")
+    assert store.preferences("desk") == [], "a reason alone is no answer"
+    page.keyboard.press("1")
+    expect(page.locator('.ballot-row.active[data-criterion="honest@1"]')).to_have_count(1)
+    expect(page.locator(".ballot .reasons")).to_be_hidden()
+    page.keyboard.press("d")
+    page.keyboard.press("d")
+    for criterion, shown in (("tone@1", "A far better"), ("honest@1", "?"), ("overall", "?")):
+        assert row(page, criterion).startswith(shown)
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press(badges[2])
+    expect(page.locator(".ballot .reason.chosen")).to_have_count(2)
+    page.keyboard.press("u")
+    expect(page.locator(".ballot .reason.chosen")).to_have_count(1)
+    saved(page)
+    page.keyboard.press("e")
+    expect(page.locator(".notice")).to_contain_text("all in all", timeout=PATIENCE)
+    page.reload()
+    page.wait_for_selector(".empty")
+    said = [(p.criterion, p.cant_judge, p.chips) for p in store.preferences("desk")]
+    assert said[:3] == [("tone@1", False, (chips[1],)), ("honest@1", True, ()), ("overall", True, ())]
+    assert said[3:] == [("tone@1", False, (chips[1], chips[2])), ("tone@1", False, (chips[1],))]
+
+    page.goto(f"{server.url}/#/queue")
+    page.wait_for_selector(".fill summary")
+    page.locator(".fill summary").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator('.fill-form select[name="family"] option')).to_have_count(2, timeout=PATIENCE)
+    page.locator('.fill-form input[name="overlap"]').focus()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("2")
+    page.keyboard.press("Enter")
+    expect(page.locator(".fill-form [role=status]")).to_contain_text("1 pair is new", timeout=PATIENCE)
+    (item,) = store.queue_items.items()
+    assert (item.overlap, item.is_gold) == (2, False)
+    page.wait_for_selector(".in-hand .ballot-row.active")
+    expect(page.locator(".in-hand .mark.chosen")).to_have_count(0)  # what was said before is not shown
+    page.keyboard.press("2")
+    page.keyboard.press("d")
+    page.keyboard.press("3")
+    expect(page.locator(".in-hand .mark.chosen.saved")).to_have_count(3, timeout=PATIENCE)
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+    page.keyboard.press("Enter")
+    page.wait_for_function(GONE, arg=".ballot")
+    assert store.queue_items.items()[0].done == 1
+    assert page.evaluate("window.pwned") is None
+
+
+def test_a_lead_tests_raters_with_the_pair_that_was_just_compared(watched: Watched, server: Server, store: Store) -> None:
+    ask(server)
+    store.add([make_run(answer="Yes.", policy="desk@9"), make_run(answer="No.", policy="base")])
+    page = watched.page
+    page.goto(f"{server.url}/#/compare?taskset=desk")
+    page.wait_for_selector(".ballot-row.active")
+    for key in "303e":
+        page.keyboard.press(key)
+    expect(page.locator(".notice")).to_contain_text("held to your answers", timeout=PATIENCE)
+    (item,) = store.queue_items.items()
+    assert item.is_gold
+    page.keyboard.press("Enter")
+    expect(page.locator(".empty")).to_contain_text("No pair is left", timeout=PATIENCE)
+    assert {p.criterion: p.pair_answer for p in store.preferences("desk")} == {"tone@1": 2.0, "honest@1": 3.0, "overall": 2.0}

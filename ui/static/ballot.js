@@ -1,13 +1,14 @@
-// What is asked about a pair: a row per criterion, the overall question last, each on one scale from A to B. Every answer is saved at once.
+// What is asked about a pair: a row per criterion, the overall question last, each on one scale from A to B or "I can't judge it", with the
+// criterion's chips as reasons. Every answer is saved at once.
 
 import { h, visible } from "./dom.js";
-import { LETTERS } from "./letters.js";
+import { CHIP_LETTERS, LETTERS } from "./letters.js";
 import { notice } from "./place.js";
+import { CANT_JUDGE, WITHDRAWN } from "./rate.js";
 import { onSave, save, unsaved } from "./save.js";
 
 const VOTES = "/api/preferences";
 export const OVERALL = "overall";
-const WITHDRAWN = "withdrawn";
 
 /** The scale: choice, its key, and what it says. One table for buttons, badges and keys. */
 export const SCALE = [
@@ -19,16 +20,22 @@ export const SCALE = [
   ["both_bad", "0", "Both bad"],
 ];
 
+/** What a rater may say besides: not a choice, so neither a decision nor a vote offers it. */
+const ANSWERS = [...SCALE, [CANT_JUDGE, LETTERS.cantJudge, "?"]];
+
 /** The ballot of a pair: `box` to show, `keys` to use, `missing()` questions without an answer, and `stop()`. `done` is what Enter does. */
 export function ballot(pair, { root, done }) {
-  const questions = [...pair.criteria.map((one) => ({ key: one.key, name: one.name, asks: one.description, gate: one.gate })), { key: OVERALL, name: OVERALL, asks: "All in all, which run is better? Trainings learn from this answer." }];
-  const answers = new Map(pair.answers.map((said) => [said.criterion, { choice: said.choice, note: said.note, state: "saved" }]));
+  const questions = [...pair.criteria.map((one) => ({ key: one.key, name: one.name, asks: one.description, gate: one.gate, chips: one.chips })), { key: OVERALL, name: OVERALL, chips: [], asks: "All in all, which run is better? Trainings learn from this answer." }];
+  const answers = new Map(pair.answers.map((said) => [said.criterion, { choice: said.choice, note: said.note, chips: said.chips, state: "saved" }]));
   for (const { url, body } of unsaved()) {
     if (url !== VOTES || body.draw !== pair.draw) continue;
     if (body.choice === WITHDRAWN) answers.delete(body.criterion);
-    else answers.set(body.criterion, { choice: body.choice, note: body.note, state: "pending", key: body.key });
+    else answers.set(body.criterion, { choice: body.choice, note: body.note, chips: body.chips ?? [], state: "pending", key: body.key });
   }
   const drafts = new Map();
+  // Chips that were ticked before there is an answer to keep them with.
+  const ticked = new Map();
+  const chipsOf = (question) => answers.get(question.key)?.chips ?? ticked.get(question.key) ?? [];
   const past = [];
   const missing = () => questions.filter((one) => !answers.has(one.key));
   let active = questions.indexOf(missing()[0] ?? questions[questions.length - 1]);
@@ -36,14 +43,17 @@ export function ballot(pair, { root, done }) {
   const rows = h("div", { class: "ballot-rows" });
   const note = h("input", { type: "text", class: "field", maxLength: 4000, placeholder: `why? (${LETTERS.note})`, "aria-label": "Note on this answer" });
   const asks = h("p", { class: "question" });
-  const box = h("footer", { class: "ballot", "aria-label": "Your answers" }, h("div", { class: "ballot-ask" }, asks, note, h("button", { type: "button", class: "primary", onclick: () => done() }, "Done ", h("kbd", {}, LETTERS.done))), rows);
+  const reasons = h("div", { class: "reasons", role: "group" });
+  const box = h("footer", { class: "ballot", "aria-label": "Your answers" }, h("div", { class: "ballot-ask" }, asks, note, h("button", { type: "button", class: "primary", onclick: () => done() }, "Done ", h("kbd", {}, LETTERS.done))), reasons, rows);
 
-  const give = (question, choice, text) => {
+  const give = (question, choice, text, ticks) => {
     const words = text ?? drafts.get(question.key) ?? answers.get(question.key)?.note ?? "";
+    const chips = choice === WITHDRAWN ? [] : (ticks ?? chipsOf(question));
     drafts.delete(question.key);
-    const key = save(VOTES, { draw: pair.draw, criterion: question.key, choice, note: choice === WITHDRAWN ? "" : words });
+    ticked.delete(question.key);
+    const key = save(VOTES, { draw: pair.draw, criterion: question.key, choice, note: choice === WITHDRAWN ? "" : words, chips });
     if (choice === WITHDRAWN) answers.delete(question.key);
-    else answers.set(question.key, { choice, note: words, state: "pending", key });
+    else answers.set(question.key, { choice, note: words, chips, state: "pending", key });
   };
   const choose = (at, choice) => {
     past.push([questions[at], answers.get(questions[at].key)]);
@@ -56,8 +66,19 @@ export function ballot(pair, { root, done }) {
   const undo = () => {
     const [question, was] = past.pop() ?? [];
     if (!question) return;
-    give(question, was ? was.choice : WITHDRAWN, was?.note ?? "");
+    give(question, was ? was.choice : WITHDRAWN, was?.note ?? "", was?.chips ?? []);
     active = questions.indexOf(question);
+    draw();
+  };
+  const tick = (chip) => {
+    const question = questions[active];
+    if (chip === undefined) return;
+    const [given, had] = [answers.get(question.key), chipsOf(question)];
+    const chips = question.chips.filter((one) => (one === chip) !== had.includes(one));
+    if (given) {
+      past.push([question, given]);
+      give(question, given.choice, given.note, chips);
+    } else ticked.set(question.key, chips);
     draw();
   };
   const pick = (at) => {
@@ -82,7 +103,10 @@ export function ballot(pair, { root, done }) {
     asks.replaceChildren(h("b", {}, visible(nameOf(question))), " ", ...visible(question.asks));
     const words = drafts.get(question.key) ?? answers.get(question.key)?.note ?? "";
     if (note.value !== words) note.value = words;
-    rows.replaceChildren(...questions.map((one, at) => row(one, answers.get(one.key), at === active, { pick: () => pick(at), choose: (choice) => choose(at, choice) })));
+    reasons.replaceChildren(...question.chips.map((chip, at) => reason(chip, CHIP_LETTERS[at], chipsOf(question).includes(chip), () => tick(chip))));
+    reasons.hidden = question.chips.length === 0;
+    reasons.setAttribute("aria-label", `${nameOf(question)}: why`);
+    rows.replaceChildren(...questions.map((one, at) => row({ ...one, ticked: chipsOf(one) }, answers.get(one.key), at === active, { pick: () => pick(at), choose: (choice) => choose(at, choice) })));
     // Scrolled by hand: scrollIntoView would move the runs above as well.
     const shown = rows.children[active];
     if (shown.offsetTop < rows.scrollTop || shown.offsetTop + shown.offsetHeight > rows.scrollTop + rows.clientHeight) rows.scrollTop = shown.offsetTop - 4;
@@ -98,9 +122,10 @@ export function ballot(pair, { root, done }) {
   });
   draw();
 
-  const press = (key) => choose(active, SCALE.find(([, digit]) => digit === key)[0]);
+  const press = (key) => choose(active, ANSWERS.find(([, digit]) => digit === key)[0]);
   const keys = [
-    ...SCALE.map(([, key, does]) => ({ keys: [key], label: key, does, act: press })),
+    ...ANSWERS.map(([choice, key, does]) => ({ keys: [key], label: key, does: choice === CANT_JUDGE ? "I can't judge it" : does, act: press })),
+    { keys: CHIP_LETTERS, label: CHIP_LETTERS.join(" "), does: "tick a reason, in the order shown", act: (letter) => tick(questions[active].chips[CHIP_LETTERS.indexOf(letter)]) },
     { keys: ["ArrowDown", "j"], label: "↓ j", does: "next question", act: () => pick(active + 1) },
     { keys: ["ArrowUp", "k"], label: "↑ k", does: "question before", act: () => pick(active - 1) },
     { keys: [LETTERS.undo], label: LETTERS.undo, does: "undo the last answer", act: undo },
@@ -121,12 +146,18 @@ function nameOf(question) {
   return question.name.replaceAll("_", " ");
 }
 
+/** A reason, of the team's own words. */
+function reason(chip, letter, isOn, onclick) {
+  return h("button", { type: "button", class: "reason" + (isOn ? " chosen" : ""), "aria-pressed": String(isOn), onclick }, visible(chip), h("kbd", {}, letter));
+}
+
 function row(question, answer, isActive, { pick, choose }) {
-  const marks = SCALE.map(([choice, key, says]) => {
+  const marks = ANSWERS.map(([choice, key, says]) => {
     const chosen = answer?.choice === choice;
+    const isSilent = choice === CANT_JUDGE;
     return h(
       "button",
-      { type: "button", class: `mark ${choice}` + (chosen ? ` chosen ${answer.state}` : ""), title: `key ${key}`, "aria-pressed": String(chosen), "aria-label": `${nameOf(question)}: ${says}`, onclick: (event) => (event.stopPropagation(), choose(choice)) },
+      { type: "button", class: `mark ${choice}` + (chosen ? ` chosen ${answer.state}` : ""), title: isSilent ? `${key}: I can't judge it` : `key ${key}`, "aria-pressed": String(chosen), "aria-label": `${nameOf(question)}: ${isSilent ? "I can't judge it" : says}`, onclick: (event) => (event.stopPropagation(), choose(choice)) },
       says,
       isActive && h("kbd", {}, key),
     );
@@ -135,7 +166,7 @@ function row(question, answer, isActive, { pick, choose }) {
   return h(
     "div",
     { class: "ballot-row" + (isActive ? " active" : "") + (question.key === OVERALL ? " all" : ""), role: "group", "aria-label": nameOf(question), "data-criterion": question.key, onclick: pick },
-    h("span", { class: "ballot-name" }, h("span", {}, visible(nameOf(question))), gate, answer?.note && h("span", { class: "dim", title: answer.note }, "✎")),
+    h("span", { class: "ballot-name" }, h("span", {}, visible(nameOf(question))), gate, (answer?.note || question.ticked.length > 0) && h("span", { class: "dim", title: [...question.ticked, answer?.note].filter(Boolean).join("; ") }, "✎")),
     h("span", { class: "marks" }, marks),
   );
 }

@@ -17,6 +17,7 @@ export const LETTERS = {
   list: "l",
   shared: "i",
   skip: "s",
+  gold: "e",
   done: "Enter",
 };
 

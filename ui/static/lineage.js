@@ -1,5 +1,6 @@
 // Where an adapter came from, as a picture: adapter <- training <- pairs and runs <- ratings <- raters. Text goes in as text nodes only.
 
+import { showChecks } from "./checks.js";
 import { h, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
 import { addressOf, go } from "./place.js";
@@ -16,7 +17,7 @@ const COLUMNS = [
 const WIDE = 1180;
 const BOX = { width: 200, height: 44, gap: 14 };
 
-export async function showLineage(view, { query }) {
+export async function showLineage(view, { query, root }) {
   const { adapters } = await read("/api/lineage/adapters");
   const bar = h("div", { class: "filters" });
   view.append(bar);
@@ -27,7 +28,7 @@ export async function showLineage(view, { query }) {
   const ref = query.get("ref") || adapters[0].ref;
   const found = await read("/api/lineage?" + new URLSearchParams({ ref }));
   const chooser = h("select", { class: "field", "aria-label": "Adapter", onchange: (event) => go("lineage", "", { ref: event.target.value }) }, adapters.map((one) => h("option", { value: one.ref, selected: one.ref === found.adapter }, visible(`${one.ref} (${one.recipe})`))));
-  bar.append(chooser, h("span", { class: "dim" }, "What it was made from, left to right"));
+  bar.append(chooser, h("span", { class: "dim" }, "What it was made from, left to right"), h("span", { class: "grow" }), h("button", { type: "button", "data-act": "Check and promote", onclick: () => showChecks(root, found.adapter) }, "Check and promote"));
   view.append(h("div", { class: "lineage" }, picture(found)), asList(found));
   useKeys([{ keys: ["a"], label: "a", does: "choose an adapter", act: () => chooser.focus() }]);
 }

@@ -1,24 +1,51 @@
 // The page's frame: session, address, the bar on top with the saved state, and which screen is shown.
+//
+// The page begins before Gradio does: `open` draws the first screen, then Gradio's own scripts load, and `adopt` moves the page into its
+// shell. Screens for rating come with it, the others when they are asked for.
 
-import { showAgreement } from "./agreement.js";
-import { showCompare } from "./compare.js";
 import { h } from "./dom.js";
 import { listen, toggleSheet, useKeys } from "./keys.js";
-import { showLineage } from "./lineage.js";
 import { showList } from "./list.js";
 import { address, notice } from "./place.js";
-import { showPlay } from "./play.js";
 import { showQueue } from "./queue.js";
-import { showRun } from "./run.js";
+import { prefetch, showRun } from "./run.js";
 import { onSave, openQueue, read } from "./save.js";
-import { showTrainings } from "./training.js";
 
-const SCREENS = { queue: showQueue, runs: showList, run: showRun, compare: showCompare, training: showTrainings, agreement: showAgreement, lineage: showLineage, play: showPlay };
+const SCREENS = {
+  queue: () => showQueue,
+  runs: () => showList,
+  run: () => showRun,
+  compare: async () => (await import("./compare.js")).showCompare,
+  training: async () => (await import("./training.js")).showTrainings,
+  agreement: async () => (await import("./agreement.js")).showAgreement,
+  lineage: async () => (await import("./lineage.js")).showLineage,
+  play: async () => (await import("./play.js")).showPlay,
+};
+const PATIENCE = 5000;
 let generation = 0;
+let page = null;
 
-/** Fill the shell. */
-export async function start(root) {
+/** Begin at once, beside whatever else loads. Ends when the first screen is drawn, or after a while. */
+export function open() {
+  page = h("div", { class: "aa", "data-view": "loading" }, h("p", { class: "aa-loading" }, "Loading …"));
+  document.body.append(page);
+  return Promise.race([start(page), new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
+}
+
+/** Gradio's shell is there: the page moves into it as it stands, or begins in it where it has not begun. */
+export async function adopt(shell) {
+  if (page === null) return start((page = shell));
+  if (shell === page) return;
+  // A node that is taken out and put back loses focus and scrolls to its top: an older browser leaves it where it is.
+  if (!page.isConnected) shell.before(page);
+  else if (shell.parentNode.moveBefore) shell.parentNode.moveBefore(page, shell);
+  shell.remove();
+}
+
+async function start(root) {
   arrive();
+  const { screen: first, id } = address();
+  if (first === "run" && id) prefetch(id);
   let session;
   try {
     session = await read("/api/session");
@@ -54,7 +81,8 @@ async function route(root, screen, session) {
   notice(root, "");
   for (const link of root.querySelectorAll(".bar nav a")) link.toggleAttribute("aria-current", link.dataset.screen === here.screen);
   try {
-    await (SCREENS[here.screen] ?? showList)(next, { ...here, session, root, current: () => mine === generation });
+    const show = await (SCREENS[here.screen] ?? SCREENS.runs)();
+    await show(next, { ...here, session, root, current: () => mine === generation });
   } catch (error) {
     next.replaceChildren(h("p", { class: "fatal" }, error.message));
   }

@@ -1,7 +1,7 @@
 // The queue: one run or pair after the other, by keyboard. A run is shown and rated by its own screen, a pair by the comparison's.
 
-import { showPair } from "./compare.js";
 import { h } from "./dom.js";
+import { fillBox } from "./fill.js";
 import { addKeys, useKeys } from "./keys.js";
 import { LETTERS } from "./letters.js";
 import { notice } from "./place.js";
@@ -14,7 +14,8 @@ export async function showQueue(view, { root, session }) {
   const screen = { hand: null, ends: 0, timers: [], waiting: null, inner: null, isGone: false };
   const bar = h("div", { class: "queue-bar" });
   const box = h("div", { class: "in-hand" });
-  view.append(bar, box);
+  const fill = session.role !== "rater" && session.tasksets.length > 0 && fillBox({ tasksets: session.tasksets, root, added: () => screen.hand || next().catch(told) });
+  view.append(...[bar, fill, box].filter(Boolean));
 
   const told = (error) => notice(root, error.message);
   const leave = () => {
@@ -22,20 +23,21 @@ export async function showQueue(view, { root, session }) {
     screen.inner?.dispatchEvent(new CustomEvent("gone"));
     screen.inner = null;
   };
-  const next = async () => {
+  // A finished run's acknowledgement brings the next one, page and all; only without it is the server asked.
+  const next = async (given) => {
     leave();
-    const { current, progress } = await read("/api/queue/next", {});
+    const { current, progress, run } = given ?? (await read("/api/queue/next", {}));
     if (screen.isGone) return;
     screen.hand = current;
     screen.waiting = null;
     drawBar(bar, progress, current, finish, skip);
     if (!current) {
-      box.replaceChildren(h("p", { class: "empty" }, "Nothing is left for you. A lead fills the queue: agentalign queue add"));
+      box.replaceChildren(h("p", { class: "empty" }, fill ? "Nothing is left for you. Add pairs above, or runs by `agentalign queue add`." : "Nothing is left for you. A lead fills the queue."));
       useKeys([{ keys: ["Enter"], label: "Enter", does: "look again", act: () => next().catch(told) }]);
       return;
     }
     const inner = h("div", { class: "in-hand" });
-    const own = current.run ? await rateRun(inner, current) : await comparePair(inner, current);
+    const own = current.run ? await rateRun(inner, run) : await comparePair(inner, current);
     if (screen.isGone) {
       inner.dispatchEvent(new CustomEvent("gone"));
       return;
@@ -46,8 +48,8 @@ export async function showQueue(view, { root, session }) {
     hold(current);
     addKeys([...own, { keys: [LETTERS.skip], label: LETTERS.skip, does: "skip, with a reason", act: () => bar.querySelector("input")?.focus() }]);
   };
-  const rateRun = async (inner, { run }) => {
-    await showRun(inner, { id: run, query: new URLSearchParams(), root, session });
+  const rateRun = async (inner, run) => {
+    await showRun(inner, { id: run.id, query: new URLSearchParams(), root, session, given: run });
     return [
       { keys: [LETTERS.done], label: LETTERS.done, does: "done, and the next one", act: () => finish() },
       // Neighbours in a list would tell what the queue hides.
@@ -55,7 +57,7 @@ export async function showQueue(view, { root, session }) {
     ];
   };
   const comparePair = async (inner, { assignment }) => {
-    const pair = await read("/api/compare", { assignment });
+    const [pair, { showPair }] = await Promise.all([read("/api/compare", { assignment }), import("./compare.js")]);
     useKeys([]);
     return showPair(inner, pair, { root, leave: () => finish() }).keys;
   };
@@ -77,15 +79,15 @@ export async function showQueue(view, { root, session }) {
     tick();
   };
   const finish = () => {
-    if (screen.hand && !screen.waiting) screen.waiting = save(`/api/queue/${screen.hand.assignment}/done`, {});
+    if (screen.hand && !screen.waiting) screen.waiting = save(`/api/queue/${screen.hand.assignment}/done`, { next: true });
   };
   const skip = (reason) => {
-    if (screen.hand && !screen.waiting && reason.trim()) screen.waiting = save(`/api/queue/${screen.hand.assignment}/skip`, { reason });
+    if (screen.hand && !screen.waiting && reason.trim()) screen.waiting = save(`/api/queue/${screen.hand.assignment}/skip`, { reason, next: true });
   };
-  const stop = onSave(({ kind, item, text }) => {
+  const stop = onSave(({ kind, item, text, answer }) => {
     if (!item || !screen.waiting || item.body.key !== screen.waiting) return;
     screen.waiting = null;
-    if (kind === "saved") next().catch(told);
+    if (kind === "saved") next(answer.next).catch(told);
     else notice(root, text);
   });
   view.addEventListener("gone", () => {

@@ -14,8 +14,9 @@ import { onSave, read } from "./save.js";
 import { timeline, toggle } from "./timeline.js";
 import { tokenTurns } from "./tokens.js";
 
-export async function showRun(view, { id, query, root }) {
-  const run = await readRun(id);
+/** Show a run; `given` is what the server told of it already, in a queue, where it has no neighbours. */
+export async function showRun(view, { id, query, root, given }) {
+  const run = given ?? (await readRun(id));
   const marks = makeMarks(run);
   const nSteps = run.timeline.filter((entry) => entry.kind === "step").length;
   const asked = Number.parseInt(query.get("s") ?? "", 10);
@@ -45,13 +46,16 @@ export async function showRun(view, { id, query, root }) {
 
   let cards = [];
   const past = [];
+  // Steps whose chips are to be drawn anew: a mark changes those of one step, and a run may have hundreds.
+  const stale = new Set(stepMarks.keys());
   const drawMarks = () => {
     cards = cardsOf(run.criteria, screen.step);
     if (!cards.some((card) => card.criterion.key === screen.card)) screen.card = cards[0]?.criterion.key ?? null;
     const active = cards.findIndex((card) => card.criterion.key === screen.card);
     side.replaceChildren(...panel(cards, marks, active, actions, nSteps), run.criteria_missing ? h("p", { class: "fault" }, visible(run.criteria_missing)) : "");
     side.querySelector(".card.active")?.scrollIntoView({ block: "nearest" });
-    for (const [step, box] of stepMarks) box.replaceChildren(...stepChips(run, marks, step));
+    for (const step of stale) redraw(stepMarks.get(step), stepChips(run, marks, step));
+    stale.clear();
   };
   const actions = {
     pick: (index) => {
@@ -62,13 +66,14 @@ export async function showRun(view, { id, query, root }) {
     mark: (index, value) => {
       const { criterion, step } = cards[index];
       past.push([before(criterion, step)]);
-      giveMark(run, marks, criterion, step, value);
+      give(criterion, step, value);
       screen.card = criterion.key;
       advance(index);
     },
     tick: (index, chip) => {
       const { criterion, step } = cards[index];
       past.push([before(criterion, step)]);
+      stale.add(step);
       tick(run, marks, { criterion, step }, chip);
       screen.card = criterion.key;
       drawMarks();
@@ -76,16 +81,20 @@ export async function showRun(view, { id, query, root }) {
     note: (index, text) => {
       const { criterion, step } = cards[index];
       const given = marks.mine.get(placeOf(criterion.key, step));
-      if (given) giveMark(run, marks, criterion, step, answerOf(given), text);
+      if (given) give(criterion, step, answerOf(given), text);
       drawMarks();
     },
+  };
+  const give = (criterion, step, ...answer) => {
+    stale.add(step);
+    giveMark(run, marks, criterion, step, ...answer);
   };
   const before = (criterion, step) => ({ criterion, step, was: marks.mine.get(placeOf(criterion.key, step)), ticked: marks.ticked.get(placeOf(criterion.key, step)) });
   const undo = () => {
     for (const { criterion, step, was, ticked } of past.pop() ?? []) {
       const place = placeOf(criterion.key, step);
-      if (was) giveMark(run, marks, criterion, step, answerOf(was), was.note, was.chips);
-      else if (marks.mine.has(place)) giveMark(run, marks, criterion, step, WITHDRAWN, "");
+      if (was) give(criterion, step, answerOf(was), was.note, was.chips);
+      else if (marks.mine.has(place)) give(criterion, step, WITHDRAWN, "");
       if (!was && ticked) marks.ticked.set(place, ticked);
       else if (!was) marks.ticked.delete(place);
     }
@@ -100,7 +109,7 @@ export async function showRun(view, { id, query, root }) {
     const [worst, best] = criterion.higher_is_better ? [values[0], values[values.length - 1]] : [values[values.length - 1], values[0]];
     const steps = Array.from({ length: nSteps }, (_, step) => step);
     past.push(steps.map((step) => before(criterion, step)));
-    for (const step of steps) giveMark(run, marks, criterion, step, step < screen.step ? best : worst);
+    for (const step of steps) give(criterion, step, step < screen.step ? best : worst);
     screen.card = criterion.key;
     drawMarks();
   };
@@ -147,12 +156,19 @@ export async function showRun(view, { id, query, root }) {
     const chip = cards[index]?.criterion.chips[CHIP_LETTERS.indexOf(key)];
     if (chip !== undefined) actions.tick(index, chip);
   };
-  const neighbours = await neighboursOf(run.id).catch(() => ({ before: null, next: null, text: "" }));
-  if (neighbours.next) prefetch(neighbours.next);
+  const neighbours = { before: null, next: null, text: "" };
+  const ways = h("span", { class: "ways" });
   const leave = (to, which) => (to ? go("run", to) : notice(root, `There is no ${which} run in the list.`));
 
-  view.append(head(run, neighbours, run.bases > 0 && tokens.button, nSteps), map.box, h("div", { class: "split" }, h("div", { class: "left" }, rows, tokens.box), side));
+  view.append(head(run, ways, run.bases > 0 && tokens.button, nSteps), map.box, h("div", { class: "split" }, h("div", { class: "left" }, rows, tokens.box), side));
   drawMarks();
+  // The run is shown before it is known what stands beside it in the list.
+  ways.replaceChildren(...waysTo(neighbours));
+  const beside = given ? Promise.resolve(neighbours) : neighboursOf(run.id).catch(() => neighbours);
+  beside.then((found) => {
+    ways.replaceChildren(...waysTo(Object.assign(neighbours, found)));
+    if (found.next) prefetch(found.next);
+  });
   // Where a run in one's queue came from is told when it is rated.
   (run.hidden ? Promise.resolve(new Map()) : relatives(run.id)).then(
     (places) => {
@@ -164,7 +180,9 @@ export async function showRun(view, { id, query, root }) {
     (error) => notice(root, error.message),
   );
   const stop = onSave((change) => {
-    if (settle(marks, change)) drawMarks();
+    if (!settle(marks, change)) return;
+    stale.add(change.item.body.step);
+    drawMarks();
   });
   view.addEventListener("gone", () => (stop(), mended.stop()));
   if (screen.step !== null)
@@ -185,7 +203,7 @@ onSave(({ item }) => {
 });
 
 /** Ask for the next run of the list while this one is rated. Others may rate it meanwhile, so it is not kept for long. */
-function prefetch(id) {
+export function prefetch(id) {
   if (ahead.id === id && performance.now() - ahead.asked < FRESH) return;
   const run = read("/api/runs/" + encodeURIComponent(id));
   run.catch(() => (ahead = NONE));
@@ -246,11 +264,20 @@ function keysOf(run, { press, pressChip, moveCard, moveStep, selectStep, rows, s
   ];
 }
 
-function head(run, neighbours, tokensButton, nSteps) {
+/** The links to the runs before and after this one in the list. */
+function waysTo(neighbours) {
+  const step = (to, text, key) => h("a", { class: "button quiet" + (to ? "" : " off"), href: to ? addressOf("run", to) : undefined, title: to ? "" : "no more runs in the list" }, text, " ", h("kbd", {}, key));
+  return [h("span", { class: "dim position" }, neighbours.text), step(neighbours.before, "Before", LETTERS.before), step(neighbours.next, "Next", LETTERS.next)];
+}
+
+function redraw(box, nodes) {
+  if (box && (nodes.length || box.firstChild)) box.replaceChildren(...nodes);
+}
+
+function head(run, ways, tokensButton, nSteps) {
   const calls = run.timeline.reduce((sum, entry) => sum + entry.calls.length, 0);
   const errors = run.timeline.reduce((sum, entry) => sum + entry.calls.filter((call) => call.error).length + (entry.malformed ? 1 : 0), 0);
   const fact = (value, name) => h("span", { class: "fact" }, h("b", {}, value), " ", name);
-  const step = (to, text, key) => h("a", { class: "button quiet" + (to ? "" : " off"), href: to ? addressOf("run", to) : undefined, title: to ? "" : "no more runs in the list" }, text, " ", h("kbd", {}, key));
   return h(
     "div",
     { class: "run-head" },
@@ -270,9 +297,7 @@ function head(run, neighbours, tokensButton, nSteps) {
     tokensButton,
     run.task_id && h("a", { class: "button quiet", href: addressOf("runs", "", { taskset: run.taskset, task_id: run.task_id }), title: "All runs of this task" }, "Same task"),
     !run.hidden && nSteps > 0 && h("a", { class: "button quiet", href: addressOf("play", "", { run: run.id }), title: "Talk with an adapter whose tools answer as they did here" }, "Replay"),
-    h("span", { class: "dim position" }, neighbours.text),
-    step(neighbours.before, "Before", LETTERS.before),
-    step(neighbours.next, "Next", LETTERS.next),
+    ways,
   );
 }
 

@@ -11,7 +11,7 @@ let failures = 0;
 let timer = 0;
 let state = { kind: "idle", text: "" };
 
-/** Call with {kind: "idle" | "saving" | "saved" | "waiting" | "refused", text, item?} at every change. */
+/** Call with {kind: "idle" | "saving" | "saved" | "waiting" | "refused", text, item?, answer?} at every change. */
 export function onSave(listener) {
   listeners.add(listener);
   listener(state);
@@ -76,7 +76,7 @@ export async function flush() {
       }
       failures = 0;
       localStorage.removeItem(item.name);
-      if (answer.saved) tell({ kind: "saved", text: `saved ${new Date().toLocaleTimeString("en-GB")}`, item, id: answer.id });
+      if (answer.saved) tell({ kind: "saved", text: `saved ${new Date().toLocaleTimeString("en-GB")}`, item, answer: answer.answer });
       else tell({ kind: "refused", text: `not saved: ${answer.reason}`, item });
     }
   } finally {
@@ -102,7 +102,7 @@ async function send(item) {
   } catch {
     // No JSON: a crash page or a cut connection. Not an acknowledgement.
   }
-  if (response.ok && answer?.saved === true) return { saved: true, id: answer.id };
+  if (response.ok && answer?.saved === true) return { saved: true, answer };
   const reason = typeof answer?.detail === "string" ? answer.detail : `the server answered ${response.status}`;
   const final = response.status >= 400 && response.status < 500 && ![401, 403, 408, 429].includes(response.status);
   return final ? { saved: false, reason } : { retry: true, reason };

@@ -1,6 +1,7 @@
 // Trainings: the list, and one training as it goes: curves, alarms, the runs of every evaluation. Polls while it runs and is looked at.
 
 import { chart } from "./chart.js";
+import { showChecks } from "./checks.js";
 import { h, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
 import { addressOf, go, notice } from "./place.js";
@@ -198,29 +199,8 @@ function head(row, screen) {
     h("span", { class: "grow" }),
     going && button("Stop", ask("stop"), "It saves what it has and ends; Resume goes on from there"),
     !going && row.state !== "done" && button("Resume", ask("resume"), "The same command again, on the data it began with"),
-    row.adapter && button("Promote", () => promote(row, screen), "If it passes its gate, agents get it"),
+    row.adapter && button("Check and promote", () => showChecks(screen.root, row.adapter, screen.redraw), "Run its deploy-check; if it passes its gate, agents get it"),
   ].filter(Boolean);
-}
-
-/** Promote the adapter; where the gate says no, its reason is shown, and an own reason may go against it. */
-async function promote(row, screen) {
-  const box = h("div", { class: "sheet", role: "dialog", "aria-label": "Promote" });
-  const reason = h("input", { type: "text", class: "field", maxLength: 1000, placeholder: "a reason, to go against the gate" });
-  const answer = h("p", { class: "fault", role: "status" });
-  const ask = (stage) => async (event) => {
-    event.target.disabled = true;
-    answer.textContent = "Asking the gate …";
-    try {
-      const report = await read(`/api/trainings/${encodeURIComponent(row.id)}/promote`, { stage, reason: reason.value });
-      box.querySelector(".sheet-box").replaceChildren(h("h2", {}, `${report.adapter} is ${stage} now`), h("ul", { class: "checks" }, report.checks.map((check) => h("li", {}, h("span", { class: `chip ${check.passed ? "good" : "bad"}` }, check.passed ? "passed" : "failed"), " ", h("b", {}, visible(check.name)), " ", visible(check.detail)))), h("button", { type: "button", onclick: () => box.remove() }, "Close"));
-    } catch (error) {
-      answer.textContent = error.message;
-      event.target.disabled = false;
-    }
-  };
-  box.append(h("div", { class: "sheet-box promote" }, h("h2", {}, "Promote ", visible(row.adapter)), h("p", { class: "dim" }, "It must pass its gate: unchanged files, sound weights, an evaluation, a green deploy-check, and not worse than production."), reason, answer, h("p", {}, h("button", { type: "button", onclick: ask("candidate") }, "Candidate"), " ", h("button", { type: "button", onclick: ask("production") }, "Production"), " ", h("button", { type: "button", class: "quiet", onclick: () => box.remove() }, "Cancel"))));
-  screen.root.append(box);
-  reason.focus();
 }
 
 /** Evaluations while training, the newest first, with the way to their runs. */

@@ -17,13 +17,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from agentalign.deployment.serving import replies
 from agentalign.deployment.serving.adapters import BASE
-from agentalign.deployment.serving.chat import Asked, Chat, RefusedError
+from agentalign.deployment.serving.chat import Asked, Chat, RefusedError, Turn
 from agentalign.deployment.serving.guard import OWNER, Guard
 from agentalign.deployment.serving.metrics import Metrics
 from agentalign.deployment.serving.protocol import ChatRequest, ErrorReply
 from agentalign.deployment.serving.worker import Event
 from agentalign.training.continuous import Written
-from agentalign.training.streaming import Unfolding, certain_text
 
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorReply} for status in (400, 401, 403, 404, 413, 429, 500, 503, 504)}
 LOOK_SECONDS = 0.5
@@ -78,7 +77,7 @@ class _Call:
     def __init__(self, chat: Chat, metrics: Metrics, request: Request, body: ChatRequest) -> None:
         self._chat, self._metrics, self._request, self._body = chat, metrics, request, body
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._began = time.monotonic()
         self._asked: Asked | None = None
 
@@ -96,42 +95,52 @@ class _Call:
 
     async def whole(self) -> dict[str, Any]:
         """The answer."""
+        written: list[list[Written]] = [[] for _ in self.asked.jobs]
         try:
-            written = [one async for one in self._written()]
+            async for number, one in self._written():
+                written[number].append(one)
         finally:
-            self._chat.worker.cancel(self.asked.job)
-        turn = await run_in_threadpool(self._chat.read, self.asked, stopped=written[-1].end == "stop")
-        self._count(200, malformed=bool(turn.message.malformed))
-        return replies.whole(self._chat, self.asked, turn, written)
+            self._cancel()
+        turns = [await self._read(number, ids[-1]) for number, ids in enumerate(written)]
+        self._count(200, turns)
+        return replies.whole(self._chat, self.asked, turns, written)
 
     async def stream(self) -> AsyncIterator[str]:
         """The answer in chunks; an error on the way is a chunk too, since the status is sent already."""
-        chunks, unfolding = replies.Chunks(self._chat, self.asked), Unfolding(self._chat.dialect.decode)
-        end, text = "", ""
+        chunks = [replies.Chunks(self._chat, self.asked, number) for number in range(len(self.asked.jobs))]
+        turns: list[Turn] = []
         try:
-            yield chunks.first()
-            async for one in self._written():
-                if one.token not in self._chat.dialect.stop_ids:
-                    text = unfolding.add(one.token)
-                line = chunks.text(one, certain_text(self.asked.form, text))
-                end = one.end
+            for answer in chunks:
+                yield answer.first()
+            async for number, one in self._written():
+                line = chunks[number].text(one)
                 if line:
                     yield line
-            turn = await run_in_threadpool(self._chat.read, self.asked, stopped=end == "stop")
-            self._count(200, malformed=bool(turn.message.malformed))
-            for line in chunks.last(turn):
-                yield line
+                if one.end:
+                    turns.append(await self._read(number, one))
+                    for line in chunks[number].last(turns[-1]):
+                        yield line
+            self._count(200, turns)
+            yield replies.end_of_stream(self.asked)
         except RefusedError as error:
-            self._count(error.status)
+            self._count(error.status, turns)
             yield f"data: {bytes(_error(error).body).decode()}\n\n"
         finally:
-            self._chat.worker.cancel(self.asked.job)
+            self._cancel()
 
-    async def _written(self) -> AsyncIterator[Written]:
-        first = True
-        while True:
+    async def _read(self, number: int, last: Written) -> Turn:
+        return await run_in_threadpool(self._chat.read, self.asked, number, stopped=last.end == "stop")
+
+    def _cancel(self) -> None:
+        for job in self.asked.jobs:
+            self._chat.worker.cancel(job)
+
+    async def _written(self) -> AsyncIterator[tuple[int, Written]]:
+        """What is written, with the number of its answer, until the last of all."""
+        first, left = True, len(self.asked.jobs)
+        while left:
             try:
-                event = await asyncio.wait_for(self._events.get(), LOOK_SECONDS)
+                number, event = await asyncio.wait_for(self._events.get(), LOOK_SECONDS)
             except TimeoutError:
                 if not self._body.stream and await self._request.is_disconnected():
                     raise RefusedError(499, "the client has gone.") from None
@@ -141,25 +150,25 @@ class _Call:
             if first:
                 self._metrics.first_token.observe(time.monotonic() - self._began)
                 first = False
-            yield event.written
-            if event.last:
-                return
+            left -= event.last
+            yield number, event.written
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, number: int, event: Event) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
         except RuntimeError:  # the loop has ended, and with it whoever would have read this
             return
 
-    def _count(self, status: int, *, malformed: bool = False) -> None:
-        version, work = self.asked.version, self.asked.job.work
+    def _count(self, status: int, turns: Sequence[Turn]) -> None:
+        version, work = self.asked.version, self.asked.jobs[0].work
         self._metrics.requests.labels(version, str(status)).inc()
         self._metrics.prompt_tokens.labels(version).inc(len(work.context))
         self._metrics.cached_tokens.labels(version).inc(work.cached)
-        self._metrics.completion_tokens.labels(version).inc(len(work.ids))
+        self._metrics.completion_tokens.labels(version).inc(sum(len(job.work.ids) for job in self.asked.jobs))
         self._metrics.duration.observe(time.monotonic() - self._began)
+        malformed = sum(bool(turn.message.malformed) for turn in turns)
         if malformed:
-            self._metrics.malformed.labels(version).inc()
+            self._metrics.malformed.labels(version).inc(malformed)
 
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:

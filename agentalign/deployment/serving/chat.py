@@ -12,6 +12,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from pydantic import JsonValue
@@ -27,10 +28,12 @@ from agentalign.training.constraints import Grammars
 from agentalign.training.continuous import Constraint, Work
 from agentalign.training.dialect import Dialect
 from agentalign.training.parsers import TurnForm
-from agentalign.training.sampling import Sampler
-from agentalign.training.streaming import Silence, certain_text
+from agentalign.training.sampling import Penalties, Sampler
+from agentalign.training.streaming import Silence, StopWords, certain_text, text_before, without_words
 from agentalign.training.turn_grammar import ToolShape, TurnShape, turn_grammar
 
+Told = Callable[[int, Event], None]
+"""Called with the number of an answer and what happened to it."""
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_TURNS = 2000
 """Turns whose tokens are remembered."""
@@ -66,7 +69,8 @@ class Asked:
     tools: str
     form: TurnForm
     """How the answer is read."""
-    job: Job
+    jobs: tuple[Job, ...]
+    """One per answer; the prompt of all is that of the first."""
     id: str
     created: int
 
@@ -74,6 +78,10 @@ class Asked:
     def first_call(self) -> int:
         """Number of the first call's id."""
         return sum(len(message.tool_calls) for message in self.messages)
+
+    def certain(self, text: str) -> str:
+        """What may be shown of an answer that is still being written."""
+        return without_words(certain_text(self.form, text), self.request.stops)
 
 
 class Turn(NamedTuple):
@@ -93,14 +101,14 @@ class Chat:
         self._turns: OrderedDict[str, array[int]] = OrderedDict()
         """Conversation up to an answer -> the ids of its prompt and answer."""
 
-    def submit(self, request: ChatRequest, owner: str, named: str, tell: Callable[[Event], None]) -> Asked:
-        """Hand a request to the worker. Events come until one is the last.
+    def submit(self, request: ChatRequest, owner: str, named: str, tell: Told) -> Asked:
+        """Hand a request to the worker. Events come, with the number of their answer, until one is the last of each.
 
         Raises:
             RefusedError: with status, sentence and parameter.
         """
         messages, tools = self._read(request)
-        calls, constraint = self._constraint(request)
+        may_call, held = self._constraints(request)
         conversation = named or (request.metadata or {}).get("conversation_id", "")
         key = conversation_key(request.model, owner, messages, tools, conversation)
         try:
@@ -115,39 +123,51 @@ class Chat:
             adapter = self.adapters.acquire(version)
         except RegistryError as error:
             raise RefusedError(404, str(error), "model", "model_not_found") from None
-        work = Work(
-            key=self.worker.next_key(), context=context, adapter=adapter, budget=budget, constraint=constraint,
-            sampler=Sampler(request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p),
-            seed=secrets.randbits(62) if request.seed is None else request.seed, top=(request.top_logprobs or 0) if request.logprobs else 0,
-        )  # fmt: skip
+        form = self.dialect.form if may_call else replace(self.dialect.form, call_format="text", calls=None)
+        left = set(range(request.choices))
 
-        def told(event: Event) -> None:
+        def told(number: int, event: Event) -> None:
             if event.last:
-                self.adapters.release(version)
-            tell(event)
+                left.discard(number)
+                if not left:
+                    self.adapters.release(version)
+            tell(number, event)
 
-        job = Job(work, time.monotonic() + self.limits.max_seconds, told)
-        form = self.dialect.form if calls else replace(self.dialect.form, call_format="text", calls=None)
-        asked = Asked(request, version, owner, messages, tools, form, job, f"chatcmpl-{secrets.token_hex(12)}", int(time.time()))
+        work = partial(
+            Work, context=context, adapter=adapter, budget=budget, top=(request.top_logprobs or 0) if request.logprobs else 0,
+            sampler=Sampler(request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p),
+            penalties=Penalties(request.presence_penalty or 0.0, request.frequency_penalty or 0.0),
+        )  # fmt: skip
+        jobs = self._jobs(request, work, form, held, told)
+        asked = Asked(request, version, owner, messages, tools, form, jobs, f"chatcmpl-{secrets.token_hex(12)}", int(time.time()))
         try:
-            self.worker.submit(job)
+            self.worker.submit(*jobs)
         except BusyError as error:
             self.adapters.release(version)
             raise RefusedError(429 if self.worker.alive else 503, str(error), code="busy") from None
         return asked
 
-    def read(self, asked: Asked, *, stopped: bool) -> Turn:
-        """What was written, when it is over; the conversation is remembered with it."""
-        ids = asked.job.work.ids
-        text = self.text(ids).encode("utf-8", "replace").decode("utf-8")
+    def read(self, asked: Asked, number: int = 0, *, stopped: bool) -> Turn:
+        """What was written as this answer, when it is over; the conversation is remembered with it."""
+        work = asked.jobs[number].work
+        text = self.text(work.ids).encode("utf-8", "replace").decode("utf-8")
+        cut = text_before(certain_text(asked.form, text), asked.request.stops)
+        if cut is not None:
+            # What was sampled goes on behind what is said, so these ids are no beginning of what the conversation goes on with.
+            message = Message(role="assistant", content=cut, reasoning=asked.form.split(text)[0])
+            self._remember(asked, message, None)
+            return Turn(message, "stop")
         parsed = asked.form.parse(text)
         content, reasoning = parsed.content, parsed.reasoning
         if parsed.malformed:
             reasoning, content = asked.form.split(text)
             content = content if stopped else certain_text(asked.form, text)
+        # Only the end of a turn tells that it held no call, and text behind it may say one of the words.
+        cut = text_before(content, asked.request.stops)
         calls = tuple(ToolCall(id=f"call_{asked.first_call + i}", name=c.name, arguments=c.arguments) for i, c in enumerate(parsed.calls))
+        content = content if cut is None else cut
         message = Message(role="assistant", content=content, reasoning=reasoning, tool_calls=calls, malformed=parsed.malformed)
-        self._remember(asked, message)
+        self._remember(asked, message, work if cut is None else None)
         return Turn(message, "length" if not stopped else "tool_calls" if calls else "stop")
 
     def text(self, ids: Sequence[int]) -> str:
@@ -197,8 +217,26 @@ class Chat:
             raise RefusedError(400, text, "messages", "context_length_exceeded")
         return min(wanted, self.limits.max_context - prompt)
 
-    def _constraint(self, request: ChatRequest) -> tuple[bool, Constraint | None]:
-        """Whether there may be calls, and what the turn is held to."""
+    def _jobs(
+        self, request: ChatRequest, work: Callable[..., Work], form: TurnForm, held: Sequence[Constraint | None], told: Told
+    ) -> tuple[Job, ...]:
+        """One job per answer, each with a random stream of its own: the first has the one that it would have alone."""
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        deadline = time.monotonic() + self.limits.max_seconds
+        jobs: list[Job] = []
+        for number, constraint in enumerate(held):
+            one = work(
+                key=self.worker.next_key(), constraint=constraint, seed=(seed + number + 2**63) % 2**64 - 2**63,
+                stop=StopWords(request.stops, form, self.dialect.decode) if request.stops else None,
+            )  # fmt: skip
+            jobs.append(Job(one, deadline, partial(told, number), leader=jobs[0] if jobs else None))
+        return tuple(jobs)
+
+    def _constraints(self, request: ChatRequest) -> tuple[bool, list[Constraint | None]]:
+        """Whether there may be calls, and what each answer's turn is held to."""
+        if request.choices > 1 and not request.temperature:
+            text = f"n is {request.n}, and at temperature 0, the default here, all answers are one. Ask for one, or give a temperature."
+            raise RefusedError(400, text, "n")
         choice, offered = request.tool_choice or "auto", request.tools or []
         named = choice.function.name if isinstance(choice, NamedChoice) else ""
         if (named or choice == "required") and not offered:
@@ -208,7 +246,8 @@ class Chat:
         may_call = bool(offered) and choice != "none"
         why = self._why_grammar(request, may_call)
         if not why:
-            return may_call, None if may_call else Silence(self.dialect.form, self.dialect.decode)
+            silent = [None if may_call else Silence(self.dialect.form, self.dialect.decode) for _ in range(request.choices)]
+            return may_call, list(silent)
         if not constraints.installed():
             text = f"{why} needs constrained decoding, which is not installed here (pip install '{constraints.REQUIREMENT}')."
             raise RefusedError(400, text, why, "not_supported")
@@ -223,7 +262,7 @@ class Chat:
             grammar = turn_grammar(self.dialect, shape)
             if len(grammar) > MAX_SCHEMA_BYTES:
                 raise ConfigError(f"the schemas are larger than {MAX_SCHEMA_BYTES // 1024} KiB.")
-            return may_call, self._grammars.constraint(grammar)
+            return may_call, [self._grammars.constraint(grammar) for _ in range(request.choices)]
         except ConfigError as error:
             raise RefusedError(400, f"{why} cannot be honoured: {error}", why, "not_supported") from None
 
@@ -240,14 +279,14 @@ class Chat:
         strict = [number for number, tool in enumerate(request.tools or ()) if tool.function.strict]
         return f"tools.{strict[0]}.function.strict" if strict else ""
 
-    def _remember(self, asked: Asked, message: Message) -> None:
+    def _remember(self, asked: Asked, message: Message, work: Work | None) -> None:
+        """Bind the conversation to its version; `work` where it may go on from the very ids that were sampled."""
         said = (*asked.messages, message.model_copy(update={"reasoning": "", "malformed": ""}))
         key = conversation_key(asked.request.model, asked.owner, said, asked.tools)
         own = conversation_key(asked.version, asked.owner, said, asked.tools)
         if key and own:
             self.adapters.bind(key, asked.version)
-            work = asked.job.work
-            if not message.reasoning:  # clients do not send reasoning back: the next prompt is written without it
+            if work and not message.reasoning:  # clients do not send reasoning back: the next prompt is written without it
                 self._turns[own] = array("i", [*work.context, *work.ids])
                 while len(self._turns) > MAX_TURNS:
                     self._turns.popitem(last=False)

@@ -1,7 +1,7 @@
 """Requests as the OpenAI API writes them, as far as this server honours them; everything else is refused by name.
 
-A field that is not here is a 400, and so is a value that would change nothing although it asks for something. Values that ask for nothing
-(`frequency_penalty: 0`, `n: 1`) are taken, since clients send them.
+A field that is not here is a 400, and so is a value that would change nothing although it asks for something (two answers at temperature
+0). Values that ask for nothing (`logit_bias: {}`, `store: false`) are taken, since clients send them.
 Surprise: `temperature` is 0 where it is left out, not 1: adapters are evaluated greedily, and that is the agent that was promoted.
 """
 
@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 MAX_MESSAGES, MAX_TOOLS, MAX_TOP = 2000, 128, 20
-Zero = Annotated[float, Field(ge=0, le=0)]
+MAX_CHOICES, MAX_STOPS, MAX_STOP_LENGTH = 8, 4, 256
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+StopWord = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
 class Part(BaseModel):
@@ -110,12 +112,26 @@ class ChatRequest(Part):
     """`conversation_id` names the conversation; the rest is not looked at."""
     user: str | None = None
     """Not looked at: who a person is changes nothing."""
-    stop: Annotated[list[Annotated[str, Field(max_length=0)]], Field(max_length=0)] | None = None
-    n: Literal[1] | None = None
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
+    stop: StopWord | Annotated[list[StopWord], Field(max_length=MAX_STOPS)] | None = None
+    """The answer's text ends before the first of these. What is looked at is text that is shown: no reasoning, and no inside of a call."""
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    """So many answers, sampled side by side; more than one needs a temperature."""
+    frequency_penalty: Penalty | None = None
+    """Off the logit of a token for each time that this answer has it already; the prompt does not count."""
+    presence_penalty: Penalty | None = None
+    """Off the logit of a token that this answer has already, once."""
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     store: Literal[False] | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return self.n or 1
 
     @field_validator("messages")
     @classmethod

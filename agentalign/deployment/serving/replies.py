@@ -10,25 +10,32 @@ from typing import Any
 from agentalign.deployment.serving.chat import Asked, Chat, Turn
 from agentalign.exchange.chat import write_message
 from agentalign.training.continuous import Written
+from agentalign.training.streaming import Unfolding
 
 
-def whole(chat: Chat, asked: Asked, turn: Turn, written: list[Written]) -> dict[str, Any]:
+def whole(chat: Chat, asked: Asked, turns: list[Turn], written: list[list[Written]]) -> dict[str, Any]:
     """A chat completion."""
-    choice: dict[str, Any] = {"index": 0, "message": write_message(turn.message), "finish_reason": turn.finish}
+    choices = [_choice(chat, asked, number, turn, ids) for number, (turn, ids) in enumerate(zip(turns, written, strict=True))]
+    reply = _head(asked, "chat.completion") | {"choices": choices, "usage": usage(asked)}
+    if asked.request.return_token_ids:
+        reply["prompt_token_ids"] = list(asked.jobs[0].work.context)
+    return reply
+
+
+def _choice(chat: Chat, asked: Asked, number: int, turn: Turn, written: list[Written]) -> dict[str, Any]:
+    choice: dict[str, Any] = {"index": number, "message": write_message(turn.message), "finish_reason": turn.finish}
     choice["logprobs"] = _logprobs(chat, written) if asked.request.logprobs else None
-    reply = _head(asked, "chat.completion") | {"choices": [choice], "usage": usage(asked)}
     if asked.request.return_token_ids:
         choice |= {"token_ids": [one.token for one in written], "token_logprobs": [one.logprob for one in written]}
-        reply["prompt_token_ids"] = list(asked.job.work.context)
     if turn.message.malformed:
         choice["malformed"] = turn.message.malformed
-    return reply
+    return choice
 
 
 def usage(asked: Asked) -> dict[str, Any]:
     """What it cost."""
-    work = asked.job.work
-    prompt, answer = len(work.context), len(work.ids)
+    work = asked.jobs[0].work
+    prompt, answer = len(work.context), sum(len(job.work.ids) for job in asked.jobs)
     return {
         "prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
         "prompt_tokens_details": {"cached_tokens": work.cached},
@@ -36,21 +43,26 @@ def usage(asked: Asked) -> dict[str, Any]:
 
 
 class Chunks:
-    """Makes the chunks of one stream; each is a line of server-sent events."""
+    """Makes the chunks of one answer; each is a line of server-sent events."""
 
-    def __init__(self, chat: Chat, asked: Asked) -> None:
-        self._chat, self._asked = chat, asked
+    def __init__(self, chat: Chat, asked: Asked, number: int) -> None:
+        self._chat, self._asked, self._number = chat, asked, number
+        self._unfolding, self._text = Unfolding(chat.dialect.decode), ""
         self._said = ""
         self._untold: list[Written] = []
 
     def first(self) -> str:
         """Who speaks."""
-        more = {"prompt_token_ids": list(self._asked.job.work.context)} if self._asked.request.return_token_ids else {}
+        told = self._asked.request.return_token_ids and not self._number
+        more = {"prompt_token_ids": list(self._asked.jobs[0].work.context)} if told else {}
         return self._line({"role": "assistant", "content": ""}, more=more)
 
-    def text(self, written: Written, certain: str) -> str:
+    def text(self, written: Written) -> str:
         """New text, where some is certain; empty where there is nothing to send."""
         self._untold.append(written)
+        if written.token not in self._chat.dialect.stop_ids:
+            self._text = self._unfolding.add(written.token)
+        certain = self._asked.certain(self._text)
         new = certain[len(self._said) :]
         if not new:
             return ""
@@ -58,7 +70,7 @@ class Chunks:
         return self._line({"content": new})
 
     def last(self, turn: Turn) -> list[str]:
-        """The rest: text that had to wait, reasoning, calls, why it ended, and figures."""
+        """The rest: text that had to wait, reasoning, calls, and why it ended."""
         message, lines = turn.message, []
         if message.reasoning:
             lines.append(self._line({"reasoning_content": message.reasoning}))
@@ -68,13 +80,10 @@ class Chunks:
             function = {"name": call.name, "arguments": call.arguments}
             lines.append(self._line({"tool_calls": [{"index": index, "id": call.id, "type": "function", "function": function}]}))
         lines.append(self._line({}, finish=turn.finish, malformed=message.malformed))
-        options = self._asked.request.stream_options
-        if options and options.include_usage:
-            lines.append(_event(_head(self._asked, "chat.completion.chunk") | {"choices": [], "usage": usage(self._asked)}))
-        return [*lines, "data: [DONE]\n\n"]
+        return lines
 
     def _line(self, delta: dict[str, Any], *, finish: str | None = None, malformed: str = "", more: dict[str, Any] | None = None) -> str:
-        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
+        choice: dict[str, Any] = {"index": self._number, "delta": delta, "finish_reason": finish}
         told, self._untold = self._untold, []
         choice["logprobs"] = _logprobs(self._chat, told) if self._asked.request.logprobs and told else None
         if self._asked.request.return_token_ids:
@@ -82,6 +91,13 @@ class Chunks:
         if malformed:
             choice["malformed"] = malformed
         return _event(_head(self._asked, "chat.completion.chunk") | {"choices": [choice]} | (more or {}))
+
+
+def end_of_stream(asked: Asked) -> str:
+    """The figures, where they were asked for, and the end."""
+    options = asked.request.stream_options
+    figures = _head(asked, "chat.completion.chunk") | {"choices": [], "usage": usage(asked)}
+    return (_event(figures) if options and options.include_usage else "") + "data: [DONE]\n\n"
 
 
 def _head(asked: Asked, kind: str) -> dict[str, Any]:

@@ -53,7 +53,10 @@ class Job:
     """By `time.monotonic`."""
     tell: Callable[[Event], None]
     """Called by the worker's thread; must not wait."""
+    leader: "Job | None" = None
+    """Gets its row first, and this one once that has computed the prompt of both."""
     cancelled: bool = False
+    over: bool = False
     breaks: int = field(default=0)
 
 
@@ -102,14 +105,14 @@ class Worker:
             self._next += 1
             return self._next
 
-    def submit(self, job: Job) -> None:
-        """Hand a request in; BusyError where too many wait."""
+    def submit(self, *jobs: Job) -> None:
+        """Hand requests in, all or none; BusyError where too many wait."""
         with self._wake:
             if self._stopping or not self._thread.is_alive():
                 raise BusyError("the server is stopping.")
             if len(self._waiting) >= self._max_waiting:
                 raise BusyError(f"{len(self._waiting)} requests wait already, which is as many as may. Try again soon.")
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             self._wake.notify()
 
     def ahead(self, job: Job) -> int | None:
@@ -182,14 +185,16 @@ class Worker:
 
     def _end(self, job: Job, *, late: bool = False, problem: str = "") -> None:
         self._jobs.pop(job.work.key, None)
+        job.over = True
         job.tell(Event(problem=problem or ("the request took longer than a request may take." if late else "cancelled"), late=late))
 
     def _admit(self) -> None:
         while self._batch.room:
             with self._wake:
-                if not self._waiting:
+                job = next((job for job in self._waiting if _may_begin(job)), None)
+                if job is None:
                     return
-                job = self._waiting.popleft()
+                self._waiting.remove(job)
             self._jobs[job.work.key] = job
             self._batch.admit(job.work)
 
@@ -200,6 +205,7 @@ class Worker:
                 self._end(job, problem=one.problem)
                 continue
             if one.end:
+                job.over = True
                 del self._jobs[one.key]
             job.tell(Event(one))
 
@@ -230,3 +236,8 @@ class Worker:
             self._end(job, problem=f"the model could not work on this request ({type(error).__name__}).")
             return False
         return job.work.key in self._jobs
+
+
+def _may_begin(job: Job) -> bool:
+    leader = job.leader
+    return leader is None or leader.over or bool(leader.work.ids)
