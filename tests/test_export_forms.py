@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from agentalign.config.project import Project
 from agentalign.deployment.export import export
 from agentalign.deployment.export_card import ExportRecord
+from agentalign.deployment.export_gguf import forced_order
 from agentalign.errors import AdapterRefusedError, ConfigError, RegistryError
 from agentalign.rollouts.bundle import open_bundle
 from agentalign.store.files import sha256
@@ -239,6 +241,39 @@ def test_of_an_architecture_that_is_not_known_only_the_numbers_are_promised(made
     (converter.parent / "spoil").write_text("mystery")
     done = export(made, "hello@1", tmp_path / "out", "gguf", converter=converter)
     assert done.trial is not None and "whether in its place is not known for the architecture 'mystery'" in done.trial.unmeasured[0]
+
+
+def test_calls_that_llama_cpp_would_break_are_named(made: Project, tmp_path: Path, converter: Path) -> None:
+    def tools(**properties: list[str]) -> str:
+        shapes = {name: {"type": "object", "properties": {key: {"type": "string"} for key in keys}} for name, keys in properties.items()}
+        return json.dumps([{"type": "function", "function": {"name": name, "parameters": shape}} for name, shape in shapes.items()])
+
+    assert forced_order(tools(order=["colour", "item"], look=["id"])) == forced_order("[]") == ""
+    assert "calls of order break" in forced_order(tools(order=["item", "colour"], look=["id"]))
+    # toy_desk's own tool has its arguments out of order, and the export says so where people and programs look.
+    done = export(made, "toy_desk@1", tmp_path / "out", "gguf", converter=converter)
+    (said,) = done.unmeasured
+    assert "order of the schema's properties" in said and said in (done.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "said"),
+    [
+        ([], "", "base.gguf is not there: the base as GGUF"),
+        (["--base", "adapter.gguf"], "", "xllamacpp is not installed in this Python: python -m pip install -r requirements-llama.txt"),
+        (["--base", "adapter.gguf", "--host", "0.0.0.0"], "", "open to other machines, and no key is set"),
+        (["--base", "adapter.gguf", "--host", "0.0.0.0"], "secret", "xllamacpp is not installed"),
+    ],
+)
+def test_the_script_for_xllamacpp_needs_nothing_of_agentalign_and_says_what_is_missing(
+    made: Project, tmp_path: Path, converter: Path, words: list[str], key: str, said: str
+) -> None:
+    done = export(made, "hello@1", tmp_path / "out", "gguf", converter=converter)
+    assert (done.folder / "requirements-llama.txt").read_text().endswith("xllamacpp>=2026.10\n")
+    # -S: without any installed package, agentalign included.
+    script = [sys.executable, "-I", "-S", str(done.folder / "serve_llama.py"), *words]
+    ended = subprocess.run(script, env={"LLAMA_API_KEY": key}, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and said in ended.stderr, ended.stderr
 
 
 @pytest.mark.parametrize(

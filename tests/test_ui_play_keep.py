@@ -82,7 +82,7 @@ def open_base(project: Project):  # type: ignore[no-untyped-def]
 
 
 def test_trainings_learn_from_it_and_from_nothing_else_of_the_chat(ada: TestClient, store: Store, project: Project) -> None:
-    id, _ = changed(ada)
+    id, wrote = changed(ada)
     ada.post(f"/api/play/chats/{id}/keep", json={})
     (proposal,), (corrected,) = of_chat(store, id, "proposal"), of_chat(store, id, "correction")
     taskset = load_taskset("toy_desk", project.tasks)
@@ -108,7 +108,10 @@ def test_trainings_learn_from_it_and_from_nothing_else_of_the_chat(ada: TestClie
         own = [p for p in preferences if p.items[0].trajectory == corrected.id]
         both = render_runs([runs[item.trajectory] for item in own[0].items], store, dialect, config)
         (pair,) = dpo.make_pairs(own, runs, both, DPOConfig(taskset="toy_desk", base=str(TINY), credit="turn"), {corrected.id})
-    assert pair.chosen != pair.rejected
+    for side, item, arguments in zip((pair.chosen, pair.rejected), own[0].items, (PLAID, wrote), strict=True):
+        turn, whole = side.turns[0], both.rendered[item.trajectory].turns[0].completion
+        assert [*turn.context, *turn.completion][-len(whole) :] == list(whole), "tokens that both begin with are context"
+        assert dialect.parse_ids(whole).tool_calls[0].arguments == arguments
 
 
 def test_a_chat_that_is_kept_again_does_not_double(ada: TestClient, store: Store) -> None:

@@ -16,12 +16,13 @@ from torch import Tensor
 from agentalign.config.project import Project
 from agentalign.deployment.export_card import write_readme, write_record
 from agentalign.deployment.export_files import Written, base_path
-from agentalign.deployment.export_gguf import require_converter, write_base_gguf, write_gguf
+from agentalign.deployment.export_gguf import forced_order, require_converter, write_base_gguf, write_gguf
 from agentalign.deployment.export_merged import load_plain, require_mergeable, write_merged
 from agentalign.deployment.export_peft import write_peft
 from agentalign.deployment.targets import Target, findings, require_deployable
 from agentalign.deployment.trial import Trial, try_out
-from agentalign.errors import RegistryError
+from agentalign.environments.taskset import find_taskset, load_taskset
+from agentalign.errors import RegistryError, TasksetError
 from agentalign.rollouts.bundle import Bundle, open_bundle, require_runnable
 from agentalign.store.files import sha256
 from agentalign.store.registry import Registry
@@ -55,7 +56,7 @@ class Exported(NamedTuple):
     trial: Trial | None = None
     """What was measured; None where nothing was asked for."""
     unmeasured: tuple[str, ...] = ()
-    """What the target does with it that nobody measured."""
+    """What the target does with it that nobody measured, or that breaks it."""
 
 
 class _Adapter(NamedTuple):
@@ -114,7 +115,16 @@ def export(
             _place(folder, target)
     except OSError as error:
         raise RegistryError(f"{target}: the export could not be written ({error}). Free some space, or choose another folder.") from error
-    return Exported(target, bundle.card.ref, base_path(bundle), written.command, trial, doubts)
+    broken = _broken_calls(project, bundle) if form == "gguf" else ""
+    return Exported(target, bundle.card.ref, base_path(bundle), written.command, trial, (*([broken] if broken else []), *doubts))
+
+
+def _broken_calls(project: Project, bundle: Bundle) -> str:
+    """What llama.cpp breaks of the taskset's calls; "" too where the taskset is not here."""
+    try:
+        return forced_order(load_taskset(find_taskset(bundle.card.taskset, project.tasks), project.tasks).tools)
+    except TasksetError:
+        return ""
 
 
 def _plain_adapter(bundle: Bundle, form: Form, folder: Path) -> tuple[_Adapter, tuple[str, ...]]:
@@ -159,7 +169,8 @@ def _write(
         return written, try_out(project, bundle, trained, served, None, where=where, tasks=tasks)
     if form == "gguf":
         assert converter is not None
-        written, found = write_gguf(bundle, plain.folder, plain.config, plain.tensors, converter, target, folder)
+        broken = _broken_calls(project, bundle)
+        written, found = write_gguf(bundle, plain.folder, plain.config, plain.tensors, converter, target, folder, broken)
         if base:
             write_base_gguf(bundle, _trained(bundle, plain.folder), converter, folder)
         words = f"everything: llama.cpp does not run in this process. {found}; ask a running "

