@@ -206,7 +206,8 @@ def test_marks_given_while_the_server_is_gone_are_saved_once_it_is_back(watched:
     store.add([run])
     page = watched.page
     page.goto(f"{server.url}/#/run/{run.id}")
-    page.wait_for_selector(".card.active")
+    page.wait_for_selector("#aa-shell .card.active")
+    page.wait_for_load_state("networkidle")  # Gradio's own scripts come after the page, and report a server that is gone before them
     server.stop()
     page.keyboard.press("5")
     expect(page.locator(".save-state")).to_have_attribute("data-kind", "waiting", timeout=PATIENCE)
