@@ -210,9 +210,10 @@ INSIDE = {"training": ("table.trainings tbody tr a", ".charts svg"), "agreement"
 
 
 def _show(page: Page, address: str, filled: str) -> None:
-    before = page.evaluate("window.agentalignShown")
-    page.evaluate("(to) => { location.hash = to; }", f"#/{address}")
-    page.wait_for_function("(before) => window.agentalignShown > before", arg=before)
+    if page.evaluate("location.hash") != f"#/{address}":  # else nothing is shown anew
+        before = page.evaluate("window.agentalignShown")
+        page.evaluate("(to) => { location.hash = to; }", f"#/{address}")
+        page.wait_for_function("(before) => window.agentalignShown > before", arg=before)
     page.wait_for_selector(filled)
 
 
