@@ -66,7 +66,7 @@ def test_a_call_is_changed_and_the_chat_kept_by_keyboard(page: Page, project: Pr
     page.keyboard.press("g")
     page.keyboard.press("q")
     page.keyboard.press("k")
-    expect(page.locator('.run-head a[href^="#/run/"]')).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("link", name="Open the run")).to_be_visible(timeout=PATIENCE)
     with Store(project.store_url) as store:
         (run,) = store.trajectories(RunFilter(origin_kind="chat"))
         assert [item.trajectory for item in store.queue_items.items(None, None)] == [run.id]
@@ -131,6 +131,7 @@ def test_a_turn_is_written_again_and_another_chat_branches_off_by_keyboard(page:
     assert page.url != first
     words = page.get_by_label("Your words")
     assert words.input_value().startswith("I want a"), "what was said there is the person's to change"
+    state(page, "your turn")
     words.fill("I want a blue ball.")
     page.keyboard.press("Enter")
     expect(page.locator(".entry.user pre")).to_have_text("I want a blue ball.", timeout=PATIENCE)
@@ -142,7 +143,7 @@ def test_a_turn_is_written_again_and_another_chat_branches_off_by_keyboard(page:
         page.goto(address)
         expect(page.locator(".speak, .run-head .button").first).to_be_visible(timeout=PATIENCE)
         page.keyboard.press("k")
-        expect(page.locator('.run-head a[href^="#/run/"]')).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_role("link", name="Open the run")).to_be_visible(timeout=PATIENCE)
     with Store(project.store_url) as store:
         (branch,) = (run for run in store.trajectories(RunFilter(origin_kind="chat")) if run.parent is not None)
         assert branch.parent is not None and store.trajectory(branch.parent[0]).origin.kind == "chat"
