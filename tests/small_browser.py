@@ -25,12 +25,12 @@ def browser_fixture() -> Any:
     return browser
 
 
-def page_fixture() -> Any:
-    """The page of the module's `project`; it may neither break nor ask another server for anything."""
+def page_fixture(rater: str = "rater") -> Any:
+    """The page of the module's `project`, with the person at it; it may neither break nor ask another server for anything."""
 
     @pytest.fixture(scope="module")
     def page(chromium: str, project: Project) -> Iterator[Page]:
-        with sync_playwright() as playwright, serving(project, "rater") as url:
+        with sync_playwright() as playwright, serving(project, rater) as url:
             browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
             page = browser.new_context(viewport={"width": 1280, "height": 720}, base_url=url).new_page()
             faults: list[str] = []

@@ -3,10 +3,10 @@
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from small_desk import HOME, make_desk, make_run
+from small_desk import HOME, make_run
+from small_ui import desk_fixtures
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from starlette.testclient import TestClient
@@ -18,11 +18,7 @@ from agentalign.store.store import Store
 from agentalign.ui.api import create_api
 
 PASSWORD = "correct horse battery"
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return make_desk(tmp_path)
+project = desk_fixtures().project
 
 
 @pytest.fixture

@@ -58,7 +58,6 @@ RULES = (
     Rule("POST", "/api/trainings", "lead"),
     Rule("POST", "/api/trainings/{id}/stop", "lead"),
     Rule("POST", "/api/trainings/{id}/resume", "lead"),
-    Rule("POST", "/api/trainings/{id}/promote", "lead"),
     Rule("GET", "/api/adapters/{name}/{version}/checks", "lead"),
     Rule("POST", "/api/adapters/{name}/{version}/checks", "lead"),
     Rule("POST", "/api/adapters/{name}/{version}/promote", "lead"),

@@ -1,10 +1,10 @@
 """Routes of a version's deploy-checks: what they said, how far one is that was started here, and promotion by the gate."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, HTTPException
 from fastapi import Path as InPath
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from agentalign.errors import RegistryError
@@ -13,12 +13,21 @@ from agentalign.store.registry import Registry
 from agentalign.ui.agreement_api import Lead
 from agentalign.ui.api import House, ascii_json
 from agentalign.ui.checking import Checks
-from agentalign.ui.training_api import PromoteIn
 
 Name = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")]
 Version = Annotated[int, InPath(ge=1, le=999_999_999)]
 SHOWN = 10
 """Reports of one version on its page, the newest first."""
+
+
+class PromoteIn(BaseModel):
+    """Which stage its adapter is to have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Literal["candidate", "production"]
+    reason: Annotated[str, Field(max_length=1000)] = ""
+    """Why it is promoted although a check fails; kept."""
 
 
 class CheckLine(BaseModel):

@@ -19,6 +19,9 @@ from agentalign.ui.compare import STRENGTH, Choice
 from agentalign.ui.play_chat import Chat
 from agentalign.ui.play_lane import Lane
 
+WRITTEN_IN = "chat"
+"""Who made a proposal, as it says. The adapter is named by the chat's own run alone, which may be hidden in a queue; this one is not."""
+
 
 class Changed(NamedTuple):
     """A turn of which a person changed a call."""
@@ -72,7 +75,7 @@ def changed_turns(lane: Lane, run: Trajectory, author: str, base: str) -> Iterat
         step = sum(message.role == "assistant" for message in run.messages[:place])
         proposal = Trajectory(
             taskset=run.taskset, messages=(*run.messages[:place], wrote.message), tools=run.tools, split=run.split, parent=(run.id, step),
-            origin=Origin(kind="proposal", reference=lane.version, task=run.origin.task, seed=run.origin.seed), created=now(),
+            origin=Origin(kind="proposal", reference=WRITTEN_IN, task=run.origin.task, seed=run.origin.seed), created=now(),
         )  # fmt: skip
         made = tuple((call.name, call.arguments) for call in run.messages[place].tool_calls if call.id not in denied)
         try:

@@ -1,7 +1,7 @@
 """Routes of the training screen: what trains or has trained, its curves and its alarms."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Query
 from fastapi import Path as InPath
@@ -78,16 +78,6 @@ class StartIn(BaseModel):
     plan: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
-class PromoteIn(BaseModel):
-    """Which stage its adapter is to have."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    stage: Literal["candidate", "production"]
-    reason: Annotated[str, Field(max_length=1000)] = ""
-    """Why it is promoted although a check fails; kept."""
-
-
 def add(app: FastAPI, house: House) -> None:
     """Add the routes."""
     files = MetricsFiles()
@@ -151,17 +141,6 @@ def _changing(app: FastAPI, house: House) -> None:
         """Go on with it."""
         launch.resume(house.project, stored_training(house, id))
         return ascii_json({"started": True})
-
-    @app.post("/api/trainings/{id}/promote")
-    def promote(_lead: Lead, id: TrainingId, wanted: PromoteIn) -> Response:
-        """Promote its adapter, if it passes the gate or there is a reason."""
-        from agentalign.deployment.check import promote as promote_adapter  # torch takes seconds to import
-
-        training = stored_training(house, id)
-        if not training.adapter:
-            raise DataError(f"training {id} has saved no adapter yet, so there is nothing to promote.")
-        report = promote_adapter(house.project, training.adapter, wanted.stage, forced=wanted.reason)
-        return ascii_json(report.model_dump(mode="json"))
 
 
 def stored_training(house: House, id: str) -> Training:

@@ -77,11 +77,15 @@ def agenda(
     draw, rounds = random.Random(seed), -(-iterations // 2)
     units = _units(weights, sides, draw)
     keys = sorted(((draw.random() ** (1 / unit.weight), place) for place, unit in enumerate(units)), reverse=True)
-    chosen, room = [], rounds * per_iteration
+    chosen: list[_Unit] = []
+    left: list[_Unit] = []
+    room = rounds * per_iteration
     for _, place in keys:
-        if len(units[place].tasks) <= room:
-            chosen.append(units[place])
-            room -= len(units[place].tasks)
+        fits = len(units[place].tasks) <= room
+        (chosen if fits else left).append(units[place])
+        room -= len(units[place].tasks) if fits else 0
+    if room and left:  # nothing is small enough for the last place
+        chosen.append(left[0]._replace(tasks=left[0].tasks[:room]))
     total = sum(len(unit.tasks) for unit in chosen)
     size = min(per_iteration, total)
     order = [task for hand in _dealt(chosen, -(-total // size), size, draw) for task in hand]

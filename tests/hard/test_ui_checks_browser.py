@@ -1,19 +1,17 @@
 """The deploy-check of a version in a real browser: started, watched, read, and promoted with a reason; hostile words stay text."""
 
-from collections.abc import Iterator
-
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from agentalign.config.project import Project
 from agentalign.deployment.record_golden import record_golden
 from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.store.registry import Registry
-from agentalign.ui.screenshots.make import CHROMIUM_FLAGS, serving
+from tests.small_browser import PATIENCE, page_fixture
 from tests.small_server import TINY, add_soft_adapter
 
 pytestmark = [pytest.mark.hard, pytest.mark.browser]
-PATIENCE = 180_000
+page = page_fixture("lea")
 EVIL = "<img src=x onerror=window.pwned=1>"
 
 
@@ -28,20 +26,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     check = GateCheck(name=EVIL, passed=False, detail=EVIL)
     registry.keep("toy_desk@1", GateReport(adapter="toy_desk@1", content=registry.content("toy_desk@1"), target=EVIL, checks=(check,)))
     return found
-
-
-@pytest.fixture(scope="module")
-def page(chromium: str, project: Project) -> Iterator[Page]:
-    with sync_playwright() as playwright, serving(project, "lea") as url:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-        page = browser.new_context(viewport={"width": 1280, "height": 720}, base_url=url).new_page()
-        faults: list[str] = []
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: faults.append(request.url) if not request.url.startswith((url, "data:", "blob:")) else None)
-        page.set_default_timeout(PATIENCE)
-        yield page
-        browser.close()
-        assert faults == [], "a script error, or a request to another server"
 
 
 def test_a_version_is_checked_and_promoted_from_its_page(page: Page, project: Project) -> None:

@@ -91,11 +91,12 @@ def test_a_training_outlives_its_server_stops_when_asked_and_goes_on_with_the_da
         assert [look["step"] for look in done["evaluations"]] == [20, 40]
         assert all(look["runs"] for look in done["evaluations"])
 
-        refused = client.post(f"/api/trainings/{told['id']}/promote", json={"stage": "production"})
+        promote = f"/api/adapters/{card.ref.replace('@', '/')}/promote"
+        refused = client.post(promote, json={"stage": "production"})
         assert refused.status_code == 422
         assert "never evaluated" in refused.json()["detail"]
-        forced = client.post(f"/api/trainings/{told['id']}/promote", json={"stage": "production", "reason": "a test"})
-        assert forced.json()["forced"] == "a test"
+        forced = client.post(promote, json={"stage": "production", "reason": "a test"})
+        assert forced.json()["forced"] == "a test (rater)"
         assert client.get(f"/api/trainings/{told['id']}").json()["stages"] == ["production"]
 
 
