@@ -112,3 +112,23 @@ export function laidOut(text) {
 export function clock(iso) {
   return (iso ? new Date(iso) : new Date()).toLocaleTimeString("en-GB");
 }
+
+const LOOKS = 10;
+let sought = null;
+
+/** Scroll `box` into view, and again while what lies above it turns out higher than it was taken to be before it was laid out. */
+export function reveal(box) {
+  sought = box;
+  bring(box, LOOKS);
+}
+
+function bring(box, looks) {
+  box.scrollIntoView({ block: "nearest" });
+  const at = box.getBoundingClientRect().top;
+  // Two frames: what came into view is laid out in the first, and stands in the second.
+  requestAnimationFrame(() =>
+    requestAnimationFrame(() => {
+      if (looks && sought === box && box.isConnected && box.getBoundingClientRect().top !== at) bring(box, looks - 1);
+    }),
+  );
+}

@@ -1,7 +1,7 @@
 // One run: what happened on the left, how good it was on the right. Everything works without a mouse.
 
 import { corrections } from "./correct.js";
-import { h, visible } from "./dom.js";
+import { h, reveal, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
 import { relatives } from "./links.js";
 import { listed, maker, meter, readMore, stopChip } from "./list.js";
@@ -38,7 +38,7 @@ export async function showRun(view, { id, query, root, given }) {
     const box = rows.querySelector(`.entry[data-message="${entry.message}"]`);
     toggle(box, false);
     if (entry.step !== null) selectStep(entry.step);
-    box.scrollIntoView({ block: "nearest" });
+    reveal(box);
   });
 
   const mended = corrections(run, rows);
@@ -131,7 +131,7 @@ export async function showRun(view, { id, query, root, given }) {
     screen.step = step;
     const box = step === null ? null : rows.querySelector(`.entry[data-step="${step}"]`);
     box?.classList.add("at");
-    if (scroll) box?.scrollIntoView({ block: "nearest" });
+    if (scroll && box) reveal(box);
     map.mark(step);
     note("run", run.id, { s: step });
     drawMarks();
