@@ -251,6 +251,26 @@ def test_runs_that_are_open_or_waiting_are_hidden_from_their_rater_alone(store: 
     assert queue.hidden("ada", ids) == {}
 
 
+def test_what_began_as_a_hidden_run_is_hidden_with_it(store: Store) -> None:
+    asked, plain = (store.trajectory(id) for id in runs(store, 2))
+    said = Message(role="assistant", content="as somebody would have it")
+    changed = asked.model_copy(update={"id": "", "messages": (*asked.messages, said), "parent": (asked.id, 0)})
+    branch = Trajectory.model_validate(changed.model_dump())
+    store.add([branch])
+    store.queue_items.add([asked.id])
+    queue = store.queue(PLAIN)
+    waiting, taken_by_ada = RunFilter(waiting_for="ada"), RunFilter(hidden_from="ada")
+    assert queue.hidden("ada", [branch.id], waiting=True) == {branch.id: 0}
+    assert [run.id for run in store.trajectories(waiting)] == [plain.id]
+    assignment = taken(queue, "ada")
+    assert queue.hidden("ada", [branch.id]) == {branch.id: 0} and queue.hidden("bob", [branch.id]) == {}
+    assert [run.id for run in store.trajectories(taken_by_ada)] == [plain.id]
+    assert not list(store.trajectories(RunFilter(text="somebody would", hidden_from="ada")))
+    queue.finish(assignment.id, "ada")
+    assert queue.hidden("ada", [branch.id]) == {}
+    assert {run.id for run in store.trajectories(taken_by_ada)} == {asked.id, plain.id, branch.id}
+
+
 def test_only_stored_runs_can_be_queued(store: Store) -> None:
     with pytest.raises(DataError, match="is not in the store"):
         store.queue_items.add(["f" * 32])

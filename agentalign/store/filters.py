@@ -125,10 +125,16 @@ def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[
     if wanted.criterion is not None or wanted.disagreement is not None:
         found.append(_among(connection, _verdicts(wanted), verdicts.c.trajectory))
     if wanted.hidden_from is not None:
-        found.append(trajectories.c.id.not_in(open_for(bindable(wanted.hidden_from, "hidden_from"))))
+        found += _neither_it_nor_its_parent(open_for(bindable(wanted.hidden_from, "hidden_from")))
     if wanted.waiting_for is not None:
-        found.append(trajectories.c.id.not_in(waiting_for(bindable(wanted.waiting_for, "waiting_for"))))
+        found += _neither_it_nor_its_parent(waiting_for(bindable(wanted.waiting_for, "waiting_for")))
     return found
+
+
+def _neither_it_nor_its_parent(hidden: CompoundSelect[str]) -> list[ColumnElement[bool]]:
+    """A correction or a branch begins with the words of its parent, and shows what somebody thought of it."""
+    parent = trajectories.c.parent
+    return [trajectories.c.id.not_in(hidden), or_(parent.is_(None), parent.not_in(hidden))]
 
 
 def open_for(person: str) -> CompoundSelect[str]:

@@ -23,7 +23,7 @@ from agentalign.store.database import Database
 from agentalign.store.filters import bindable, in_pairs, waiting_for
 from agentalign.store.rows import name
 from agentalign.store.sides import compared, item_of, last_word, side
-from agentalign.store.tables import assignments, queue_items, scores
+from agentalign.store.tables import assignments, queue_items, scores, trajectories
 
 Kind = Literal["normal", "gold", "repeat", "own"]
 State = Literal["open", "done", "late", "skipped", "drawn"]
@@ -177,12 +177,16 @@ class Queue:
     def hidden(self, person: str, ids: Collection[str], *, waiting: bool = False) -> dict[str, int]:
         """Which of the runs are open in this person's queue, each with the number of the last score that was there when it was taken.
 
-        Others' answers and the run's origin are not to be shown. With `waiting` also runs that the queue may still give to this person
-        (0 as their number: all of the person's own marks may be seen).
+        Others' answers and the run's origin are not to be shown. With `waiting` also runs that the queue may still give to this person.
+        Neither are corrections and branches of such runs. For these and what waits the number is 0: all of the person's own marks may
+        be seen.
         """
-        wanted = [bindable(id, "run id") for id in ids]
+        asked = [bindable(id, "run id") for id in ids]
         found: dict[str, int] = {}
         with self._database.read() as connection:
+            begun = select(trajectories.c.id, trajectories.c.parent).where(trajectories.c.id.in_(asked), trajectories.c.parent.is_not(None))
+            parents = {row.id: row.parent for row in connection.execute(begun)}
+            wanted = [*asked, *parents.values()]
             if waiting:
                 found |= dict.fromkeys(connection.execute(waiting_for(person, wanted)).scalars(), 0)
             # A pair says nothing about marks: its number counts preferences.
@@ -192,7 +196,10 @@ class Queue:
                 select(assignments.c.trajectory, assignments.c.after).where(_is_open_for(person), alone)
             ):
                 found[trajectory] = max(found.get(trajectory, 0), after)
-        return found
+        for run, parent in parents.items():
+            if parent in found:
+                found.setdefault(run, 0)
+        return {run: found[run] for run in asked if run in found}
 
     def own_scores(self, person: str, trajectory: str, after: int) -> list[Score]:
         """What this person said about a run since the score of this number."""
