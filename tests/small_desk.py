@@ -1,5 +1,6 @@
 """A project with a small taskset to rate by, and runs of it, for tests of the pages."""
 
+import json
 from pathlib import Path
 
 from agentalign.config.project import Project
@@ -66,3 +67,15 @@ def make_run(
         created="2026-01-02T03:04:05.000000+00:00",
         seconds=1.5,
     )
+
+
+def long_run(n_steps: int, *, sample: int = 0) -> Trajectory:
+    """A run of so many calls, the 31st of which fails where there are so many."""
+    messages: list[Message] = [Message(role="user", content="Count.")]
+    for step in range(n_steps):
+        call = ToolCall(
+            id=f"c{step}", name="count", arguments=json.dumps({"to": step, "notes": {"by": ["twos"] * 8, "from": 0}, "why": "x" * 60})
+        )
+        messages.append(Message(role="assistant", content=f"Now {step}.", tool_calls=(call,)))
+        messages.append(Message(role="tool", content=f"counted {step}", tool_call_id=call.id, name="count", error=step == 30))
+    return Trajectory(taskset="desk", messages=tuple(messages), origin=Origin(kind="rollout", reference="base", sample=sample))

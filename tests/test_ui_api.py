@@ -355,6 +355,28 @@ def test_a_mark_that_cannot_be_stored_is_not_acknowledged(client: TestClient, st
     assert "saved" not in answer.json()
 
 
+def test_marks_that_waited_are_saved_together_and_one_that_is_refused_takes_none_with_it(client: TestClient, store: Store) -> None:
+    runs = [make_run(), make_run(sample=1)]
+    store.add(runs)
+    good = [mark(run, value=value) for run in runs for value in (2, 5)]
+
+    def told(marks: list[dict[str, object]]) -> list[tuple[bool, object]]:
+        answer = client.post("/api/scores/many", json={"marks": marks})
+        assert answer.status_code == 200 and answer.json()["saved"] is True
+        return [(one["saved"], one.get("known", one.get("detail"))) for one in answer.json()["marks"]]
+
+    assert told(good) == [(True, False)] * 4
+    assert told([*good[:2], mark(runs[0], value=3)]) == [(True, True), (True, True), (True, False)]
+    lost = mark(runs[0]) | {"trajectory": "f" * 32}
+    mixed = told([mark(runs[0], value=9), good[0] | {"value": 1}, lost, mark(runs[1], value=1)])
+    assert [saved for saved, _ in mixed] == [False, False, False, True]
+    assert "runs from 1 to 5" in str(mixed[0][1]) and "other content" in str(mixed[1][1]) and "there is no run" in str(mixed[2][1])
+    assert [score.value for score in store.scores()] == [2, 5, 2, 5, 3, 1]
+    for wrong in ([], [mark(runs[0])] * 101, [mark(runs[0], key="short")]):
+        assert client.post("/api/scores/many", json={"marks": wrong}).status_code == 422
+    assert len(store.scores()) == 6
+
+
 def test_the_same_mark_sent_twice_is_one_mark(client: TestClient, store: Store) -> None:
     run = make_run()
     store.add([run])

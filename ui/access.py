@@ -33,6 +33,7 @@ RULES = (
     Rule("GET", "/api/runs/{run}", "rater"),
     Rule("GET", "/api/runs/{run}/tokens", "rater"),
     Rule("POST", "/api/scores", "rater"),
+    Rule("POST", "/api/scores/many", "rater"),
     Rule("POST", "/api/compare", "rater"),
     Rule("POST", "/api/preferences", "rater", is_own=True),
     Rule("GET", "/api/export/{what}.{form}", "lead"),

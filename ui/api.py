@@ -88,6 +88,28 @@ class Saved(BaseModel):
     """The same save had arrived before."""
 
 
+class Refused(BaseModel):
+    """A mark that was not saved; those beside it were."""
+
+    saved: Literal[False] = False
+    detail: str
+
+
+class ScoresIn(BaseModel):
+    """Marks that waited in the page, in the order in which they were given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    marks: Annotated[list[ScoreIn], Field(min_length=1, max_length=100)]
+
+
+class ScoresSaved(BaseModel):
+    """What became of every mark, in their order: an acknowledgement, sent only after COMMIT, or why it was refused."""
+
+    saved: Literal[True] = True
+    marks: list[Saved | Refused]
+
+
 def create_api(project: Project, *, rater: str, team: bool = False, home: str | None = None, rules: Rules = Rules()) -> FastAPI:
     """The parent app with everything but the page itself.
 
@@ -213,10 +235,42 @@ def _rating(app: FastAPI, house: House) -> None:
     @app.post("/api/scores", response_model=Saved)
     def add_score(rater: Rater, mark: ScoreIn) -> Response:
         """Save one mark."""
-        criteria, missing = house.criteria(taskset_of(house.store, mark.trajectory))
-        score = score_of(mark, criteria, missing, rater)
-        report = house.store.add_scores([score])
-        return ascii_json(Saved(id=score.id, known=report.stored == 0))
+        return ascii_json(_saved(house, mark, rater))
+
+    @app.post("/api/scores/many", response_model=ScoresSaved)
+    def add_scores(rater: Rater, given: ScoresIn) -> Response:
+        """Save marks, and refuse only those that cannot be."""
+        return ascii_json(ScoresSaved(marks=_saved_all(house, given.marks, rater)))
+
+
+def _saved(house: House, mark: ScoreIn, rater: str) -> Saved:
+    score = _score(house, mark, rater)
+    report = house.store.add_scores([score])
+    return Saved(id=score.id, known=report.stored == 0)
+
+
+def _saved_all(house: House, marks: Sequence[ScoreIn], rater: str) -> list[Saved | Refused]:
+    """All marks in one transaction where they allow it, else one by one: a mark that is refused takes none with it."""
+    try:
+        scores = [_score(house, mark, rater) for mark in marks]
+        known = {score.id for score in house.store.scores(sorted({mark.trajectory for mark in marks}))}
+        house.store.add_scores(scores)
+    except (DataError, HTTPException):
+        return [_saved_or_refused(house, mark, rater) for mark in marks]
+    return [Saved(id=score.id, known=score.id in known) for score in scores]
+
+
+def _saved_or_refused(house: House, mark: ScoreIn, rater: str) -> Saved | Refused:
+    try:
+        return _saved(house, mark, rater)
+    except DataError as error:
+        return Refused(detail=str(error))
+    except HTTPException as error:
+        return Refused(detail=str(error.detail))
+
+
+def _score(house: House, mark: ScoreIn, rater: str) -> Score:
+    return score_of(mark, *house.criteria(taskset_of(house.store, mark.trajectory)), rater)
 
 
 def score_of(mark: ScoreIn, criteria: Sequence[Criterion], missing: str, rater: str) -> Score:

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 from playwright.sync_api import Page, expect
-from small_desk import make_run
+from small_desk import long_run, make_run
 from test_ui_browser import PATIENCE, Server, Watched, browser, server, store, watched
 
 from agentalign.records.criterion import Score
@@ -77,17 +77,6 @@ SHOWN = """(element) => {
 def open_run(page: Page, server: Server, run: Trajectory, step: str = "") -> None:
     page.goto(f"{server.url}/run/{run.id}{step}")
     page.wait_for_selector(".timeline .entry")
-
-
-def long_run(n_steps: int, *, sample: int = 0) -> Trajectory:
-    messages: list[Message] = [Message(role="user", content="Count.")]
-    for step in range(n_steps):
-        call = ToolCall(
-            id=f"c{step}", name="count", arguments=json.dumps({"to": step, "notes": {"by": ["twos"] * 8, "from": 0}, "why": "x" * 60})
-        )
-        messages.append(Message(role="assistant", content=f"Now {step}.", tool_calls=(call,)))
-        messages.append(Message(role="tool", content=f"counted {step}", tool_call_id=call.id, name="count", error=step == 30))
-    return Trajectory(taskset="desk", messages=tuple(messages), origin=Origin(kind="rollout", reference="base", sample=sample))
 
 
 def test_two_hundred_payloads_in_every_text_of_a_run_do_nothing_and_are_shown_whole(

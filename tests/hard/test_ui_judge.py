@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
-from small_desk import HOSTILE, make_run
+from playwright.sync_api import Browser, Route, expect
+from small_desk import HOSTILE, long_run, make_run
 from test_ui_browser import PATIENCE, Server, Watched, browser, saved, server, store, watched
 
 from agentalign.records.preference import Item
@@ -80,6 +80,26 @@ def test_first_error_marks_every_step_and_undo_takes_all_of_it_back(watched: Wat
     saved(page)
     said = [(s.step, s.status.value, s.value) for s in store.scores()]
     assert said == [(0, "value", 1), (1, "value", 0), (0, "withdrawn", None), (1, "withdrawn", None)]
+
+
+def test_marks_of_many_steps_go_together_and_survive_a_lost_answer(watched: Watched, server: Server, store: Store) -> None:
+    run = long_run(250)
+    store.add([run])
+    page = watched.page
+    sent: list[int] = []
+
+    def lose_first(route: Route) -> None:
+        sent.append(len(json.loads(route.request.post_data or "")["marks"]))
+        route.abort() if len(sent) == 1 else route.continue_()
+
+    page.route("**/api/scores/many", lose_first)
+    page.goto(f"{server.url}/#/run/{run.id}?s=200")
+    page.wait_for_selector(".card.active")
+    page.keyboard.press("f")
+    expect(page.locator(".step-marks .mine.saved")).to_have_count(250, timeout=PATIENCE)
+    saved(page)
+    assert sent == [100, 100, 100, 49], "the first went alone, a hundred did not arrive and went again"
+    assert [(s.step, s.value) for s in store.scores()] == [(step, float(step < 200)) for step in range(250)]
 
 
 def test_cannot_judge_is_not_does_not_apply_and_undo_brings_the_mark_back(watched: Watched, server: Server, store: Store) -> None:

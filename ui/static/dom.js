@@ -132,3 +132,16 @@ function bring(box, looks) {
     }),
   );
 }
+
+/** `act` as a function that does it once when the work at hand is done, however often it was called. */
+export function soon(act) {
+  let isDue = false;
+  return () => {
+    if (isDue) return;
+    isDue = true;
+    queueMicrotask(() => {
+      isDue = false;
+      act();
+    });
+  };
+}

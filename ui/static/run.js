@@ -1,7 +1,7 @@
 // One run: what happened on the left, how good it was on the right. Everything works without a mouse.
 
 import { corrections } from "./correct.js";
-import { h, reveal, visible } from "./dom.js";
+import { h, reveal, soon, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
 import { relatives } from "./links.js";
 import { listed, maker, meter, readMore, stopChip } from "./list.js";
@@ -179,10 +179,12 @@ export async function showRun(view, { id, query, root, given }) {
     },
     (error) => notice(root, error.message),
   );
+  // Marks that were sent together are acknowledged together, and drawn once.
+  const drawSoon = soon(drawMarks);
   const stop = onSave((change) => {
     if (!settle(marks, change)) return;
     stale.add(change.item.body.step);
-    drawMarks();
+    drawSoon();
   });
   view.addEventListener("gone", () => (stop(), mended.stop()));
   if (screen.step !== null)

@@ -4,6 +4,9 @@
 const RETRY = [1000, 2000, 4000, 8000, 15000, 30000];
 const TIMEOUT = 15000;
 
+/** Where more than one mark can be sent at once, and how many; the server takes bodies of 256 KiB, and a character has up to 3 bytes. */
+const TOGETHER = { "/api/scores": { url: "/api/scores/many", most: 100, characters: 80000 } };
+
 const listeners = new Set();
 let prefix = "agentalign.unsaved.";
 let running = false;
@@ -58,39 +61,69 @@ function tell(next) {
   for (const listener of listeners) listener(next);
 }
 
-/** Send what waits, one at a time. */
+/** Send what waits, in order; marks that wait together go together. */
 export async function flush() {
   if (running) return;
   running = true;
   clearTimeout(timer);
+  let alone = 0;
   try {
-    for (let item = unsaved()[0]; item; item = unsaved()[0]) {
+    for (let items = together(unsaved(), alone); items.length; items = together(unsaved(), alone)) {
       tell({ kind: "saving", text: "saving …" });
-      const answer = await send(item);
-      if (answer.retry) {
+      const answers = await send(items);
+      if (!answers) {
+        // The server takes these marks only one by one; then it says which of them it refuses.
+        alone = items.length;
+        continue;
+      }
+      alone = Math.max(0, alone - 1);
+      if (answers[0].retry) {
         const wait = RETRY[Math.min(failures++, RETRY.length - 1)];
         timer = setTimeout(flush, wait);
         const many = unsaved().length;
-        tell({ kind: "waiting", text: `${many} ${many === 1 ? "mark" : "marks"} not saved: ${answer.reason}. Trying again.` });
+        tell({ kind: "waiting", text: `${many} ${many === 1 ? "mark" : "marks"} not saved: ${answers[0].reason}. Trying again.` });
         return;
       }
       failures = 0;
-      localStorage.removeItem(item.name);
-      if (answer.saved) tell({ kind: "saved", text: `saved ${new Date().toLocaleTimeString("en-GB")}`, item, answer: answer.answer });
-      else tell({ kind: "refused", text: `not saved: ${answer.reason}`, item });
+      items.forEach((item, index) => settled(item, answers[index]));
     }
   } finally {
     running = false;
   }
 }
 
-async function send(item) {
+function settled(item, answer) {
+  localStorage.removeItem(item.name);
+  if (answer.saved) tell({ kind: "saved", text: `saved ${new Date().toLocaleTimeString("en-GB")}`, item, answer: answer.answer });
+  else tell({ kind: "refused", text: `not saved: ${answer.reason}`, item });
+}
+
+/** The oldest of the waiting items, with those after it that can go in the same request. */
+function together(waiting, alone) {
+  const way = waiting.length && !alone ? TOGETHER[waiting[0].url] : undefined;
+  if (!way) return waiting.slice(0, 1);
+  let characters = 0;
+  const fits = (item, index) => item.url === waiting[0].url && index < way.most && (characters += JSON.stringify(item.body).length) < way.characters;
+  const end = waiting.findIndex((item, index) => !fits(item, index));
+  return waiting.slice(0, end < 0 ? waiting.length : Math.max(1, end));
+}
+
+/** The answers to the items, one each; a single one where all are to be sent again; null where they must be sent one by one. */
+async function send(items) {
+  if (items.length === 1) return [await post(items[0].url, items[0].body)];
+  const answer = await post(TOGETHER[items[0].url].url, { marks: items.map((item) => item.body) });
+  if (answer.retry) return [answer];
+  if (answer.answer?.marks?.length !== items.length) return null;
+  return answer.answer.marks.map((mark) => (mark.saved === true ? { saved: true, answer: mark } : { saved: false, reason: mark.detail }));
+}
+
+async function post(url, body) {
   let response;
   try {
-    response = await fetch(item.url, {
+    response = await fetch(url, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(item.body),
+      body: JSON.stringify(body),
       signal: AbortSignal.timeout(TIMEOUT),
     });
   } catch {
