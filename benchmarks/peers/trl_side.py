@@ -54,7 +54,8 @@ def main() -> None:
     dtype = torch.bfloat16 if job["bf16"] else torch.float32
     tokenizer = AutoTokenizer.from_pretrained(job["base"])
     common = {
-        "output_dir": job["scratch"], "per_device_train_batch_size": job["batch"], "max_steps": job["steps"], "learning_rate": job["rate"],
+        "output_dir": job["scratch"], "per_device_train_batch_size": job["batch"] // job["parts"],
+        "gradient_accumulation_steps": job["parts"], "max_steps": job["steps"], "learning_rate": job["rate"],
         "lr_scheduler_type": "constant", "max_grad_norm": 1.0, "logging_steps": 1, "train_sampling_strategy": "sequential",
         "save_strategy": "no", "report_to": "none", "use_cpu": job["device"] == "cpu", "bf16": job["bf16"], "gradient_checkpointing": False,
         "max_length": job["max_length"], "seed": 0, "disable_tqdm": True,

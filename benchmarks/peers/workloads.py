@@ -52,6 +52,8 @@ class Workload(NamedTuple):
     why: str
     budget: int = 4096
     """Our micro_batch_tokens. A budget that a prefix alone fills leaves nothing to share it with."""
+    parts: int = 1
+    """Forward passes that TRL makes a step of (gradient accumulation), where all rows at once need more than 23 GiB."""
 
 
 class Maker:
@@ -152,7 +154,7 @@ def nothing_shared(number: int, maker: Maker) -> list[list[Run]]:
 WORKLOADS = {
     "order desk": Workload(("sft", "dpo", "reward"), 4, desk, "a support desk: 389 of about 588 tokens are the same prompt"),
     "long prefix": Workload(("sft", "dpo"), 4, long_prefix, "4,096 tokens of tool schemas before it", 4 * PREFIX_TOKENS),
-    "rankings of 4": Workload(("reward",), 2, rankings, "6 pairs of 4 runs"),
+    "rankings of 4": Workload(("reward",), 2, rankings, "6 pairs of 4 runs", parts=3),
     "groups of 8": Workload(("sft",), 8, rollouts, "8 rollouts of one task a step"),
     "nothing shared": Workload(("sft",), 4, nothing_shared, "random rows: what sharing costs where there is nothing to share"),
 }
@@ -178,6 +180,7 @@ def make_job(workload: str, recipe: str, base: str, scratch: Path) -> dict[str, 
         "beta": BETA, "max_length": MAX_LENGTH, "bf16": fast_bf16(DEVICE), "device": DEVICE.type,
         "threads": torch.get_num_threads(), "name": base, "recipe": recipe,
         "rows": rows, "batch": len(rows) // STEPS, "size": len(groups[0]),
+        "parts": kind.parts,
         "head": (torch.randn(width, generator=draw) / width**0.5).tolist(),
     }  # fmt: skip
 
