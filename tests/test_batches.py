@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import pytest
+
 from agentalign.training.batches import epoch_order, even_items, step_items, steps_for
 
 
@@ -25,6 +27,19 @@ def test_small_groups_are_replayed_as_often_as_large_ones():
 def test_all_of_a_large_group_come_in_time():
     groups = [list(range(5)), [99]]
     assert {item for step in range(10) for item in even_items(groups, batch_size=2, seed=3, step=step)} == {0, 1, 2, 3, 4, 99}
+
+
+@pytest.mark.parametrize("sizes", [[20], [20, 20, 20], [3] * 17])
+def test_a_step_replays_no_item_twice_while_its_group_has_others(sizes):
+    groups = [[(group, item) for item in range(size)] for group, size in enumerate(sizes)]
+    for step in range(40):
+        found = even_items(groups, batch_size=8, seed=0, step=step)
+        assert len(set(found)) == 8, found
+
+
+def test_all_items_of_a_group_come_as_often():
+    seen = Counter(item for step in range(15) for item in even_items([list(range(20))], batch_size=8, seed=2, step=step))
+    assert seen == dict.fromkeys(range(20), 6)
 
 
 def test_steps_cover_the_epochs():

@@ -25,11 +25,17 @@ def step_items(n_items: int, *, batch_size: int, seed: int, step: int) -> list[i
 
 
 def even_items(groups: Sequence[Sequence[T]], *, batch_size: int, seed: int, step: int) -> list[T]:
-    """`batch_size` items of one step, each group as often as any other however large it is: what is replayed must not forget the rare."""
+    """`batch_size` items of one step, each group as often as any other however large it is: what is replayed must not forget the rare.
+
+    A group comes once in every epoch over the groups, and then with its next item: so the same item comes twice in a step only where its
+    group has come round all of its items.
+    """
     chosen = []
-    for place in step_items(len(groups), batch_size=batch_size, seed=seed, step=step):
-        order = epoch_order(len(groups[place]), seed=seed, epoch=place)
-        chosen.append(groups[place][order[step % len(order)]])
+    for place in range(step * batch_size, (step + 1) * batch_size):
+        epoch, offset = divmod(place, len(groups))
+        index = epoch_order(len(groups), seed=seed, epoch=epoch)[offset]
+        order = epoch_order(len(groups[index]), seed=seed, epoch=index)
+        chosen.append(groups[index][order[epoch % len(order)]])
     return chosen
 
 
