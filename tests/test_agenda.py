@@ -54,6 +54,25 @@ def test_every_iteration_has_as_many_tasks_of_one_side_of_a_judgement_as_of_the_
     assert max(refunds) - min(refunds) <= 2, "and a family is spread over the iterations"
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_fewer_tasks_than_places_are_gone_round_by_whole_judgements(seed):
+    sides = [("refund", "open"), ("refund", "closed"), ("lookup", "")] * 10
+    found = agenda([0.25] * 30, sides, iterations=8, per_iteration=16, seed=seed)
+    for tasks in found:
+        counts = Counter(sides[index] for index in tasks)
+        assert len(set(tasks)) == len(tasks) == 16
+        assert counts["refund", "open"] == counts["refund", "closed"] > 0
+        assert counts["lookup", ""] > 0
+    times = Counter(index for tasks in found[:4] for index in tasks)
+    assert set(times) == set(range(30))
+    assert max(times.values()) - min(times.values()) <= 1, "64 places for 30 tasks: each two or three times"
+
+
+def test_a_judgement_that_is_torn_for_lack_of_places_shows_its_sides_in_turn():
+    found = agenda([0.25] * 2, [("refund", "open"), ("refund", "closed")], iterations=8, per_iteration=1, seed=0)
+    assert found[:4] in (((0,), (1,), (0,), (1,)), ((1,), (0,), (1,), (0,)))
+
+
 def test_a_side_of_which_there_is_more_is_drawn_alone_only_when_nothing_else_is_left():
     sides = [("unnamed", "one")] * 20 + [("unnamed", "several")] * 4 + [("lookup", "")] * 40
     drawn = [agenda([0.25] * 64, sides, iterations=2, per_iteration=16, seed=seed)[0] for seed in range(40)]

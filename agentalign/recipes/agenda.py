@@ -5,7 +5,6 @@ alike, and the other side, however well it stood, is lost before its turn comes 
 first iteration and one that does in the second, and in the third a policy asked back no more). So the sides of a family come together.
 """
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from agentalign.environments.task import Task
+from agentalign.recipes.begun import kept
 from agentalign.recipes.workspace import Workspace
 from agentalign.records.trajectory import Trajectory
 from agentalign.training import ranks
@@ -88,9 +88,8 @@ def agenda(
         chosen.append(left[0]._replace(tasks=left[0].tasks[:room]))
     total = sum(len(unit.tasks) for unit in chosen)
     size = min(per_iteration, total)
-    order = [task for hand in _dealt(chosen, -(-total // size), size, draw) for task in hand]
-    found = [tuple(order[(start + i) % total] for i in range(size)) for start in range(0, rounds * size, size)]
-    return tuple(found[iteration % rounds] for iteration in range(iterations))
+    hands = _dealt(chosen, rounds, size, draw) if total == rounds * size else _gone_round(chosen, rounds, size)
+    return tuple(tuple(hands[iteration % rounds]) for iteration in range(iterations))
 
 
 def _units(weights: Sequence[float], sides: Sequence[tuple[str, str]], draw: random.Random) -> list[_Unit]:
@@ -129,21 +128,45 @@ def _dealt(units: Sequence[_Unit], hands: int, size: int, draw: random.Random) -
     return dealt
 
 
+def _gone_round(units: Sequence[_Unit], hands: int, size: int) -> list[list[int]]:
+    """Full hands of fewer tasks than there are places: whole units come again, none twice in a hand, each as often as any other.
+
+    In a hand every family has the share that it has of all tasks; a unit is torn apart only where no whole one fits into what is left.
+    """
+    used = [0] * len(units)
+    shares: dict[str, int] = {}
+    for unit in units:
+        shares[unit.family] = shares.get(unit.family, 0) + len(unit.tasks)
+    dealt = []
+    for _ in range(hands):
+        hand: list[int] = []
+        counts: dict[str, int] = dict.fromkeys(shares, 0)
+        left = set(range(len(units)))
+
+        def turn(place: int, counts: dict[str, int] = counts) -> tuple[int, float, int]:
+            family = units[place].family
+            return used[place], counts[family] / shares[family], place
+
+        while (room := size - len(hand)) and left:
+            place = min([one for one in left if len(units[one].tasks) <= room] or left, key=turn)
+            unit, start = units[place], used[place]
+            # Torn apart, it begins with another side every time.
+            tasks = unit.tasks if len(unit.tasks) <= room else [unit.tasks[(start + i) % len(unit.tasks)] for i in range(room)]
+            hand.extend(tasks)
+            counts[unit.family] += len(tasks)
+            used[place] += 1
+            left.remove(place)
+        dealt.append(hand)
+    return dealt
+
+
 def past_by_kind(work: Workspace, past: Sequence[Trajectory], file: Path) -> dict[str, Past]:
     """Per kind of task what its stored runs were worth, as it was when the training began: a rating saved since must not change its tasks.
 
     Args:
         file: where that is written down at the beginning.
     """
-    return ranks.first(lambda: _kept_past(work, past, file))
-
-
-def _kept_past(work: Workspace, past: Sequence[Trajectory], file: Path) -> dict[str, Past]:
-    if not file.exists():
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(_past_by_kind(work, past)), encoding="utf-8")
-        partial.replace(file)
-    return {kind: Past(*figures) for kind, figures in json.loads(file.read_text(encoding="utf-8")).items()}
+    return {kind: Past(*figures) for kind, figures in ranks.first(lambda: kept(file, lambda: _past_by_kind(work, past))).items()}
 
 
 def _past_by_kind(work: Workspace, past: Sequence[Trajectory]) -> dict[str, Past]:
