@@ -285,12 +285,20 @@ def _forget(arguments: argparse.Namespace) -> None:
             return
         gone = store.forget(ids, arguments.person, reason=arguments.reason)
     show(f"{len(gone.runs)} runs, {len(gone.scores)} scores and {len(gone.preferences)} preferences are deleted for good.")
-    for training in _learned_from(project.trainings, set(gone.ids)):
-        show(f"  training {training} learned from some of it; its adapter keeps that. Train anew and delete the adapter to undo it.")
+    for line in _learned_from(project.trainings, set(gone.ids)):
+        show(f"  training {line}")
 
 
 def _learned_from(trainings: Path, gone: set[str]) -> list[str]:
+    """What to do about every training that learned from what is gone, or may have."""
     import json
 
-    files = sorted(trainings.glob("*/data.json"))
-    return [path.parent.name for path in files if gone & set(json.loads(path.read_text("utf-8")))]
+    lines = []
+    for path in sorted(trainings.glob("*/data.json")):
+        try:
+            if gone & set(json.loads(path.read_text("utf-8"))):
+                undo = "Train anew and delete the adapter to undo it."
+                lines.append(f"{path.parent.name} learned from some of it; its adapter keeps that. {undo}")
+        except (OSError, ValueError, TypeError) as error:
+            lines.append(f"{path.parent.name} may have learned from some of it: its data.json cannot be read ({error}).")
+    return lines

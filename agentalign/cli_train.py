@@ -120,7 +120,8 @@ def _written(value: object) -> str:
 
 def _as_json(done: "DryRun") -> dict[str, object]:
     stats, refused = done.stats._asdict(), [refusal._asdict() for refusal in done.refused]
-    return {**done._asdict(), "stats": stats, "refused": refused, "training": done.training.model_dump(mode="json")}
+    data: dict[str, object] = {"data": list(done.data.ids), "labels": dict(done.data.labels)}
+    return {**done._asdict(), "stats": stats, "refused": refused, "training": done.training.model_dump(mode="json"), **data}
 
 
 def _show_dry_run(done: "DryRun") -> None:

@@ -129,6 +129,24 @@ def test_what_the_first_evaluation_found_is_known_to_later_ones_also_after_a_res
     assert seen == [(0, {}), (2, {"family/a": 0.0}), (4, {"family/a": 0.0})]
 
 
+def test_a_training_that_is_killed_after_its_last_gate_ends_with_the_same_figures(tmp_path):
+    plan = Plan(total_steps=2, eval_every_steps=2, save_every_steps=1)
+
+    def outcome(name):
+        def evaluate(step, first):
+            return Evaluated(0.5, {"family/a": float(step)})
+
+        batches = steps_of(lambda _: [micro(three_levels_deep())], 2)
+        return train(
+            make_model(tmp_path / name, CONFIGS["llama"]), [Learner("policy")], batches, plan, folder=tmp_path / "run", evaluate=evaluate
+        )
+
+    whole = outcome("whole")
+    assert whole.last_metrics["eval/family/a"] == 2.0
+    # Its checkpoint is all that is left of it.
+    assert outcome("again") == whole
+
+
 def test_fall_below_the_start_ends_the_training_and_rolls_back(tmp_path):
     model = make_model(tmp_path, CONFIGS["llama"])
     start = weights(model).clone()

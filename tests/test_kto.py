@@ -88,7 +88,7 @@ def test_one_side_alone_is_refused_in_a_sentence(value, said):
     draw = torch.Generator().manual_seed(1)
     data = RunData({one.id: rendered(one.id, (ids(draw, 5), ids(draw, 3))) for one in runs}, [])
     with pytest.raises(DataError, match=said):
-        kto.sides(runs, {one.id: value for one in runs}, data, KTOConfig(taskset="toy"))
+        kto.sides({one.id: value >= 0.5 for one in runs}, data, KTOConfig(taskset="toy"))
 
 
 def test_kto_raises_good_runs_over_bad_ones_and_its_dry_run_counts_them(tmp_path):

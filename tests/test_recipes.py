@@ -1,7 +1,10 @@
 """All recipes after each other on a two-layer model and a one-tool desk: every stage trains, remembers, resumes and can be loaded."""
 
 import json
+import logging
+import os
 import shutil
+import signal
 
 import pytest
 
@@ -12,9 +15,10 @@ from agentalign.config.reward import RewardConfig
 from agentalign.config.sft import SFTConfig
 from agentalign.environments.taskset import load_taskset
 from agentalign.environments.worker import WorkerPool
-from agentalign.errors import DataError, RegistryError
+from agentalign.errors import DataError, RegistryError, TrainingStoppedError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
+from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.dev_gate import DevGate, _losses
 from agentalign.recipes.dry_run import DryRun
 from agentalign.recipes.token_notes import notes_of
@@ -94,7 +98,7 @@ def test_an_interrupted_training_goes_on_with_the_data_it_began_with(project, ca
     config = SFTConfig(**SFT, max_steps=2, seed=7)
     with open_workspace(config, project) as work:
         ids = [run.id for run in sft.choose_runs(work, config)]
-        begun, folder = work.begin("sft", config, ids[:-3])
+        begun, folder = work.begin("sft", config, TrainedOn(ids[:-3]))
         assert json.loads((folder / "data.json").read_text()) == ids[:-3]
     done = sft.run(config, project)
     assert (done.id, done.status) == (begun.id, "done")
@@ -102,7 +106,7 @@ def test_an_interrupted_training_goes_on_with_the_data_it_began_with(project, ca
     assert Registry(project.adapters).resolve(done.adapter)[0].data_counts["expert"] == len(ids) - 3
     # Data that is gone is another matter: that is a new training.
     with open_workspace(config, project) as work:
-        assert work.frozen("dpo", DPOConfig(**DPO), ["a", "b"]) == {"a", "b"}
+        assert work.frozen("dpo", DPOConfig(**DPO), TrainedOn(["a", "b"])) == TrainedOn(["a", "b"])
 
 
 @pytest.mark.parametrize("credit", ["token", "turn", "run"])
@@ -182,6 +186,46 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
                 assert all(len(turn.reference) == len(turn.weight) and turn.advantage is not None for turn in note.turns)
         first = [turn for note in learned if "iteration 0" in note.said for turn in note.turns]
         assert all(turn.old == pytest.approx(turn.reference, abs=1e-3) for turn in first), "policy and reference begin as one"
+
+
+@pytest.mark.parametrize("past", ["past runs", "none"])
+def test_a_ppo_that_was_interrupted_tells_what_one_that_was_not_tells(project, tmp_path, caplog, past):
+    """Asked to end while it acts in its second iteration, after the checkpoint of the first."""
+
+    caplog.set_level(logging.INFO, logger="agentalign")
+
+    class Ends(logging.Handler):
+        def emit(self, record):
+            if record.getMessage().startswith("iteration 1:"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def card(name, interrupted):
+        copy = Project(shutil.copytree(project.root, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("trainings")))
+        ranked = reward.run(RewardConfig(**REWARD, start="toy_desk@1", max_steps=2), copy)
+        if past == "none":
+            with Store(copy.store_url) as store:
+                store.forget([run.id for run in store.trajectories(RunFilter(taskset="toy_desk", origin_kind="rollout"))], reason="a test")
+        config = PPOConfig(
+            **PPO, start="toy_desk@1", reward=ranked.adapter, iterations=2, tasks_per_iteration=4, samples_per_task=2,
+            critic_warmup_steps=2, eval_every_steps=2, save_every_steps=1, replay=2,
+        )  # fmt: skip
+        ends, logger = Ends(), logging.getLogger("agentalign")
+        if interrupted:
+            logger.addHandler(ends)
+            try:
+                with pytest.raises(TrainingStoppedError, match="step 1 is saved"):
+                    ppo.run(config, copy)
+            finally:
+                logger.removeHandler(ends)
+        return Registry(copy.adapters).resolve(ppo.run(config, copy).adapter)[0]
+
+    whole, torn = card("whole", False), card("torn", True)
+    assert torn.data_counts == whole.data_counts
+    assert (torn.data_counts["rollouts"], torn.data_counts["critic warm-up steps"]) == (16, 2 if past == "past runs" else 0)
+    clocks = {"seconds", "tokens_per_second", "peak_memory_gib"}
+    assert {name: value for name, value in torn.metrics.items() if name not in clocks} == pytest.approx(
+        {name: value for name, value in whole.metrics.items() if name not in clocks}
+    )
 
 
 def test_ppo_raises_the_reward_it_is_trained_on(project):

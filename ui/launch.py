@@ -1,6 +1,6 @@
 """Trainings that are started from the page: the same command as on the command line, in a process of its own.
 
-First a dry run says what would be learned from, and its answer is kept; starting writes those ids into the training's folder, and the
+First a dry run says what would be learned from, and its answer is kept; starting writes that into the training's folder, and the
 command refuses to train on anything else. The process belongs to no one: the server's end does not end it, SIGTERM does, and the same
 command goes on with it. Surprise: there is no other channel to it than its folder and its pid.
 """
@@ -27,6 +27,7 @@ from agentalign.config.training import TrainingConfig
 from agentalign.environments.taskset import list_tasksets
 from agentalign.errors import AgentAlignError, DataError
 from agentalign.recipes import process
+from agentalign.recipes.begun import LABELS_FILE
 from agentalign.recipes.process import LAUNCH_FILE, LOCK_FILE, ask_to_stop, read_process, write_process
 from agentalign.records.adapter import RecipeName, Training
 from agentalign.store.store import Store
@@ -115,6 +116,8 @@ def start(project: Project, store: Store, plan: Plan) -> Training:
         raise DataError(f"training {training.id} exists: {known.status}. Open it, or change a setting, the seed say, for another one.")
     folder = project.trainings / training.id
     folder.mkdir(parents=True, exist_ok=True)
+    if labels := plan.figures.get("labels"):
+        _write(folder / LABELS_FILE, json.dumps(labels))
     _write(folder / DATA_FILE, json.dumps(plan.figures["data"]))
     settings = {**plan.config.model_dump(mode="json"), **json.loads(training.config), "training": training.id}
     _write(folder / SETTINGS_FILE, json.dumps(settings, indent=1))

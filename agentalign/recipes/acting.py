@@ -35,7 +35,7 @@ SETTLED = 0.1
 
 
 class Acting:
-    """The policy at work, one iteration after the other. Owns nothing but a count."""
+    """The policy at work, one iteration after the other. Owns nothing but the newest figures."""
 
     def __init__(
         self, model: Model, work: Workspace, pool: Pool, config: PPOConfig, reward: AdapterCard, past: Mapping[str, Past], training: str
@@ -44,7 +44,6 @@ class Acting:
         self.tasks = work.taskset.tasks("train")
         self.past = past
         self.answered = [c for c in work.taskset.criteria if c.kind != "check" and c.level == "trajectory" and not c.gate]
-        self.made = 0
         self.figures: dict[str, float] = {}
         if not self.tasks:
             raise DataError(f"taskset '{work.taskset.name}' has no train tasks to act out; PPO needs some. Use dpo on imported runs.")
@@ -78,7 +77,6 @@ class Acting:
         scores = [score for _, some in everyone for score in some]
         runs = [result.trajectory for result in results]
         ranks.first(lambda: self.work.keep(results, scores))
-        self.made += len(runs)
         tokens = {result.trajectory.id: result.tokens for result in results}
         usable: list[tuple[Trajectory, Rendered]] = []
         for run in runs:
@@ -127,6 +125,10 @@ class Acting:
         rewards = end_rewards(self.model, REWARD, [whole(run) for run in rendered], max_tokens=self.config.micro_batch_tokens)
         # exp overflows far from the mean, and a sigmoid is flat there anyway.
         return [1 / (1 + math.exp(-max(-30.0, min(30.0, (reward - mean) / deviation)))) for reward in rewards]
+
+    def made(self, iterations: int) -> int:
+        """Runs made in the first so many iterations, by whichever process: one that goes on has seen its own ones only."""
+        return sum(len(self._tasks(iteration)) for iteration in range(iterations)) * self.config.samples_per_task
 
     def _tasks(self, iteration: int) -> list[Task]:
         return [self.tasks[index] for index in self.agenda[iteration]]

@@ -21,6 +21,7 @@ from agentalign.config.project import Project
 from agentalign.environments.task import Task
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
+from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.contrast import contrasts
 from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate
@@ -82,16 +83,17 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         # data
         preferences, runs = choose_preferences(work, config.criterion)
         replay_runs = work.demonstrations() if config.replay and config.nll_coefficient else []
-        about = work.frozen("dpo", config, [*(p.id for p in preferences), *(run.id for run in replay_runs)])
-        preferences, replay_runs = [p for p in preferences if p.id in about], [run for run in replay_runs if run.id in about]
+        anchors = dict.fromkeys(sorted(good_runs(work, runs)), True) if config.nll_coefficient else {}
+        about = work.frozen("dpo", config, TrainedOn([*(p.id for p in preferences), *(run.id for run in replay_runs)], anchors))
+        begun = set(about.ids)
+        preferences, replay_runs = [p for p in preferences if p.id in begun], [run for run in replay_runs if run.id in begun]
         data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
         replay = by_family(replay_runs, data.rendered)
-        pairs = make_pairs(preferences, runs, data, config, good_runs(work, runs) if config.nll_coefficient else set())
-        ids = [*(p.id for p in preferences), *(run.id for run in replay_runs)]
+        pairs = make_pairs(preferences, runs, data, config, set(about.labels))
         if dry_run:
             pairs = balanced(pairs, runs, work.tasks(), config)
-            return _dry_run(work, config, data, [*pairs, *contrast_pairs(pairs, data, replay, config)], ids)
-        training, folder = work.begin("dpo", config, ids)
+            return _dry_run(work, config, data, [*pairs, *contrast_pairs(pairs, data, replay, config)], about)
+        training, folder = work.begin("dpo", config, about)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -333,7 +335,7 @@ def _total_steps(pairs: Sequence[Pair], config: DPOConfig) -> int:
     return config.max_steps or steps_for(len(pairs), batch_size=config.batch_size, epochs=config.num_train_epochs)
 
 
-def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[Pair], ids: Sequence[str]) -> DryRun:
+def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[Pair], about: TrainedOn) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     rows = config.batch_size * 2 + config.replay
     total = _total_steps(pairs, config)
@@ -341,4 +343,4 @@ def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[
         work.base, stats, steps=total, batch_size=rows, quantization=config.quantization, micro_batch_tokens=config.micro_batch_tokens
     )
     counts = {"pairs": len(pairs), **Counter(f"pairs from {pair.source}" for pair in pairs)}
-    return DryRun("dpo", counts, stats, data.refused, total, seconds, memory, work.planned("dpo", config, ids), ids)
+    return DryRun("dpo", counts, stats, data.refused, total, seconds, memory, work.planned("dpo", config, about), about)

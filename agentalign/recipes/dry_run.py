@@ -1,11 +1,11 @@
 """`train --dry-run`: what would be trained on, how long it might take, how much memory it might need. Nothing is written."""
 
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import Refusal, TokenStats
 from agentalign.records.adapter import Training
 from agentalign.training.base import Base
@@ -27,8 +27,8 @@ class DryRun(NamedTuple):
     """Estimate for a micro-batch: weights, and activations of all layers."""
     training: Training
     """What it would be, with the digest of its data."""
-    data: Sequence[str]
-    """Ids that it would learn from, in order."""
+    data: TrainedOn
+    """What it would learn from."""
 
 
 def estimate(

@@ -6,7 +6,7 @@ run's words, made before each step without gradients). Good and bad runs come as
 policy. Left out on purpose: values between good and bad, which the reward model and PPO use.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from agentalign.config.kto import KTOConfig
 from agentalign.config.project import Project
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
+from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
@@ -66,17 +67,19 @@ def run(config: KTOConfig, project: Project, *, dry_run: bool = False) -> Traini
         # data
         runs, values = choose_runs(work, config)
         replay_runs = work.demonstrations() if config.replay and config.nll_coefficient else []
-        about = work.frozen("kto", config, [run.id for run in (*runs, *replay_runs)])
-        runs, replay_runs = [run for run in runs if run.id in about], [run for run in replay_runs if run.id in about]
         both = {run.id: run for run in (*runs, *replay_runs)}
+        is_good = {run.id: values[run.id] >= config.good for run in runs}
+        about = work.frozen("kto", config, TrainedOn([run.id for run in (*runs, *replay_runs)], is_good))
+        # Rated runs first, each with its label; a run may be replayed beside that.
+        rated, replayed = about.ids[: len(about.labels)], about.ids[len(about.labels) :]
+        replay_runs, both = [both[id] for id in replayed], {id: both[id] for id in about.ids}
         data = render_runs(list(both.values()), work.store, Dialect.load(work.base), config)
         replay = by_family(replay_runs, data.rendered)
-        good, bad = sides(runs, values, data, config)
+        good, bad = sides({id: about.labels[id] for id in rated}, data, config)
         total = config.max_steps or steps_for(2 * max(len(good), len(bad)), batch_size=config.batch_size, epochs=config.num_train_epochs)
-        ids = [run.id for run in (*runs, *replay_runs)]
         if dry_run:
-            return _dry_run(work, config, data, good, bad, total, ids)
-        training, folder = work.begin("kto", config, ids)
+            return _dry_run(work, config, data, good, bad, total, about)
+        training, folder = work.begin("kto", config, about)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -125,13 +128,16 @@ def choose_runs(work: Workspace, config: KTOConfig) -> tuple[list[Trajectory], d
     return list(reversed(chosen.values())), values
 
 
-def sides(runs: Sequence[Trajectory], values: dict[str, float], data: RunData, config: KTOConfig) -> tuple[list[Rated], list[Rated]]:
+def sides(is_good: Mapping[str, bool | float], data: RunData, config: KTOConfig) -> tuple[list[Rated], list[Rated]]:
     """(good, bad).
+
+    Args:
+        is_good: by run id.
 
     Raises:
         DataError: one side is empty.
     """
-    rated = [Rated(whole(data.rendered[r.id].own), values[r.id] >= config.good, r.id) for r in runs if r.id in data.rendered]
+    rated = [Rated(whole(data.rendered[id].own), bool(good), id) for id, good in is_good.items() if id in data.rendered]
     good, bad = [one for one in rated if one.desirable], [one for one in rated if not one.desirable]
     if not good or not bad:
         raise DataError(
@@ -204,7 +210,7 @@ def moved(model: Model, chosen: Sequence[Rated], config: KTOConfig) -> float:
 
 
 def _dry_run(
-    work: Workspace, config: KTOConfig, data: RunData, good: Sequence[Rated], bad: Sequence[Rated], total: int, ids: Sequence[str]
+    work: Workspace, config: KTOConfig, data: RunData, good: Sequence[Rated], bad: Sequence[Rated], total: int, about: TrainedOn
 ) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     # Beside the step's own rows, each run's first turn is read twice without gradients: about one pass over them more.
@@ -213,4 +219,4 @@ def _dry_run(
         work.base, stats, steps=total, batch_size=rows, quantization=config.quantization, micro_batch_tokens=config.micro_batch_tokens
     )
     items = {"good runs": len(good), "bad runs": len(bad)}
-    return DryRun("kto", items, stats, data.refused, total, seconds, memory, work.planned("kto", config, ids), ids)
+    return DryRun("kto", items, stats, data.refused, total, seconds, memory, work.planned("kto", config, about), about)

@@ -12,12 +12,15 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.acting import Acting
 from agentalign.recipes.agenda import past_by_kind
+from agentalign.recipes.begun import TrainedOn, kept, write_whole
 from agentalign.recipes.data import RunData, by_family, render_runs, token_stats
 from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
@@ -34,7 +37,9 @@ from agentalign.recipes.experience import (
 )
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_adapter, resolve_start
 from agentalign.records.adapter import Training
+from agentalign.records.criterion import Criterion
 from agentalign.records.trajectory import Trajectory
+from agentalign.training import ranks
 from agentalign.training.batches import epoch_order, even_items, step_items
 from agentalign.training.checkpoint import load_checkpoint
 from agentalign.training.dialect import Dialect
@@ -44,6 +49,8 @@ from agentalign.training.schedule import Plan
 from agentalign.training.step import Learner, Pass
 
 logger = logging.getLogger("agentalign")
+WARMUP_FILE = "warmup.json"
+"""In a training's folder: steps that the critic was taught for before the first iteration."""
 
 
 def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Training | DryRun:
@@ -55,14 +62,15 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         config = config.model_copy(update={"reward": card.ref})
         # data
         past, replay_runs = past_runs(work), work.demonstrations()
-        about = work.frozen("ppo", config, [run.id for run in (*past, *replay_runs)])
-        past, replay_runs = ([run for run in some if run.id in about] for some in (past, replay_runs))
+        new = TrainedOn([run.id for run in (*past, *replay_runs)], rules=reward_rules(work.taskset.criteria))
+        begun = set(work.frozen("ppo", config, new).ids)
+        past, replay_runs = ([run for run in some if run.id in begun] for some in (past, replay_runs))
         learned = [*past, *replay_runs]
         data = render_runs(learned, work.store, Dialect.load(work.base), config) if learned else RunData({}, [])
-        ids = [run.id for run in learned]
+        about = new._replace(ids=[run.id for run in learned])
         if dry_run:
-            return _dry_run(work, config, data, ids)
-        training, folder = work.begin("ppo", config, ids)
+            return _dry_run(work, config, data, about)
+        training, folder = work.begin("ppo", config, about)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -87,7 +95,8 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             gate = dev_gate(model, POLICY, work, pool, config, training.id)
             outcome = train(model, learners(config), steps, plan_of(config), folder=folder, report=report, evaluate=gate, best_of=POLICY)
             # save
-            counts = {"rollouts": acting.made, "critic warm-up steps": critic_steps, "replay": sum(len(family) for family in replay)}
+            made = acting.made(outcome.steps // config.num_mini_batches)
+            counts = {"rollouts": made, "critic warm-up steps": critic_steps, "replay": sum(len(family) for family in replay)}
             return work.publish(
                 training,
                 folder,
@@ -105,6 +114,12 @@ def past_runs(work: Workspace) -> list[Trajectory]:
     """Stored rollouts of train tasks that no PPO training made: the critic's first lesson, and where outcomes are open."""
     trainings = {training.id for training in work.store.trainings(work.taskset.name) if training.recipe == "ppo"}
     return [r for r in work.train_runs(["rollout"]) if r.steps and r.origin.reference.split("/")[0] not in trainings]
+
+
+def reward_rules(criteria: Sequence[Criterion]) -> JsonValue:
+    """What of the criteria makes a number of a run: under other weights or gates it is another training."""
+    read = {"name", "version", "level", "kind", "check", "scale", "higher_is_better", "weight", "gate", "gate_at"}
+    return [criterion.model_dump(mode="json", include=read) for criterion in criteria]
 
 
 def load_models(work: Workspace, config: PPOConfig, parent: Path, reward: Path) -> Model:
@@ -146,9 +161,17 @@ def plan_of(config: PPOConfig) -> Plan:
 
 
 def warm_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, past: Sequence[Trajectory], folder: Path) -> int:
-    """Teach the critic the returns of stored runs, in a training of its own, before its advantages steer anything."""
-    if load_checkpoint(folder / "checkpoints") is not None:
-        return config.critic_warmup_steps  # an interrupted training: its checkpoint holds a critic that has learned more since
+    """Teach the critic before its advantages steer anything; says in how many steps, also where an interrupted training took them."""
+    file = folder / WARMUP_FILE
+    # An interrupted training's checkpoint holds a critic that has learned more since.
+    if load_checkpoint(folder / "checkpoints") is None:
+        steps = _teach_critic(model, config, acting, data, past, folder)
+        ranks.first(lambda: write_whole(file, steps))
+    return ranks.first(lambda: kept(file, lambda: config.critic_warmup_steps))
+
+
+def _teach_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, past: Sequence[Trajectory], folder: Path) -> int:
+    """The returns of stored runs, in a training of its own."""
     runs = [r for r in past if r.id in data.rendered]
     size = config.tasks_per_iteration * config.samples_per_task // 2
     wanted = epoch_order(len(runs), seed=config.seed, epoch=0)[: config.critic_warmup_steps * size]
@@ -179,7 +202,7 @@ def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int)
     return shares
 
 
-def _dry_run(work: Workspace, config: PPOConfig, data: RunData, ids: Sequence[str]) -> DryRun:
+def _dry_run(work: Workspace, config: PPOConfig, data: RunData, about: TrainedOn) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.samples_per_task)
     runs = config.tasks_per_iteration * config.samples_per_task
     # Forward passes of reference, old policy, reward and critic, and two updates: about 3.3 updates' worth per run.
@@ -200,6 +223,6 @@ def _dry_run(work: Workspace, config: PPOConfig, data: RunData, ids: Sequence[st
         config.iterations * config.num_mini_batches,
         seconds,
         memory,
-        work.planned("ppo", config, ids),
-        ids,
+        work.planned("ppo", config, about),
+        about,
     )

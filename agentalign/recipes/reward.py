@@ -9,7 +9,7 @@ import itertools
 import random
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from agentalign.config.project import Project
 from agentalign.config.reward import RewardConfig
 from agentalign.errors import DataError
+from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import Part, RunData, end_rewards, render_runs, token_stats, up_to_step
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.preferences import choose_preferences
@@ -68,15 +69,16 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
         config, parent = resolve_start(work, config, "reward")
         # data
         preferences, runs = choose_preferences(work, config.criterion)
-        about = work.frozen("reward", config, [p.id for p in preferences])
-        preferences = [p for p in preferences if p.id in about]
+        values = work.overalls(list(runs.values())) if config.regression_coefficient else {}
+        targets = {run: value for run, value in values.items() if value is not None}
+        about = work.frozen("reward", config, TrainedOn([p.id for p in preferences], targets))
+        preferences = [p for p in preferences if p.id in set(about.ids)]
         data = render_runs(list(runs.values()), work.store, Dialect.load(work.base), config)
-        learn, held = split_by_task(rank(preferences, runs, data, work.overalls(list(runs.values()))), config)
+        learn, held = split_by_task(rank(preferences, runs, data, about.labels), config)
         total = config.max_steps or steps_for(len(learn), batch_size=config.batch_size, epochs=config.num_train_epochs)
-        ids = [p.id for p in preferences]
         if dry_run:
-            return _dry_run(work, config, data, learn, total, ids)
-        training, folder = work.begin("reward", config, ids)
+            return _dry_run(work, config, data, learn, total, about)
+        training, folder = work.begin("reward", config, about)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report:
@@ -123,7 +125,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
             )
 
 
-def rank(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: RunData, values: dict[str, float | None]) -> list[Ranked]:
+def rank(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: RunData, values: Mapping[str, float | None]) -> list[Ranked]:
     """Preferences whose items were all rendered, as parts; equal comparisons once."""
     found: dict[tuple[Part, ...], Ranked] = {}
     for preference in preferences:
@@ -211,7 +213,7 @@ def _rewards(model: Model, ranked: Sequence[Ranked], config: RewardConfig) -> li
     return [list(itertools.islice(flat, len(member.parts))) for member in ranked]
 
 
-def _dry_run(work: Workspace, config: RewardConfig, data: RunData, learn: Sequence[Ranked], total: int, ids: Sequence[str]) -> DryRun:
+def _dry_run(work: Workspace, config: RewardConfig, data: RunData, learn: Sequence[Ranked], total: int, about: TrainedOn) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     seconds, memory = estimate(
         work.base,
@@ -222,5 +224,5 @@ def _dry_run(work: Workspace, config: RewardConfig, data: RunData, learn: Sequen
         micro_batch_tokens=config.micro_batch_tokens,
     )
     return DryRun(
-        "reward", {"preferences": len(learn)}, stats, data.refused, total, seconds, memory, work.planned("reward", config, ids), ids
+        "reward", {"preferences": len(learn)}, stats, data.refused, total, seconds, memory, work.planned("reward", config, about), about
     )

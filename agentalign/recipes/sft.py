@@ -12,6 +12,7 @@ from agentalign.config.project import Project
 from agentalign.config.sft import SFTConfig
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
+from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import RunData, render_runs, sft_batches, token_stats
 from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
@@ -39,13 +40,13 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
         # data
         runs = choose_runs(work, config)
         data = render_runs(runs, work.store, Dialect.load(work.base), config)
-        about = work.frozen("sft", config, list(data.rendered))
-        rendered = [run for name, run in data.rendered.items() if name in about]
+        begun = set(work.frozen("sft", config, TrainedOn(list(data.rendered))).ids)
+        rendered = [run for name, run in data.rendered.items() if name in begun]
         total = config.max_steps or steps_for(len(rendered), batch_size=config.batch_size, epochs=config.num_train_epochs)
-        ids = [run.trajectory for run in rendered]
+        about = TrainedOn([run.trajectory for run in rendered])
         if dry_run:
-            return _dry_run(work, config, data, total, ids)
-        training, folder = work.begin("sft", config, ids)
+            return _dry_run(work, config, data, total, about)
+        training, folder = work.begin("sft", config, about)
         if training.status == "done":
             return training
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
@@ -69,7 +70,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
                 model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, report=report, evaluate=gate
             )
             # save
-            counts: dict[str, int] = {kind: sum(run.origin.kind == kind for run in runs if run.id in about) for kind in config.origins}
+            counts: dict[str, int] = {kind: sum(run.origin.kind == kind for run in runs if run.id in begun) for kind in config.origins}
             parents = [config.start] if config.start else []
             return work.publish(training, folder, model, ADAPTER, kind="policy", pool=pool, parents=parents, counts=counts, outcome=outcome)
 
@@ -105,7 +106,7 @@ def token_loss(model: Model, micro: MicroBatch) -> LossTerms:
     return LossTerms({"sft": Term(values)}, {})
 
 
-def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int, ids: Sequence[str]) -> DryRun:
+def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int, about: TrainedOn) -> DryRun:
     stats = token_stats(list(data.rendered.values()), batch_size=config.batch_size)
     seconds, memory = estimate(
         work.base,
@@ -115,4 +116,4 @@ def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int, ids:
         quantization=config.quantization,
         micro_batch_tokens=config.micro_batch_tokens,
     )
-    return DryRun("sft", {"runs": stats.runs}, stats, data.refused, total, seconds, memory, work.planned("sft", config, ids), ids)
+    return DryRun("sft", {"runs": stats.runs}, stats, data.refused, total, seconds, memory, work.planned("sft", config, about), about)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import JsonValue
+
 from agentalign.config.project import Project
 from agentalign.config.training import Scheduled, TrainingConfig
 from agentalign.environments.task import Task
@@ -22,6 +24,7 @@ from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError, TrainingError, TrainingStoppedError
 from agentalign.recipes.adapter_card import about_base, about_training, write_golden, write_settings
+from agentalign.recipes.begun import TrainedOn, read_begun, write_begun
 from agentalign.recipes.process import LOCK_FILE, write_process
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
@@ -41,8 +44,6 @@ from agentalign.training.trackers import Report, TrackerName, tracker
 
 logger = logging.getLogger("agentalign")
 C = TypeVar("C", bound=TrainingConfig)
-DATA_FILE = "data.json"
-"""In a training's folder: ids of what it learns from."""
 SUFFIX: dict[AdapterKind, str] = {"policy": "", "reward": "-reward", "value": "-value"}
 
 
@@ -87,26 +88,32 @@ class Workspace:
 
     # ------------------------------------------------------------------ writing
 
-    def frozen(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> set[str]:
-        """The ids that a training of this config is about: those that an interrupted one began with, else all of `data`.
+    def frozen(self, recipe: RecipeName, config: TrainingConfig, new: TrainedOn) -> TrainedOn:
+        """What a training of this config is about: what an interrupted one began with, else what is there now.
 
         A rating saved or a run added while a training is down must not make its checkpoints worthless.
         """
-        for one in self.store.trainings(self.taskset.name):
-            path = self.project.trainings / one.id / DATA_FILE
-            if one.recipe == recipe and one.status != "done" and one.config == _settings(config) and path.exists():
-                begun = set(json.loads(path.read_text(encoding="utf-8")))
-                newer = len(set(data) - begun)
-                if newer and begun <= set(data):
-                    text = "training %s goes on with the data it began with; %d newer items wait for the next training"
-                    logger.warning(text, one.id, newer)
-                    return begun
-        return set(data)
+        own = self.planned(recipe, config, new).id
+        alike = [one for one in self.store.trainings(self.taskset.name) if one.recipe == recipe and one.config == _settings(config)]
+        if own in {one.id for one in alike}:
+            return new
+        for one in alike:
+            begun = read_begun(self.project.trainings / one.id, new.rules) if one.status != "done" else None
+            # Data that is gone, or other rules, make another training.
+            if begun and set(begun.ids) <= set(new.ids) and self.planned(recipe, config, begun).id == one.id:
+                text = "training %s goes on with the data it began with; %d newer items wait for the next training"
+                turned = sum(new.labels.get(run) != label for run, label in begun.labels.items())
+                logger.warning(text, one.id, len(set(new.ids) - set(begun.ids)) + turned)
+                return begun
+        return new
 
-    def planned(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> Training:
+    def planned(self, recipe: RecipeName, config: TrainingConfig, about: TrainedOn) -> Training:
         """The training that this config on this data is; nothing is written."""
-        data_digest = digest(list(data))
-        identity = digest([recipe, json.loads(_settings(config)), data_digest, self.base.digest])
+        data_digest = digest(list(about.ids))
+        # What says nothing is left out, so that a training of an earlier version is found again.
+        labels: JsonValue = dict(about.labels)
+        beside = [one for one in (labels, about.rules) if one]
+        identity = digest([recipe, json.loads(_settings(config)), data_digest, self.base.digest, *beside])
         return Training(
             id=f"{self.taskset.name}-{recipe}-{identity[:12]}",
             recipe=recipe,
@@ -116,13 +123,13 @@ class Workspace:
             seed=config.seed,
         )
 
-    def begin(self, recipe: RecipeName, config: TrainingConfig, data: Sequence[str]) -> tuple[Training, Path]:
+    def begin(self, recipe: RecipeName, config: TrainingConfig, about: TrainedOn) -> tuple[Training, Path]:
         """The training of this config on this data, new or taken up again, and its folder.
 
         Raises:
-            TrainingError: the processes that train together do not see the same data.
+            TrainingError: the processes that train together do not see the same data, or what it begins with cannot be written down.
         """
-        training = self.planned(recipe, config, data)
+        training = self.planned(recipe, config, about)
         if config.training and config.training != training.id:
             raise TrainingError(
                 f"training {config.training} was asked for, but these settings and what the store holds now make {training.id}: runs or "
@@ -131,9 +138,9 @@ class Workspace:
         if len(set(ranks.gathered(training.id))) > 1:
             raise TrainingError("the store changed while the processes of this training started; give the command again.")
         folder = self.project.trainings / training.id
-        return ranks.first(lambda: self._begun(training, folder, data)), folder
+        return ranks.first(lambda: self._begun(training, folder, about)), folder
 
-    def _begun(self, training: Training, folder: Path, data: Sequence[str]) -> Training:
+    def _begun(self, training: Training, folder: Path, about: TrainedOn) -> Training:
         known = {one.id: one for one in self.store.trainings(self.taskset.name)}
         if training.id in known and known[training.id].status == "done":
             return known[training.id]
@@ -141,8 +148,7 @@ class Workspace:
             if card.training == training.id:  # killed between saving the adapter and saying so
                 return self._done(training, card.ref, "")
         self._mention_others(training, known.values())
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / DATA_FILE).write_text(json.dumps(list(data)), encoding="utf-8")
+        write_begun(folder, about)
         self.store.save_training(training)
         return training
 

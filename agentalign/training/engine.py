@@ -317,6 +317,7 @@ class _Loop:
             "best_step": self.outcome.best_step,
             "tokens": self.tokens,
             "first_metrics": self.first_metrics,
+            "last_metrics": self.outcome.last_metrics,
             "micro_batch_tokens": self.budget,
             "recomputes": self.model.recomputes,
             "learners": [list(x) for x in self.learners],
@@ -342,5 +343,6 @@ class _Loop:
         if notes["recomputes"] and self.model.may_recompute:
             self.model.recompute_activations()
         evaluations = [(int(step), float(score)) for step, score in notes["evaluations"]]
-        self.outcome = Outcome(self.step, int(notes["best_step"]), evaluations, str(notes.get("stopped", "")))
+        last = dict(notes.get("last_metrics", {}))
+        self.outcome = Outcome(self.step, int(notes["best_step"]), evaluations, str(notes.get("stopped", "")), last)
         logger.info("resumed at step %d from %s", self.step, self.folder / "checkpoints")
