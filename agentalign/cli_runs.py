@@ -335,13 +335,15 @@ def _pairs(arguments: argparse.Namespace) -> None:
             dry_run=arguments.dry_run,
         )
     if arguments.json:
-        show_json({"pairs": len(made.preferences), "stored": made.stored, "known": made.known, "runs": made.runs, "counts": made.counts})
+        figures = {"stored": made.stored, "known": made.known, "withdrawn": made.withdrawn, "runs": made.runs, "counts": made.counts}
+        show_json({"pairs": len(made.preferences), **figures})
         return
     rows = [(group, name, count) for group, counts in made.counts.items() for name, count in counts.items()]
     show_table(
         ("by", "which", "pairs"), rows, empty=f"No pair is {arguments.margin} apart. Make more runs of the same tasks, or lower --margin."
     )
-    done = "counted only" if arguments.dry_run else f"{made.stored} stored, {made.known} were there already"
+    kept = f"{made.stored} stored, {made.known} were there already, {made.withdrawn} of an earlier time taken back"
+    done = "counted only" if arguments.dry_run else kept
     say(f"{len(made.preferences)} pairs from {made.runs} runs, {made.without_overall} of them without an overall value; {done}.")
 
 

@@ -11,6 +11,7 @@ from agentalign.records.criterion import Criterion, Score, ScoreStatus, overall
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.corrected import corrected_pairs
+from agentalign.scoring.pair_words import words
 from agentalign.scoring.pairs import Group, balance, corrections, describe, step_pairs, task_pairs
 from agentalign.scoring.score import score_trajectories
 from agentalign.store.filters import RunFilter
@@ -45,6 +46,8 @@ class MadePairs(NamedTuple):
     """Runs that could not be compared: not scored, or a gate's check broke."""
     stored: int
     known: int
+    withdrawn: int
+    """Pairs made before that the scores do not give any more; they are in force no longer."""
 
 
 def score_stored(
@@ -144,6 +147,9 @@ def make_pairs(
 ) -> MadePairs:
     """Preferences from the scores of a taskset's runs, balanced over families and branches; stored unless `dry_run`.
 
+    Pairs that were made of the same runs before and are not among them are taken back: DPO and the reward model learn from what the
+    scores say now. The same scores again add nothing.
+
     Args:
         split: runs of this split only, and imported runs without one; None for all.
         margin: least difference of the overall values.
@@ -162,12 +168,13 @@ def make_pairs(
     experts = [pair for pair in scored if pair[0].origin.kind in TEACHERS]
     others = [pair for pair in scored if pair[0].origin.kind not in TEACHERS]
     found: list[Preference] = []
+    said = store.preferences(taskset.name)
     if level != "step":
         found += task_pairs(others, margin=margin, per_task=per_task, seed=seed)
     if level != "run":
         found += step_pairs(others, margin=margin, per_task=per_task, seed=seed)
         found += corrections(experts, others, margin=margin, per_task=per_task, seed=seed)
-        found += corrected_pairs({run.id: run for run in runs}, store.preferences(taskset.name, source="correction"))
+        found += corrected_pairs({run.id: run for run in runs}, [word for word in said if word.source == "correction"])
     tasks = {task.id: task for task in taskset.tasks()}
     groups: dict[str, Group] = {
         run.id: (run.family, tasks[run.task_id].branch if run.task_id and run.task_id in tasks else "") for run in runs
@@ -178,6 +185,12 @@ def make_pairs(
         return groups[preference.items[0].trajectory]
 
     kept = balance(found, group_of, cap, name_of=lambda preference: preference.id, seed=seed, branches=branches)
-    counts = describe(kept, group_of)
-    report = (0, 0) if dry_run else store.add_preferences(kept)
-    return MadePairs(kept, counts, len(scored), sum(value is None for _, value in scored), report[0], report[1])
+    pairs, gone = words(kept, said, {run.id: run for run in runs}, whole=level != "step", steps=level != "run")
+    known = {word.id for word in said}
+    new = [pair for pair in pairs if pair.id not in known]
+    missing = sum(value is None for _, value in scored)
+    made = MadePairs(pairs, describe(pairs, group_of), len(scored), missing, len(new), len(pairs) - len(new), len(gone))
+    if dry_run:
+        return made._replace(stored=0, known=0)
+    store.add_preferences([*gone, *new])  # at once: nobody learns from half of the change
+    return made
