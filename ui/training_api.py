@@ -122,7 +122,7 @@ def _changing(app: FastAPI, house: House) -> None:
     def planned(_lead: Lead, token: str) -> Response:
         """What a dry run has come to; the ids themselves stay here."""
         found = plans.get(token)
-        figures = {name: value for name, value in found.figures.items() if name != "data"}
+        figures = {name: value for name, value in found.figures.items() if name not in ("data", "labels")}
         return ascii_json(PlanView(plan=token, state=found.state, reason=found.reason, figures=figures))
 
     @app.post("/api/trainings")
