@@ -63,7 +63,7 @@ def test_the_reward_models_last_word_on_the_whole_run_counts():
     one = run("t1")
     first, last = (said(one, v, kind="reward_model", rater="rm@1", time=f"2026-01-0{v}T00:00:00Z") for v in (1, 2))
     step = said(one, 4, kind="reward_model", rater="rm@1", time="2026-01-09T00:00:00Z", step=0)
-    assert reward([last, first, step]) == 2
+    assert reward([first, last, step]) == 2
     assert reward([said(one, 5)]) is None
 
 

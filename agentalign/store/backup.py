@@ -150,7 +150,7 @@ def _stones(connection: Connection) -> Iterator[Tombstone]:
     table = tables.tombstones.c
     if inspect(connection).has_table("tombstones"):
         for row in stream(connection, select(table.id, table.what, table.reason, table.time).order_by(table.seq)):
-            stone = Tombstone(*row)
+            stone = Tombstone(row.id, row.what, row.reason, row.time)
             # SQLite's columns take any type, and damage makes use of it.
             if all(isinstance(field, str) for field in stone):
                 yield stone
@@ -199,8 +199,12 @@ def _move_aside(path: Path, force: bool) -> None:
         )
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     for ending in endings:
-        # The ending stays last: by it SQLite finds the log, and with it the newest commits, when someone opens what was kept.
-        path.with_name(path.name + ending).rename(path.with_name(f"{path.name}.damaged-{moment}{ending}"))
+        there = path.with_name(path.name + ending)
+        if ending == "-shm" or (ending == "-wal" and there.stat().st_size == 0):
+            there.unlink()  # an index of the log, which SQLite makes anew, or no log at all
+        else:
+            # The ending stays last: by it SQLite finds the log, and with it the newest commits, when someone opens what was kept.
+            there.rename(path.with_name(f"{path.name}.damaged-{moment}{ending}"))
 
 
 def _refuse_full(held: int, where: str, force: bool) -> None:
