@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from agentalign.deployment.serving import replies
 from agentalign.deployment.serving.adapters import BASE
@@ -47,7 +48,7 @@ def create_app(chat: Chat, metrics: Metrics, *, keys: Sequence[str] = (), max_bo
         call = _Call(chat, metrics, request, body)
         await call.begin()
         if body.stream:
-            return StreamingResponse(call.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return _Stream(call)
         return JSONResponse(await call.whole(), headers={"Cache-Control": "no-store"})
 
     @app.get("/v1/models", responses=ERRORS)
@@ -100,7 +101,7 @@ class _Call:
             async for number, one in self._written():
                 written[number].append(one)
         finally:
-            self._cancel()
+            self.cancel()
         turns = [await self._read(number, ids[-1]) for number, ids in enumerate(written)]
         self._count(200, turns)
         return replies.whole(self._chat, self.asked, turns, written)
@@ -126,24 +127,28 @@ class _Call:
             self._count(error.status, turns)
             yield f"data: {bytes(_error(error).body).decode()}\n\n"
         finally:
-            self._cancel()
+            self.cancel()
 
     async def _read(self, number: int, last: Written) -> Turn:
         return await run_in_threadpool(self._chat.read, self.asked, number, stopped=last.end == "stop")
 
-    def _cancel(self) -> None:
+    def cancel(self) -> None:
+        """Nobody waits for what is not written yet."""
         for job in self.asked.jobs:
             self._chat.worker.cancel(job)
 
     async def _written(self) -> AsyncIterator[tuple[int, Written]]:
         """What is written, with the number of its answer, until the last of all."""
-        first, left = True, len(self.asked.jobs)
+        first, left, looked = True, len(self.asked.jobs), time.monotonic()
         while left:
+            # By the clock: where words come steadily, there is no pause to look in. A stream's response looks by itself.
+            if not self._body.stream and time.monotonic() - looked >= LOOK_SECONDS:
+                if await self._request.is_disconnected():
+                    raise RefusedError(499, "the client has gone.")
+                looked = time.monotonic()
             try:
                 number, event = await asyncio.wait_for(self._events.get(), LOOK_SECONDS)
             except TimeoutError:
-                if not self._body.stream and await self._request.is_disconnected():
-                    raise RefusedError(499, "the client has gone.") from None
                 continue
             if event.written is None:
                 raise RefusedError(504 if event.late else 503 if "stopping" in event.problem else 500, event.problem)
@@ -169,6 +174,21 @@ class _Call:
         malformed = sum(bool(turn.message.malformed) for turn in turns)
         if malformed:
             self._metrics.malformed.labels(version).inc(malformed)
+
+
+class _Stream(StreamingResponse):
+    """A call's stream. Its end is the call's, also where the client had gone before the first line, so that `stream` never began."""
+
+    def __init__(self, call: _Call) -> None:
+        super().__init__(call.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._call = call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._call.cancel()
 
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
