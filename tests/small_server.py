@@ -88,10 +88,16 @@ def running(project: Project, refs: tuple[str, ...] = (), **more: Any) -> Iterat
 @contextmanager
 def held(server: Running) -> Iterator[None]:
     """Inside, the worker does nothing, and what is handed in waits."""
-    go = threading.Event()
-    change = threading.Thread(target=server.served.chat.worker.change, args=(lambda: go.wait(30),))
+    begun, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        go.wait(30)
+
+    change = threading.Thread(target=server.served.chat.worker.change, args=(hold,))
     change.start()
     try:
+        assert begun.wait(30)
         yield
     finally:
         go.set()
