@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from agentalign.deployment.serving import replies
 from agentalign.deployment.serving.adapters import BASE
@@ -48,7 +47,7 @@ def create_app(chat: Chat, metrics: Metrics, *, keys: Sequence[str] = (), max_bo
         call = _Call(chat, metrics, request, body)
         await call.begin()
         if body.stream:
-            return _Stream(call)
+            return StreamingResponse(call.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         return JSONResponse(await call.whole(), headers={"Cache-Control": "no-store"})
 
     @app.get("/v1/models", responses=ERRORS)
@@ -101,7 +100,7 @@ class _Call:
             async for number, one in self._written():
                 written[number].append(one)
         finally:
-            self.cancel()
+            self._cancel()
         turns = [await self._read(number, ids[-1]) for number, ids in enumerate(written)]
         self._count(200, turns)
         return replies.whole(self._chat, self.asked, turns, written)
@@ -127,13 +126,12 @@ class _Call:
             self._count(error.status, turns)
             yield f"data: {bytes(_error(error).body).decode()}\n\n"
         finally:
-            self.cancel()
+            self._cancel()
 
     async def _read(self, number: int, last: Written) -> Turn:
         return await run_in_threadpool(self._chat.read, self.asked, number, stopped=last.end == "stop")
 
-    def cancel(self) -> None:
-        """Nobody waits for what is not written yet."""
+    def _cancel(self) -> None:
         for job in self.asked.jobs:
             self._chat.worker.cancel(job)
 
@@ -174,21 +172,6 @@ class _Call:
         malformed = sum(bool(turn.message.malformed) for turn in turns)
         if malformed:
             self._metrics.malformed.labels(version).inc(malformed)
-
-
-class _Stream(StreamingResponse):
-    """A call's stream. Its end is the call's, also where the client had gone before the first line, so that `stream` never began."""
-
-    def __init__(self, call: _Call) -> None:
-        super().__init__(call.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        self._call = call
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._call.cancel()
 
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
