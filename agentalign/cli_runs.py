@@ -342,8 +342,7 @@ def _pairs(arguments: argparse.Namespace) -> None:
     show_table(
         ("by", "which", "pairs"), rows, empty=f"No pair is {arguments.margin} apart. Make more runs of the same tasks, or lower --margin."
     )
-    kept = f"{made.stored} stored, {made.known} were there already, {made.withdrawn} of an earlier time taken back"
-    done = "counted only" if arguments.dry_run else kept
+    done = "counted only" if arguments.dry_run else f"{made.stored} stored, {made.known} known, {made.withdrawn} of before taken back"
     say(f"{len(made.preferences)} pairs from {made.runs} runs, {made.without_overall} of them without an overall value; {done}.")
 
 
