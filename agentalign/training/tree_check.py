@@ -56,7 +56,7 @@ def settle_trees(model: Model, adapter: str, runs: Sequence[RunLike], *, max_tok
 
 def _branching(batches: Sequence[Sequence[RunLike]]) -> TreeBatch:
     """The first tree that branches; the first one where none does."""
-    trees = (build_tree(some) for some in batches if len(some) > 1)
+    trees = (build_tree(some) for some in batches)
     return next((tree for tree in trees if len(leaf_paths(tree)) > 1), None) or build_tree(batches[0])
 
 
