@@ -39,7 +39,7 @@ def test_trees_that_score_wrongly_are_given_up_loudly(tmp_path, caplog):
 def looking_back(folder) -> Model:
     """A Llama by its config, whose first layer also mixes in the token before: in a tree that may be another branch's."""
     model = make_model(folder, CONFIGS["llama"])
-    model.backbone.layers[0].register_forward_hook(lambda _module, _given, states: states + F.pad(states, (0, 0, 1, 0))[:, :-1])
+    model.backbone.layers[0].register_forward_hook(lambda _module, _given, states: states + 10 * F.pad(states, (0, 0, 1, 0))[:, :-1])
     return model
 
 
