@@ -20,7 +20,7 @@ from agentalign.store.store import Store
 from agentalign.ui import access, auth
 from agentalign.ui.api import create_api
 from agentalign.ui.app import serve_ui
-from agentalign.ui.team import TRIES
+from agentalign.ui.team import ADDRESS_TRIES, TRIES, Tries
 
 PASSWORD = "correct horse battery"
 PEOPLE = {"ada": "rater", "bob": "rater", "lea": "lead", "max": "admin"}
@@ -289,6 +289,16 @@ def test_guessing_passwords_is_slowed_down(project: Project) -> None:
         assert codes == [401] * TRIES + [429]
         assert client.post("/api/login", json={"name": "ada", "password": PASSWORD}).status_code == 429
         assert client.post("/api/login", json={"name": "bob", "password": PASSWORD}).status_code == 200
+
+
+def test_a_flood_of_guesses_shuts_the_login_for_where_it_comes_from_alone() -> None:
+    tries = Tries()
+    flood = [tries.begin((f"n{number}", "203.0.113.9")) for number in range(100)]
+    assert flood == [True] * ADDRESS_TRIES + [False] * (100 - ADDRESS_TRIES)
+    assert not tries.begin(("ada", "203.0.113.9")) and tries.begin(("ada", "10.0.0.1"))
+    elsewhere = [tries.begin((f"n{number}", f"198.51.100.{number}")) for number in range(200)]
+    assert all(elsewhere), "who has not tried of late is heard"
+    assert not tries.begin(("n1", "198.51.100.1")), "who has, waits while so many try"
 
 
 def test_a_removed_account_or_a_new_password_ends_the_session_at_once(project: Project, store: Store) -> None:

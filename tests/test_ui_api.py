@@ -10,6 +10,7 @@ from fastapi import Depends, HTTPException, Request
 from small_base import make_base
 from small_desk import HOME, HOSTILE, make_run
 from small_ui import desk_fixtures
+from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
 from agentalign.config.project import Project
@@ -21,7 +22,7 @@ from agentalign.store.store import AddReport, Store
 from agentalign.ui import views
 from agentalign.ui.api import create_api
 from agentalign.ui.app import serve_ui
-from agentalign.ui.auth import MAX_BODY_BYTES, PERSON, Person, Role, require, require_admin, require_lead
+from agentalign.ui.auth import MAX_BODY_BYTES, PERSON, Person, Role, project_signer, require, require_admin, require_lead
 
 project, store, client = desk_fixtures()
 
@@ -128,6 +129,25 @@ def test_a_body_over_the_cap_is_refused_however_it_is_sent(client: TestClient, s
     chunks = (big[at : at + 8192] for at in range(0, len(big), 8192))
     assert client.post("/api/scores", content=chunks, headers=typed).status_code == 413
     assert store.scores() == []
+
+
+def test_cookies_of_others_on_this_machine_do_not_hide_ours() -> None:
+    signer = project_signer(b"secret")
+    own = f"{signer.cookie}={signer.sign('ada')}"
+    for others in (f'prefs={{"a": 1}}; {own}', f"{own}; x=a b", f"{signer.cookie}=forged; {own}", f"theme=dark;{own}", f"\xe4=1; {own}"):
+        assert signer.read(Headers({"cookie": others})) == ("ada", ""), others
+    split = Headers(raw=[(b"cookie", b"prefs=1"), (b"cookie", own.encode())])
+    assert signer.read(split) == ("ada", "")
+    assert signer.read(Headers({"cookie": f"{signer.cookie}=forged"})) is None
+
+
+def test_a_save_from_the_page_of_somebody_else_is_not_taken(client: TestClient, store: Store) -> None:
+    run = make_run()
+    store.add([run])
+    refused = client.post("/api/scores", json=mark(run), headers={"X-Agentalign-Rater": "b%C3%B6b"})
+    assert refused.status_code == 401 and "logged in as rater" in refused.json()["detail"]
+    assert store.scores() == []
+    assert client.post("/api/scores", json=mark(run), headers={"X-Agentalign-Rater": "rater"}).status_code == 200
 
 
 def test_every_answer_carries_the_security_headers(client: TestClient) -> None:

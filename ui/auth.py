@@ -9,9 +9,8 @@ every request, so that a removed account or a new password ends a session at onc
 
 import hashlib
 from collections.abc import MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from anyio import to_thread
 from fastapi import HTTPException, Request
@@ -30,6 +29,8 @@ TEAM_SECONDS = 12 * 3600
 MAX_BODY_BYTES = 256 * 1024
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 PERSON = "agentalign.person"
+PAGE_OF = "x-agentalign-rater"
+"""Header of a save: whose page it comes from. Somebody else may have logged in since, in another tab."""
 OPEN = frozenset({"/", "/login", "/api/login"})
 OPEN_BELOW = ("/ui/", "/run/")
 """Plain scripts and styles, and the address of a run, which tells nothing: it leads to the page, where people log in."""
@@ -87,14 +88,22 @@ class Signer(NamedTuple):
 
     def read(self, headers: Headers, seconds: int = COOKIE_SECONDS) -> tuple[str, str] | None:
         """Name and stamp in a request's cookie; None without a cookie, or with a forged or expired one."""
-        try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-            value = self.serializer.loads(morsel.value, max_age=seconds) if morsel else None
-        except (BadSignature, CookieError):
-            return None
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
-            return value[0], value[1]
-        return (value, "") if isinstance(value, str) else None
+        for signed in _cookies(headers, self.cookie):
+            try:
+                value = self.serializer.loads(signed, max_age=seconds)
+            except BadSignature:
+                continue
+            if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
+                return value[0], value[1]
+            if isinstance(value, str):
+                return value, ""
+        return None
+
+
+def _cookies(headers: Headers, name: str) -> list[str]:
+    """All values under a name. Cookies are shared by all ports, and the standard library reads none beside one that it cannot read."""
+    pairs = (pair.strip().partition("=") for line in headers.getlist("cookie") for pair in line.split(";"))
+    return [value.strip('"') for key, _, value in pairs if key == name]
 
 
 def project_signer(secret: bytes) -> Signer:
@@ -178,6 +187,8 @@ class Guard:
                 refusal = RedirectResponse("/login", 303)
             elif person is None and scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
                 refusal = sentence(401, ENDED)
+            if refusal is None and person is not None and unquote(headers.get(PAGE_OF, person.name)) != person.name:
+                refusal = sentence(401, OTHER.format(person.name))
             if refusal is None and scope["method"] not in READS:
                 body = await capped_body(receive, headers, most=MAX_BODY_BYTES)
                 receive, refusal = (receive, sentence(413, TOO_LARGE)) if body is None else (replay(body, receive), None)
@@ -197,6 +208,7 @@ class Guard:
 
 
 ENDED = "Your session has ended. Reload the page; unsaved marks are kept in this browser and sent again."
+OTHER = "This browser is logged in as {} now. Reload the page; what you had not saved is kept until you log in again."
 TOO_LARGE = f"The request is larger than {MAX_BODY_BYTES // 1024} KiB, which no rating needs. Shorten the note."
 
 

@@ -1,7 +1,8 @@
 """A team's server: the login page, and how often a wrong password may be tried.
 
 The count of tries lives in this process and is by name and address, so that guessing is slow and a stranger elsewhere cannot lock a
-colleague out. Surprise: behind a proxy everybody has one address; then the limit is by name.
+colleague out: whoever has not tried of late is always heard. Surprise: behind a proxy that does not pass addresses on everybody has one,
+and a flood of guesses shuts the login for a minute.
 """
 
 import threading
@@ -20,8 +21,10 @@ from agentalign.ui.auth import TEAM_SECONDS, Signer, person_of, sentence
 
 TRIES = 10
 """Wrong passwords a minute for one name from one address."""
+ADDRESS_TRIES = 30
+"""And for all names from one address."""
 ALL_TRIES = 100
-"""And for all names together: each costs a tenth of a second and 32 MiB."""
+"""And for all addresses that have tried before: each try costs a tenth of a second and 32 MiB."""
 MINUTE = 60.0
 
 
@@ -47,7 +50,8 @@ class Tries:
             now = time.monotonic()
             while self._times and self._times[0][0] < now - MINUTE:
                 self._times.popleft()
-            if len(self._times) >= ALL_TRIES or sum(known == key for _, known in self._times) >= TRIES:
+            here = [known for _, known in self._times if known[1] == key[1]]
+            if here.count(key) >= TRIES or len(here) >= ADDRESS_TRIES or (here and len(self._times) >= ALL_TRIES):
                 return False
             self._times.append((now, key))
             return True

@@ -30,8 +30,11 @@ class Server:
         self.port = 0
         self.start()
 
+    def app(self) -> uvicorn.Config:
+        return uvicorn.Config(create_app(self.project, rater="rater"), port=self.port, log_level="error")
+
     def start(self) -> None:
-        self.server = uvicorn.Server(uvicorn.Config(create_app(self.project, rater="rater"), port=self.port, log_level="error"))
+        self.server = uvicorn.Server(self.app())
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:

@@ -56,7 +56,7 @@ async function start(root) {
   const screen = h("main", { class: "screen" });
   root.replaceChildren(bar(session, root), h("div", { class: "notice", role: "alert", hidden: true }), screen);
   listen(root);
-  openQueue(session.id);
+  openQueue(session.id, session.rater);
   onSave((state) => {
     if (state.kind === "refused") notice(root, state.text);
   });

@@ -27,14 +27,16 @@ export function makeMarks(run) {
     else if (SILENT.includes(score.status)) continue;
     else verdicts.set(place, [...(verdicts.get(place) ?? []), score]);
   }
+  const sent = new Map();
   for (const item of unsaved()) {
     const body = item.body;
     if (item.url !== SCORES || body.trajectory !== run.id) continue;
+    sent.set(body.key, { place: placeOf(body.criterion, body.step), was: mine.get(placeOf(body.criterion, body.step)) });
     if (body.status === WITHDRAWN) mine.delete(placeOf(body.criterion, body.step));
     else mine.set(placeOf(body.criterion, body.step), { value: body.value, status: body.status, note: body.note, chips: body.chips ?? [], state: "pending", key: body.key });
   }
-  // Chips that were ticked before there is an answer to keep them with.
-  return { mine, verdicts, ticked: new Map() };
+  // Chips that were ticked before there is an answer to keep them with, and by key what each mark that is on its way took the place of.
+  return { mine, verdicts, ticked: new Map(), sent };
 }
 
 export function placeOf(criterion, step) {
@@ -50,6 +52,7 @@ export function giveMark(run, marks, criterion, step, answer, text, ticks) {
   const status = SILENT.includes(answer) ? answer : null;
   const value = status ? null : answer;
   const key = save(SCORES, { trajectory: run.id, criterion: criterion.key, step, value, status, note, chips });
+  marks.sent.set(key, { place, was: marks.mine.get(place) });
   if (status === WITHDRAWN) marks.mine.delete(place);
   else marks.mine.set(place, { value, status, note, chips, state: "pending", key });
 }
@@ -71,14 +74,19 @@ export function tick(run, marks, { criterion, step }, chip) {
 
 /** Take an acknowledgement or refusal; true if it was about one of these marks. */
 export function settle(marks, change) {
-  if (!change.item) return false;
-  for (const [place, mark] of marks.mine) {
-    if (mark.key !== change.item.body.key) continue;
-    if (change.kind === "saved") mark.state = "saved";
+  const key = change.item?.body.key;
+  const { place, was } = marks.sent.get(key) ?? {};
+  if (place === undefined) return false;
+  marks.sent.delete(key);
+  const now = marks.mine.get(place);
+  if (change.kind === "saved") {
+    if (now?.key === key) now.state = "saved";
+  } else if (now === undefined || now.key === key) {
+    // What stood there before still does, for the server.
+    if (was) marks.mine.set(place, was);
     else marks.mine.delete(place);
-    return true;
   }
-  return false;
+  return true;
 }
 
 /** The panel as nodes. `actions`: pick(index), mark(index, value), note(index, text). */

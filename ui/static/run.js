@@ -12,7 +12,7 @@ import { CHIP_LETTERS, LETTERS } from "./letters.js";
 import { answerOf, CANT_JUDGE, cardsOf, giveMark, makeMarks, number, panel, placeOf, settle, tick, verdict, WITHDRAWN } from "./rate.js";
 import { onSave, read } from "./save.js";
 import { timeline, toggle } from "./timeline.js";
-import { tokenTurns } from "./tokens.js";
+import { tokenView } from "./tokens.js";
 
 /** Show a run; `given` is what the server told of it already, in a queue, where it has no neighbours. */
 export async function showRun(view, { id, query, root, given }) {
@@ -57,6 +57,13 @@ export async function showRun(view, { id, query, root, given }) {
     for (const step of stale) redraw(stepMarks.get(step), stepChips(run, marks, step));
     stale.clear();
   };
+  // Nothing is drawn anew under somebody who types, whose next letters would be keys, nor under the click that ends the typing.
+  const drawSoon = soon(() => {
+    const field = side.querySelector("textarea:focus");
+    if (field) field.addEventListener("blur", drawLater, { once: true });
+    else drawMarks();
+  });
+  const drawLater = () => setTimeout(drawSoon, CLICK);
   const actions = {
     pick: (index) => {
       if (cards[index].criterion.key === screen.card) return;
@@ -82,7 +89,7 @@ export async function showRun(view, { id, query, root, given }) {
       const { criterion, step } = cards[index];
       const given = marks.mine.get(placeOf(criterion.key, step));
       if (given) give(criterion, step, answerOf(given), text);
-      drawMarks();
+      drawLater();
     },
   };
   const give = (criterion, step, ...answer) => {
@@ -179,8 +186,6 @@ export async function showRun(view, { id, query, root, given }) {
     },
     (error) => notice(root, error.message),
   );
-  // Marks that were sent together are acknowledged together, and drawn once.
-  const drawSoon = soon(drawMarks);
   const stop = onSave((change) => {
     if (!settle(marks, change)) return;
     stale.add(change.item.body.step);
@@ -195,6 +200,7 @@ export async function showRun(view, { id, query, root, given }) {
   useKeys(keysOf(run, { press, pressChip, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root }));
 }
 
+const CLICK = 300;
 const FRESH = 60000;
 const NONE = { id: "", asked: 0, run: null };
 let ahead = NONE;
@@ -217,27 +223,6 @@ async function readRun(id) {
   ahead = NONE;
   if (known !== id || performance.now() - asked > FRESH) return read("/api/runs/" + encodeURIComponent(id));
   return run;
-}
-
-/** The token view: its button, its box, and `toggle`, which reads the tokens on first use. */
-function tokenView(run, rows) {
-  const box = h("div", { class: "tokens", hidden: true });
-  const button = h("button", { type: "button", class: "quiet", "aria-pressed": "false", title: "What a training sees, and which tokens it learns", onclick: () => toggle() }, "Tokens ", h("kbd", {}, LETTERS.tokens));
-  const toggle = async () => {
-    box.hidden = !box.hidden;
-    rows.hidden = !box.hidden;
-    button.setAttribute("aria-pressed", String(rows.hidden));
-    if (!box.childNodes.length) await ask("sft");
-  };
-  const ask = async (seenAs) => {
-    if (!box.childNodes.length) box.append(h("p", { class: "dim" }, "Reading the tokenizer …"));
-    try {
-      box.replaceChildren(...tokenTurns(await read(`/api/runs/${run.id}/tokens?seen_as=${encodeURIComponent(seenAs)}`), ask));
-    } catch (error) {
-      box.replaceChildren(h("p", { class: "fault" }, visible(error.message)));
-    }
-  };
-  return { button, box, toggle };
 }
 
 function keysOf(run, { press, pressChip, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root }) {

@@ -9,6 +9,8 @@ const TOGETHER = { "/api/scores": { url: "/api/scores/many", most: 100, characte
 
 const listeners = new Set();
 let prefix = "agentalign.unsaved.";
+let rater = "";
+let tabs = null;
 let running = false;
 let failures = 0;
 let timer = 0;
@@ -21,9 +23,14 @@ export function onSave(listener) {
   return () => listeners.delete(listener);
 }
 
-/** Start with what an earlier visit left unsaved. Marks of another project on this port stay where they are. */
-export function openQueue(project) {
-  prefix = `agentalign.unsaved.${project}.`;
+/** Start with what an earlier visit left unsaved. Marks of another project on this port, and of another person, stay where they are. */
+export function openQueue(project, person) {
+  rater = encodeURIComponent(person);
+  prefix = `agentalign.unsaved.${project}.${rater}/`;
+  // Whichever tab sends a mark, the one where it was given waits for the answer.
+  tabs?.close();
+  tabs = new BroadcastChannel(prefix);
+  tabs.addEventListener("message", (event) => tell(event.data));
   window.addEventListener("online", () => flush());
   window.addEventListener("beforeunload", (event) => {
     if (unsaved().length) event.preventDefault();
@@ -87,6 +94,8 @@ export async function flush() {
       failures = 0;
       items.forEach((item, index) => settled(item, answers[index]));
     }
+    // Another tab sent what waited here.
+    if (state.kind === "waiting") tell({ kind: "idle", text: "" });
   } finally {
     running = false;
   }
@@ -94,8 +103,11 @@ export async function flush() {
 
 function settled(item, answer) {
   localStorage.removeItem(item.name);
-  if (answer.saved) tell({ kind: "saved", text: `saved ${new Date().toLocaleTimeString("en-GB")}`, item, answer: answer.answer });
-  else tell({ kind: "refused", text: `not saved: ${answer.reason}`, item });
+  const change = answer.saved
+    ? { kind: "saved", text: `saved ${new Date().toLocaleTimeString("en-GB")}`, item, answer: answer.answer }
+    : { kind: "refused", text: `not saved: ${answer.reason}`, item };
+  tell(change);
+  tabs?.postMessage(change);
 }
 
 /** The oldest of the waiting items, with those after it that can go in the same request. */
@@ -122,7 +134,7 @@ async function post(url, body) {
   try {
     response = await fetch(url, {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
+      headers: { "Content-Type": "application/json", "X-Agentalign-Rater": rater },
       body: JSON.stringify(body),
       signal: AbortSignal.timeout(TIMEOUT),
     });

@@ -1,6 +1,8 @@
 // A run as the trainer sees it: grey is read, green is learned; or every token coloured by a figure that a training noted.
 
 import { capped, h, visible } from "./dom.js";
+import { LETTERS } from "./letters.js";
+import { read } from "./save.js";
 
 const FIGURES = {
   weight: ["weight", "How much the token counts in the loss; below zero it is made less likely"],
@@ -12,7 +14,7 @@ const FIGURES = {
 };
 
 /** The answer of /api/runs/<id>/tokens as nodes. `ask(seenAs)` shows another view. */
-export function tokenTurns(view, ask) {
+function tokenTurns(view, ask) {
   const share = view.n_tokens ? Math.round((100 * view.n_trainable) / view.n_tokens) : 0;
   const known = new Set(["weight"]);
   for (const turn of view.turns) {
@@ -73,4 +75,25 @@ function shade(figure, value) {
 
 function number(value) {
   return (Math.round(value * 1000) / 1000).toString();
+}
+
+/** The token view: its button, its box, and `toggle`, which reads the tokens on first use. */
+export function tokenView(run, rows) {
+  const box = h("div", { class: "tokens", hidden: true });
+  const button = h("button", { type: "button", class: "quiet", "aria-pressed": "false", title: "What a training sees, and which tokens it learns", onclick: () => toggle() }, "Tokens ", h("kbd", {}, LETTERS.tokens));
+  const toggle = async () => {
+    box.hidden = !box.hidden;
+    rows.hidden = !box.hidden;
+    button.setAttribute("aria-pressed", String(rows.hidden));
+    if (!box.childNodes.length) await ask("sft");
+  };
+  const ask = async (seenAs) => {
+    if (!box.childNodes.length) box.append(h("p", { class: "dim" }, "Reading the tokenizer …"));
+    try {
+      box.replaceChildren(...tokenTurns(await read(`/api/runs/${run.id}/tokens?seen_as=${encodeURIComponent(seenAs)}`), ask));
+    } catch (error) {
+      box.replaceChildren(h("p", { class: "fault" }, visible(error.message)));
+    }
+  };
+  return { button, box, toggle };
 }
