@@ -99,8 +99,8 @@ def add_last(commands: Commands) -> None:
         "put a backup in the place of the store",
         run=_restore,
         more=(
-            "The backup is read whole before anything is replaced; a damaged store is kept beside it. What the store has forgotten since "
-            "stays forgotten, as long as the store is there to say so; accounts come back as the backup has them."
+            "The backup is read whole before anything is replaced, and so is the store; a damaged one is kept beside it. What the store "
+            "has forgotten since stays forgotten, as long as the store is there to say so; accounts come back as the backup has them."
         ),
         examples="agentalign restore before-import.db --force",
     )

@@ -21,9 +21,10 @@ def add(commands: Commands) -> None:
         "delete runs, or all that a person said, for good",
         run=_forget,
         more=(
-            "A run goes with its forks, corrections, tokens, scores and preferences. What is left is a tombstone: id, date and reason, so "
-            "that it does not come back and trainings can be told honestly. Adapters keep what they learned, and backups and exported "
-            "files what they hold: delete those yourself. Without --yes it only says what would go."
+            "A run goes with its forks, corrections, tokens, scores and preferences, a person with their marks, comparisons, decisions, "
+            "corrections and account. A chat that they kept names nobody: find it by --text, or name it by --run. What is left is a "
+            "tombstone: id, date and reason, so that it does not come back and trainings can be told honestly. Adapters keep what they "
+            "learned, and backups and exported files what they hold: delete those yourself. Without --yes it only says what would go."
         ),
         examples=(
             'agentalign forget --run 3fa9 --reason "the customer asked"\n'
@@ -32,7 +33,7 @@ def add(commands: Commands) -> None:
         ),
     )
     parser.add_argument("--run", dest="ids", action="append", default=[], metavar="ID", help="this run; may be given again")
-    parser.add_argument("--person", metavar="NAME", help="everything that this person rated, and the account")
+    parser.add_argument("--person", metavar="NAME", help="everything that this person rated, decided or corrected, and the account")
     add_filters(parser)
     parser.add_argument("--reason", required=True, help="stays in the tombstones")
     parser.add_argument("--yes", action="store_true", help="do it")
@@ -110,7 +111,7 @@ def _queue_add(arguments: argparse.Namespace) -> None:
 
     project = Project.find()
     with Store(project.store_url) as store:
-        ids = [store.resolve_id(id) for id in arguments.ids] or _matching(store, arguments)
+        ids = _named(store, arguments) or _matching(store, arguments)
         if arguments.gold and arguments.pairs:
             added, changed = _add_gold_pair(store, ids, arguments.gold)
         else:
@@ -151,6 +152,17 @@ def _tasksets(store: "object", ids: list[str]) -> set[str]:
 
     assert isinstance(store, Store)
     return {row.taskset for row in store.runs(RunFilter(ids=tuple(ids)), limit=len(ids) or 1).rows}
+
+
+def _named(store: "object", arguments: argparse.Namespace) -> list[str]:
+    """The runs that --run names; UsageError where a filter stands beside it, because nobody can know which of the two is meant."""
+    from agentalign.store.filters import RunFilter
+    from agentalign.store.store import Store
+
+    if arguments.ids and run_filter(arguments) != RunFilter():
+        raise UsageError("--run names single runs, and the filter beside it would be ignored. Give the one or the other.")
+    assert isinstance(store, Store)
+    return [store.resolve_id(id) for id in arguments.ids]
 
 
 def _matching(store: "object", arguments: argparse.Namespace) -> list[str]:
@@ -274,13 +286,14 @@ def _forget(arguments: argparse.Namespace) -> None:
 
     project = Project.find()
     with Store(project.store_url) as store:
-        named = [store.resolve_id(id) for id in arguments.ids]
+        named = _named(store, arguments)
         ids = named if named or run_filter(arguments) == RunFilter() else _matching(store, arguments)
         if not ids and arguments.person is None:
             raise UsageError("say what to forget: --run ID, a filter such as --text WORDS, or --person NAME.")
         if not arguments.yes:
-            theirs = f", and all that {arguments.person} said" if arguments.person else ""
-            show(f"{len(ids)} runs with all that was said about them{theirs}.")
+            would = store.foreseen(ids, arguments.person)
+            account = f", and the account of {arguments.person}" if would.accounts else ""
+            show(f"{len(would.runs)} runs, {len(would.scores)} scores and {len(would.preferences)} preferences would go{account}.")
             say("Nothing was deleted. Give --yes to delete it for good.")
             return
         gone = store.forget(ids, arguments.person, reason=arguments.reason)

@@ -83,3 +83,30 @@ def running(project: Project, refs: tuple[str, ...] = (), **more: Any) -> Iterat
         found.client.close()
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def held(server: Running) -> Iterator[None]:
+    """Inside, the worker does nothing, and what is handed in waits."""
+    begun, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        go.wait(30)
+
+    change = threading.Thread(target=server.served.chat.worker.change, args=(hold,))
+    change.start()
+    try:
+        assert begun.wait(30)
+        yield
+    finally:
+        go.set()
+        change.join()
+
+
+def until(true: Any) -> None:
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")

@@ -115,3 +115,27 @@ def test_forgetting_says_what_would_go_and_then_deletes_it(project, capsys):
     said(capsys, "forget", "--run", ids(project)[0], "--reason", "asked for", "--yes")
     assert len(ids(project)) == 1
     assert main(["forget", "--reason", "nothing named", "--yes"]) == 2
+
+
+def test_what_is_announced_to_go_is_what_goes_forks_included(project, capsys):
+    one = ids(project)[0]
+    messages = (Message(role="user", content="Switch the lamp on."), Message(role="assistant", content="No."))
+    origin = Origin(kind="rollout", reference="base", task="fork")
+    with Store(project.store_url) as store:
+        for _fork in range(2):
+            parent = store.runs().rows[0].id if _fork else one
+            store.add([Trajectory(taskset="hello", messages=messages, origin=origin, parent=(parent, 0))])
+        store.accounts.set("bob", "rater", "correct horse battery")
+    named = ("forget", "--run", one, "--person", "bob", "--reason", "asked for")
+    assert "3 runs, 0 scores and 0 preferences would go, and the account of bob." in said(capsys, *named).out
+    assert len(ids(project)) == 5
+    assert "3 runs, 0 scores and 0 preferences are deleted" in said(capsys, *named, "--yes").out
+    assert len(ids(project)) == 2
+
+
+@pytest.mark.parametrize("words", [("forget", "--reason", "asked for", "--yes"), ("queue", "add")])
+def test_runs_are_named_or_filtered_and_never_both(project, capsys, words):
+    assert main([*words, "--run", ids(project)[0], "--text", "lamp"]) == 2
+    assert "--run names single runs" in capsys.readouterr().err
+    assert len(ids(project)) == 3
+    assert json.loads(said(capsys, "queue", "list", "--json").out) == []

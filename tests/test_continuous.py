@@ -238,6 +238,50 @@ def test_a_constraint_without_a_way_out_ends_its_own_row_with_a_reason(small: Sm
     assert_alone(small, free, found[1])
 
 
+def test_a_constraint_that_cannot_follow_ends_its_own_row_with_a_reason(small: Small) -> None:
+    class Lost(Only):
+        def advance(self, token: int) -> None:
+            super().advance(token)
+            if not self.left:
+                raise ModelError("the grammar is too large.")
+
+    bound = work(0, "hello@1", text(1, 10), 9, constraint=Lost(None, frozenset(), 3))
+    free = work(1, "hello@2", text(1, 10), 9)
+    found = run(small.batch(), [bound, free])
+    assert [w.problem for w in found[0]] == ["", "", "the grammar is too large."]
+    assert len(bound.ids) == 2, "what it could not follow is not written"
+    assert_alone(small, free, found[1])
+
+
+def test_what_was_written_before_a_step_broke_is_not_lost(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, forward, calls = small.batch(), small.generator.forward, 0
+
+    def breaking(*given):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("out of memory")
+        return forward(*given)
+
+    monkeypatch.setattr(batch.generator, "forward", breaking)
+    short, long = work(0, "hello@1", text(1, 20), 1), work(1, "hello@2", text(2, 20), 9)
+    with batch.generator.ready(NAME):
+        for one in (short, long):
+            batch.admit(one)
+        with pytest.raises(RuntimeError):  # the prompts are computed, and give a token each; the long one's second breaks
+            batch.step()
+        found = batch.take()
+        assert [(w.key, w.end) for w in found] == [(0, "length"), (1, "")]
+        assert batch.take() == []
+        for one in batch.clear():
+            batch.admit(one)
+        while batch.works:
+            found += batch.step()
+    monkeypatch.undo()
+    for one in (short, long):
+        assert_alone(small, one, [w for w in found if w.key == one.key])
+
+
 def test_an_adapter_that_is_not_in_memory_is_named(small: Small) -> None:
     batch = small.batch()
     with batch.generator.ready(NAME):

@@ -63,10 +63,18 @@ def test_people_count_before_judges_before_checks_before_reward_models_and_peopl
 
 
 def test_the_newest_answer_of_a_rater_counts_and_steps_count_through_their_mean() -> None:
-    changed = [score("done", 1, "human", at=5), score("done", 0, "human", at=9), score("done", 0.5, "human", at=1)]
+    changed = [score("done", 0.5, "human", at=1), score("done", 1, "human", at=5), score("done", 0, "human", at=9)]
     assert unit_values([DONE], changed)["done"] == 0
     assert unit_values([DONE], [score("done", 1, step=0), score("done", 0, step=1)])["done"] == 0.5
     assert unit_values([DONE], [score("done", 1, at=1), score("done", None, at=2)]) == {}, "a check that broke later takes its answer back"
+
+
+def test_the_order_of_storing_decides_whatever_the_times_say() -> None:
+    given = score("tone", 5, "human", rater="ada", at=9)
+    back = given.model_copy(update={"status": ScoreStatus.WITHDRAWN, "value": None, "time": "2020"})
+    assert overall([TONE], [given, back]) is None and overall([TONE], [given, score("tone", 1, "human", rater="ada", at=3)]) == 0.1
+    decisions = [score("tone", 1, "adjudicator", rater="lead", at=9), score("tone", 3, "adjudicator", rater="eve", at=2)]
+    assert unit_values([TONE], [given, *decisions]) == {"tone": 0.5}
 
 
 def test_a_decision_counts_alone_at_its_place_and_a_later_mark_does_not_undo_it() -> None:
@@ -75,7 +83,7 @@ def test_a_decision_counts_alone_at_its_place_and_a_later_mark_does_not_undo_it(
     assert unit_values([DONE], [*people, decision])["done"] == 0.0
     assert unit_values([DONE], [*people, decision, score("done", 1.0, "human", rater="cleo", at=9)])["done"] == 0.0
     newer = score("done", 0.25, "adjudicator", rater="other lead", at=7)
-    assert unit_values([DONE], [newer, *people, decision])["done"] == 0.25, "of two decisions the newest stands, whoever made it"
+    assert unit_values([DONE], [*people, decision, newer])["done"] == 0.25, "of two decisions the newest stands, whoever made it"
     assert overall((DONE, KEPT), [score("done", 1), score("kept", 0, "human"), score("kept", 1, "adjudicator")]) == pytest.approx(1.0)
 
 

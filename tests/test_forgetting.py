@@ -9,9 +9,10 @@ from agentalign.errors import DataError
 from agentalign.records.criterion import Score
 from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import Message, Origin, TokenRecord, Trajectory, TurnTokens
+from agentalign.scoring.corrected import Act, correct_step, correction_pair
 from agentalign.store.backup import backup, restore
 from agentalign.store.filters import RunFilter
-from agentalign.store.queue import Rules
+from agentalign.store.queue import Finish, Rules
 from agentalign.store.store import AddReport, Store
 
 NEEDLE = "needle-4711-in-the-haystack"
@@ -93,6 +94,75 @@ def test_a_person_goes_with_every_word_and_their_runs_in_the_queue_wait_again(st
     assert (done.runs, len(done.scores), len(done.preferences), done.assignments, done.accounts) == ((), 1, 1, 1, 1)
     assert [found.rater for found in store.scores()] == ["bob"] and [p.rater for p in store.preferences("desk")] == ["bob"]
     assert store.queue_items.items()[0].status == "open" and store.accounts.find("ada") is None
+
+
+def test_a_person_goes_with_what_they_decided_and_corrected(store: Store) -> None:
+    one, two = run("One."), run("Two.")
+    corrected = correct_step(one, 0, Act(f"Done, {NEEDLE}.", "", ()), "ada")
+    store.add([one, two, corrected, run("Of the fork.", (corrected.id, 0))])
+    decision = Score(trajectory=one.id, criterion="tone@1", value=0, rater="ada", rater_kind="adjudicator", note=NEEDLE)
+    others = Score(trajectory=one.id, criterion="tone@1", value=1, rater="bob", rater_kind="adjudicator", note="as ada says", time="1")
+    check = Score(trajectory=one.id, criterion="tone@1", value=1, rater="ada", rater_kind="judge", note='an "adjudicator" of that name')
+    store.add_scores([others, decision, check])
+    pair = {"taskset": "desk", "items": (Item(one.id), Item(two.id)), "note": NEEDLE}
+    store.add_preferences([correction_pair(corrected, one, note=NEEDLE), Preference(source="adjudicator", rater="ada", **pair)])
+    store.queue_items.add([corrected.id])
+    seen = store.foreseen(person="ada")
+    assert (len(seen.runs), seen.scores, len(seen.preferences)) == (2, (decision.id,), 2) and store.runs().total == 4
+    assert store.forget(person="ada", reason="left the team") == seen
+    assert {found.id for found in store.scores()} == {others.id, check.id} and store.preferences("desk") == []
+    assert {row.id for row in store.runs().rows} == {one.id, two.id} and store.queue_items.items() == []
+    assert not [found for found in store.trajectories() if NEEDLE in found.model_dump_json()]
+    assert store.runs(RunFilter(criterion="tone@1", score_at_least=1)).total == 1, "the decision that is left counts again"
+    assert store.check().problems == ()
+
+
+def test_what_begins_as_a_forgotten_run_did_is_not_let_in_later(store: Store) -> None:
+    first, kept = run(f"My number is {NEEDLE}."), run("Hello.")
+    fork = run(f"My number is {NEEDLE}. Again.", (first.id, 0))
+    second, third = run(f"{NEEDLE}, second.", (fork.id, 0)), run(f"{NEEDLE}, third.", (fork.id, 0))
+    corrected = correct_step(first, 0, Act("Done at once.", "", ()), "ada")
+    store.add([first, kept])
+    store.forget([first.id], reason="asked for")
+    tokens = TokenRecord(trajectory=fork.id, base="b", turns=())
+    assert store.add([second, fork, run("Of another.", (kept.id, 0))], [tokens]) == AddReport(1, 0, 2), "in any order"
+    assert store.add([third]) == AddReport(0, 0, 1), "though its parent was never stored"
+    assert store.add([corrected, first]) == AddReport(0, 0, 2)
+    assert {row.excerpt for row in store.runs().rows} == {"Hello.", "Of another."}
+    with pytest.raises(DataError, match=r"was forgotten on .*asked for"):
+        store.trajectory(fork.id)
+    with pytest.raises(DataError, match="was forgotten, or goes back to a run that was"):
+        store.add_preferences([correction_pair(corrected, first)])
+    assert store.add([run("After a score.", (score(kept, "ada").id, 0))]) == AddReport(1, 0), "a parent that nobody knows is no reason"
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_an_answer_after_something_was_forgotten_is_one(store_url: str, tmp_path: Path, restored: bool) -> None:
+    here, gone, third = run("Here."), run("Gone."), run("Third.")
+    with Store(store_url) as store:
+        store.add([here, gone, third])
+        store.add_scores([score(gone, person) for person in ("bob", "cleo", "dora")])
+        store.add_preferences([preference(gone, third, person) for person in ("bob", "cleo", "dora")])
+        store.queue_items.add([here.id])
+        store.pairs.add([(here.id, third.id)])
+        queue = store.queue(Rules(gold_rate=0, repeat_rate=0))
+        hands = [queue.take(person) for person in ("ada", "eve")]
+        backup(store_url, tmp_path / "old.db")
+        store.forget([gone.id], reason="asked for")
+    if restored:
+        restore(tmp_path / "old.db", store_url, force=True)
+    with Store(store_url) as store:
+        queue = store.queue(Rules())
+        for person, hand in zip(("ada", "eve"), hands, strict=True):
+            assert hand is not None
+            with pytest.raises(DataError, match="not answered yet"):
+                queue.finish(hand.id, person, ["tone@1" if hand.other is None else "overall"])
+            if hand.other is None:
+                store.add_scores([score(here, person)])
+                assert queue.finish(hand.id, person, ["tone@1"]) == Finish(False, False)
+            else:
+                store.add_preferences([preference(here, third, person)])
+                assert queue.finish(hand.id, person, ["overall"]) == Finish(False, False)
 
 
 def test_no_byte_of_it_is_left_in_the_files_of_a_sqlite_store(tmp_path: Path) -> None:

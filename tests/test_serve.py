@@ -156,7 +156,9 @@ def test_without_llguidance_what_needs_it_is_refused(server: Running, monkeypatc
         ({"frequency_penalty": 2.5}, "frequency_penalty"), ({"presence_penalty": -3}, "presence_penalty"),
         ({"n": 2}, "n"), ({"n": 9, "temperature": 1}, "n"), ({"stop": ["a", "b", "c", "d", "e"]}, "stop"), ({"stop": [""]}, "stop"),
         ({"stop": "x" * 300}, "stop"), ({"stop": 5}, "stop"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"), ({"top_p": 0.5}, "top_p"), ({"top_p": 0.5, "temperature": None}, "top_p"),
+        ({"top_logprobs": 5}, "top_logprobs"), ({"top_logprobs": 5, "logprobs": False}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"service_tier": "auto"}, "service_tier"), ({"temperature": 3}, "temperature"), ({"max_tokens": 10**6}, "max_tokens"),
         ({"tool_choice": "required"}, "tool_choice"), ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages"), ({"messages": []}, "messages"),
@@ -170,6 +172,13 @@ def test_what_is_not_honoured_is_refused_by_name(server: Running, more: dict[str
 
 def test_values_that_ask_for_nothing_are_taken(server: Running) -> None:
     server.chat(frequency_penalty=0, presence_penalty=0.0, n=1, logit_bias={}, store=False, stop=None, user="u", max_completion_tokens=2)
+    server.chat(top_p=1, top_logprobs=0, stream_options={"include_usage": False}, stream=False, max_tokens=2)
+
+
+@pytest.mark.parametrize("more", [{"seed": 3}, {"seed": 4, "temperature": 0, "top_p": 0.5}, {"top_p": 0.01, "temperature": 0.7}])
+def test_a_seed_and_an_explicit_temperature_of_nothing_get_the_likeliest_answer(server: Running, more: dict[str, Any]) -> None:
+    """What they ask for is kept: the same answer each time, and of the likeliest ids the one that is left."""
+    assert server.chat(**FREE, **more)["choices"] == server.chat(**FREE)["choices"]
 
 
 @pytest.mark.parametrize("model", ["nobody", "toy_desk@9", "../x", "/etc/passwd", "http://x/y", "toy_desk@candidate", "a\x00b"])

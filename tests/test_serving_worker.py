@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("prometheus_client", reason="serving is an extra: pip install 'agentalign[serve]'")
 
-from small_server import TINY, Running, add_soft_adapter, promote, running
+from small_server import TINY, Running, add_soft_adapter, held, promote, running, until
 
 from agentalign.config.project import Project
 from agentalign.deployment.serve import Settings
@@ -41,14 +41,6 @@ def ask(server: Running, content: str, **more: Any) -> httpx.Response:
     return server.client.post(URL, json=body)
 
 
-def until(true: Any) -> None:
-    for _ in range(3000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come to that")
-
-
 def test_a_request_that_breaks_the_batch_fails_alone(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = {i: ask(server, f"number {i}", max_tokens=40).json()["choices"] for i in range(3)}
     poison = server.served.chat.dialect.encode("poison")
@@ -68,6 +60,120 @@ def test_a_request_that_breaks_the_batch_fails_alone(server: Running, monkeypatc
     assert "RuntimeError" in broken.result().json()["error"]["message"]
     assert {i: one.result().json()["choices"] for i, one in enumerate(others)} == alone
     assert ask(server, "number 1", max_tokens=40).json()["choices"] == alone[1]
+
+
+def poisoned(server: Running, ids: Any) -> bool:
+    poison, ids = server.served.chat.dialect.encode("poison"), list(ids)
+    return any(ids[i : i + len(poison)] == poison for i in range(len(ids)))
+
+
+@pytest.mark.parametrize("failing", [range(1, 9), [3]])
+def test_a_request_that_fails_on_its_way_into_the_batch_fails_alone(server: Running, monkeypatch: pytest.MonkeyPatch, failing: Any) -> None:
+    """At every try, or only when it joins the others again after another one broke the batch and worked alone."""
+    worker = server.served.chat.worker
+    batch, admit, tried = worker._batch, worker._batch.admit, 0
+    once = [] if 1 in failing else [RuntimeError("out of memory")]
+
+    def full(work: Any) -> None:
+        nonlocal tried
+        if poisoned(server, work.context):
+            tried += 1
+            if tried in failing:
+                raise RuntimeError("out of memory")
+        elif tried and once:
+            raise once.pop()
+        admit(work)
+
+    monkeypatch.setattr(batch, "admit", full)
+    with ThreadPoolExecutor(3) as threads, held(server):
+        first = threads.submit(ask, server, "number 1", max_tokens=40)
+        until(lambda: worker.waiting == 1)
+        second = threads.submit(ask, server, "poison")
+        until(lambda: worker.waiting == 2)
+        third = threads.submit(ask, server, "number 3", max_tokens=40)
+        until(lambda: worker.waiting == 3)
+    assert second.result().status_code == 500
+    assert "RuntimeError" in second.result().json()["error"]["message"]
+    monkeypatch.undo()
+    assert first.result().json()["choices"] == ask(server, "number 1", max_tokens=40).json()["choices"]
+    assert third.result().json()["choices"] == ask(server, "number 3", max_tokens=40).json()["choices"]
+    assert worker.alive
+    assert not any(server.served.chat.adapters._used.values()), "the adapter is free again"
+
+
+def test_what_was_written_before_the_batch_broke_is_told_and_ends_what_it_ended(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = server.served.chat.worker
+    generator, calls = worker._batch.generator, 0
+    forward = generator.forward
+
+    def breaking(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # the prompts are computed, and have given a token each
+            raise RuntimeError("out of memory")
+        return forward(*given)
+
+    with ThreadPoolExecutor(2) as threads:
+        with held(server):
+            monkeypatch.setattr(generator, "forward", breaking)
+            short = threads.submit(ask, server, "a new short one", max_tokens=1, return_token_ids=True)
+            long = threads.submit(ask, server, "a new long one", max_tokens=12, return_token_ids=True)
+            until(lambda: worker.waiting == 2)
+        broken = [one.result().json() for one in (short, long)]
+    assert calls > 2
+    monkeypatch.undo()
+    whole = [ask(server, f"a new {name} one", max_tokens=most, return_token_ids=True).json() for name, most in (("short", 1), ("long", 12))]
+    for found, expected in zip(broken, whole, strict=True):
+        assert found["choices"][0]["token_ids"] == expected["choices"][0]["token_ids"]
+        assert found["choices"][0]["message"] == expected["choices"][0]["message"]
+        assert found["usage"]["completion_tokens"] == expected["usage"]["completion_tokens"]
+
+
+def test_a_request_pays_for_no_fault_of_others_however_many(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = server.served.chat.worker
+    generator = worker._batch.generator
+    forward = generator.forward
+
+    def breaking(ids: Any, *rest: Any) -> Any:
+        if poisoned(server, ids.tolist()):
+            raise RuntimeError("a kernel failed")
+        return forward(ids, *rest)
+
+    monkeypatch.setattr(generator, "forward", breaking)
+    monkeypatch.setattr(generator, "stop_ids", frozenset())
+    with ThreadPoolExecutor(2) as threads:
+        long = threads.submit(ask, server, "number 1", max_tokens=600)
+        for _ in range(4):
+            with held(server):
+                broken = threads.submit(ask, server, "poison")
+                until(lambda: worker.waiting == 1)
+            assert broken.result().status_code == 500
+        assert not long.done(), "it was in the batch all the time"
+        assert long.result().status_code == 200
+
+
+def test_a_change_that_fails_is_its_callers_failure_alone(server: Running) -> None:
+    with pytest.raises(ZeroDivisionError):
+        server.served.chat.worker.change(lambda: print(1 / 0))
+    assert ask(server, "still there?").status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_whatever_ends_the_thread_every_request_is_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*_given: Any) -> None:
+        raise SystemExit  # no Exception: nothing that a request may be blamed for
+
+    with running(project, settings=Settings(running=1, waiting=4)) as server, ThreadPoolExecutor(2) as threads:
+        worker = server.served.chat.worker
+        with held(server):
+            monkeypatch.setattr(worker._batch.generator, "forward", end)
+            found = [threads.submit(ask, server, f"number {i}") for i in range(2)]
+            until(lambda: worker.waiting == 2)
+        assert [one.result().status_code for one in found] == [503, 503]
+        assert server.client.get("/health").status_code == 503
+        assert ask(server, "number 3").status_code == 503
+        assert ask(server, "hi", model="odd@2").status_code == 503, "an adapter that is not in memory yet"
+        assert not any(server.served.chat.adapters._used.values())
 
 
 def test_a_client_that_goes_away_frees_its_row(server: Running) -> None:

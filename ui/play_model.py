@@ -100,7 +100,7 @@ class Stage:
         return [*sorted({card.ref for card in engine.adapters.models().values()}), "base"]
 
     def _work(self, ref: str, old: "Engine | None") -> None:
-        from agentalign.deployment.serving.engine import open_engine  # torch takes seconds to import
+        from agentalign.deployment.serving.engine import begin, open_engine  # torch takes seconds to import
         from agentalign.rollouts.bundle import open_bundle, require_runnable
 
         try:
@@ -110,10 +110,8 @@ class Stage:
             bundle = open_bundle(self._project, ref)
             require_runnable(self._project, bundle)
             engine = open_engine(self._project, bundle, running=RUNNING, kept=KEPT, waiting=WAITING, loaded=LOADED, told=self._tell)
-            engine.worker.start()
             self._tell(f"reading {ref}")
-            engine.adapters.acquire(ref)
-            engine.adapters.release(ref)
+            begin(engine, [ref])
         except AgentAlignError as error:
             self._settle(None, str(error))
         except Exception as error:  # a lack of memory, a damaged file: the page says so and the server goes on

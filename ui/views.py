@@ -221,9 +221,9 @@ def criterion_view(criterion: Criterion) -> CriterionView:
 
 
 def newest(scores: Iterable[Score]) -> list[Score]:
-    """The newest score of every rater per criterion and step: older ones are kept in the store but no longer count."""
+    """Of scores in the order they were stored the last of every rater per criterion and step: older ones are kept, but no longer count."""
     found: dict[tuple[str, str, str, int], Score] = {}
-    for score in sorted(scores, key=lambda score: score.time):
+    for score in scores:
         found[(score.criterion, score.rater_kind, score.rater, -1 if score.step is None else score.step)] = score
     return [found[key] for key in sorted(found)]
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from agentalign.config.project import Project
 from agentalign.deployment.serving.app import create_app
 from agentalign.deployment.serving.chat import Chat, Limits
-from agentalign.deployment.serving.engine import open_engine
+from agentalign.deployment.serving.engine import begin, open_engine
 from agentalign.deployment.serving.guard import LOOPBACK
 from agentalign.deployment.serving.metrics import Metrics
 from agentalign.errors import ConfigError, RegistryError
@@ -69,11 +69,7 @@ def open_server(
     limits = settings.limits._replace(max_context=min(settings.limits.max_context, generator.limit))
     chat = Chat(engine.dialect, adapters, worker, Grammars(engine.dialect, _vocabulary(generator.model)), limits)
     app = create_app(chat, Metrics(worker), keys=keys, max_body_bytes=settings.body_bytes)
-    worker.start()
-    for ref in wanted:
-        version = adapters.choose(ref, None)
-        adapters.acquire(version)
-        adapters.release(version)
+    begin(engine, wanted)
     return Served(app, chat, bundle)
 
 

@@ -88,7 +88,7 @@ RaterKind = Literal["human", "check", "judge", "reward_model", "adjudicator"]
 
 
 class Score(Record):
-    """One answer to one criterion about one run or step. Append-only: the newest of a rater counts."""
+    """One answer to one criterion about one run or step. Append-only: of a rater the one that was stored last counts."""
 
     trajectory: str
     criterion: str
@@ -131,6 +131,9 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
     check answers has no score of its current version, or nothing at all was scored. A gate that waits for people or a judge is no
     veto until they speak. Per criterion the kind of rater with the highest rank counts; several raters of that kind are averaged.
     Step scores count through their mean. Where an adjudicator decided on a run or step, nobody else's answer there counts.
+
+    Args:
+        scores: in the order they were stored; see `in_force`.
     """
     by_criterion = effective(scores)
     weighted, total = 0.0, 0.0
@@ -164,10 +167,13 @@ def in_force(scores: Iterable[Score]) -> list[Score]:
     """Of every rater the newest answer to a criterion about a run or step; where an adjudicator decided, the newest decision alone.
 
     "Does not apply" is a decision too: it leaves no value there.
+
+    Args:
+        scores: in the order they were stored, new ones last. Their times do not matter: clocks are set back, and machines' clocks differ.
     """
     newest: dict[tuple[object, ...], Score] = {}
     decisions: dict[tuple[object, ...], Score] = {}
-    for score in sorted(scores, key=lambda s: s.time):
+    for score in scores:
         place = (score.trajectory, score.criterion, score.step)
         newest[(*place, score.rater_kind, score.rater)] = score
         if score.rater_kind == "adjudicator":

@@ -79,11 +79,14 @@ def panel(scores: Iterable[Score], preferences: Iterable[Preference]) -> Panel:
 
     A check or judge that broke has not answered, nor has who took an answer back or cannot judge. Rankings of more than two are left out:
     their pairs were not asked one by one.
+
+    Args:
+        scores: in the order they were stored, which says who changed their mind; so are `preferences`.
     """
     found = Panel({}, {}, {})
     said = [(_score_case(score), _score_answer(score)) for score in scores if score.status != ScoreStatus.ERROR]
     said += [_pair(preference) for preference in preferences if len(preference.items) == 2]
-    for case, answer in sorted(said, key=lambda one: one[1].time):
+    for case, answer in said:
         if answer.is_none:
             _drop(found, case, answer.rater)
             continue

@@ -30,9 +30,9 @@ def urgency(store: Store, ids: Sequence[str], criteria: Mapping[str, Sequence[Cr
 
 
 def newest(scores: Sequence[Score]) -> list[Score]:
-    """What people say now: each one's last word on each question."""
+    """What people say now: each one's last word on each question. `scores` are in the order they were stored."""
     found: dict[tuple[str, int | None, str], Score] = {}
-    for score in sorted(scores, key=lambda score: score.time):
+    for score in scores:
         if score.rater_kind == "human":
             found[(score.criterion, score.step, score.rater)] = score
     return list(found.values())
@@ -50,8 +50,8 @@ def disagreement(scores: Sequence[Score], criteria: Sequence[Criterion]) -> floa
 
 
 def reward(scores: Sequence[Score]) -> float | None:
-    """What the reward model said last about the whole run."""
-    said = [s for s in sorted(scores, key=lambda s: s.time) if s.rater_kind == "reward_model" and s.step is None and s.value is not None]
+    """What the reward model said last about the whole run. `scores` are in the order they were stored."""
+    said = [s for s in scores if s.rater_kind == "reward_model" and s.step is None and s.value is not None]
     return said[-1].value if said else None
 
 

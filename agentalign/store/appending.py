@@ -57,6 +57,8 @@ def require_items(connection: Connection, items: Iterable[Item]) -> None:
     query = select(columns.id, columns.n_steps).where(is_one_of(connection, columns.id, sorted(last)))
     n_steps = {row.id: row.n_steps for row in connection.execute(query)}
     for id, step in last.items():
+        if id not in n_steps and connection.execute(select(tables.tombstones.c.seq).where(tables.tombstones.c.id == id)).first():
+            raise DataError(f"trajectory {id} was forgotten, or goes back to a run that was, so nothing can be said about it. Leave it.")
         if id not in n_steps:
             raise DataError(f"trajectory {id} is not in the store, so nothing can be said about it. Store the run first.")
         if step >= n_steps[id]:

@@ -1,28 +1,30 @@
 """Backup and restore: one SQLite file holds a whole store, whichever database it came from or goes to.
 
 A backup is of one moment, taken while others write; copying store.db by hand is not one, because its newest commits stand in store.db-wal.
-Both directions read every record again before they call it done, and a damaged store is moved aside, never written over.
-Surprise: a restore does not bring back what the store has forgotten since. Only where the store itself is gone or damaged are its
-tombstones too, and nobody can know.
+Both directions read every record again before they call it done, and a damaged store is moved aside, never written over: a restore
+reads the store that it replaces as well, because one damaged page leaves every other run readable.
+Surprise: a restore does not bring back what the store has forgotten since. Only where the store itself is gone, or damaged so far that
+its tombstones cannot be read, can nobody know.
 """
 
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
 
 from sqlalchemy import Connection, func, insert, inspect, select
+from sqlalchemy.exc import SQLAlchemyError
 
-from agentalign.errors import DataError, StoreError
+from agentalign.errors import AgentAlignError, DataError, StoreError
 from agentalign.store import sqlite, tables
 from agentalign.store.check import StoreReport, check, count, stream
 from agentalign.store.database import Database, database_path, open_database
 from agentalign.store.files import put_in_place
-from agentalign.store.forgetting import Tombstone, forget_again, tombstones
+from agentalign.store.forgetting import Tombstone, forget_again
 from agentalign.store.schema import check_known, migrate, revision
 
 
@@ -51,20 +53,14 @@ def restore(source: Path, url: str, *, force: bool = False) -> StoreReport:
         raise DataError(f"there is no backup {source}. Name a file that `agentalign backup` wrote.")
     path = database_path(url)
     with _aside(path or Path(tempfile.gettempdir()) / "agentalign-restore.db") as copy:
-        with sqlite.translated(source, "backup"), closing(_connect(source, "ro")) as there, closing(sqlite3.connect(copy)) as here:
-            there.backup(here)
-            here.execute("PRAGMA journal_mode = DELETE")
+        _copy_file(source, copy, "backup")
         _upgrade(copy, source)
         report = _sound(copy, f"backup {source}")
         if path is None:
-            forgotten = _into_database(copy, url, force)
-        else:
-            sqlite.refuse_network(path)
-            with sqlite.file_lock(path):
-                forgotten = _into_file(copy, path, force)
-        if forgotten:
-            report = _sound(copy, f"backup {source}")._replace(forgotten=forgotten)
-    return report
+            return _into_database(copy, url, report, force)
+        sqlite.refuse_network(path)
+        with sqlite.file_lock(path):
+            return _into_file(copy, path, report, force)
 
 
 @contextmanager
@@ -80,6 +76,12 @@ def _aside(target: Path) -> Iterator[Path]:
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", uri=True, timeout=30, isolation_level=None)
+
+
+def _copy_file(source: Path, copy: Path, kind: str) -> None:
+    with sqlite.translated(source, kind), closing(_connect(source, "ro")) as there, closing(sqlite3.connect(copy)) as here:
+        there.backup(here)
+        here.execute("PRAGMA journal_mode = DELETE")
 
 
 def _copy_out(connection: Connection, copy: Path) -> None:
@@ -125,60 +127,84 @@ def _sound(copy: Path, where: str) -> StoreReport:
     return report
 
 
-def _into_file(copy: Path, path: Path, force: bool) -> int:
-    """Put the file in the store's place; returns how many records were left out. Called under the store's lock."""
-    held = _records_of(path)
+def _into_file(copy: Path, path: Path, report: StoreReport, force: bool) -> StoreReport:
+    """Put the file in the store's place; returns what it holds then. Called under the store's lock."""
+    held, stones = _look_into(path)
+    if held is not None:
+        _refuse_full(held, str(path), force)
+    left = _leave_out(copy, stones, report)
     if held is None:
         _move_aside(path, force)
         sqlite.set_wal(copy)
         put_in_place(copy, path)
-        return 0
-    _refuse_full(held, str(path), force)
-    with sqlite.translated(path), sqlite.file_engine(path) as engine, engine.begin() as connection:
-        stones = _stones(connection)
-    forgotten = _leave_out(copy, stones)
+        return left
     # Through SQLite, so that whoever has the store open sees the new content in their next transaction.
     with sqlite.translated(path), closing(_connect(copy, "ro")) as there, closing(_connect(path, "rw")) as here:
         here.execute("PRAGMA synchronous = FULL")
         there.backup(here)
-    return forgotten
+    return left
 
 
-def _stones(connection: Connection) -> list[Tombstone]:
-    """The tombstones of a store, which may be older than they are."""
-    return list(tombstones(connection).values()) if inspect(connection).has_table("tombstones") else []
+def _stones(connection: Connection) -> Iterator[Tombstone]:
+    """The tombstones of a store, which may be older than they are; of a damaged one those before the damage."""
+    table = tables.tombstones.c
+    if inspect(connection).has_table("tombstones"):
+        for row in stream(connection, select(table.id, table.what, table.reason, table.time).order_by(table.seq)):
+            stone = Tombstone(row.id, row.what, row.reason, row.time)
+            # SQLite's columns take any type, and damage makes use of it.
+            if all(isinstance(field, str) for field in stone):
+                yield stone
 
 
-def _leave_out(copy: Path, stones: list[Tombstone]) -> int:
-    """Take out of the copy what these tombstones name, down to the bytes."""
+def _leave_out(copy: Path, stones: list[Tombstone], report: StoreReport) -> StoreReport:
+    """Take out of the copy what these tombstones name, down to the bytes; returns what it holds then, read again."""
     if not stones:
-        return 0
+        return report
     with sqlite.file_engine(copy) as engine, engine.begin() as connection:
         forgotten = forget_again(connection, stones)
     with closing(sqlite3.connect(copy)) as raw:
         raw.execute("VACUUM")
-    return forgotten
+    return _sound(copy, "what is left of the backup")._replace(forgotten=forgotten) if forgotten else report
 
 
-def _records_of(path: Path) -> int | None:
-    """How many records a store file holds; None where there is no file or a damaged one."""
+def _look_into(path: Path) -> tuple[int | None, list[Tombstone]]:
+    """How many records a store file holds, None where there is none or it is not sound; and what can be read of its tombstones.
+
+    A copy is looked into, so that the file itself stays as it is found, and one of an older schema can be brought up first.
+    """
     if not path.exists() or path.stat().st_size == 0:
-        return None
-    try:
-        with sqlite.translated(path), sqlite.file_engine(path) as engine, engine.begin() as connection:
-            return sum(count(connection)[:5])
-    except StoreError:
-        return None
+        return None, []
+    stones: list[Tombstone] = []
+    with _aside(path) as copy:
+        # Whatever the reading trips over: what it trips over is no store to write over.
+        with suppress(AgentAlignError, SQLAlchemyError, sqlite3.Error, ValueError, TypeError):
+            _copy_file(path, copy, "store")
+            with sqlite.translated(path), sqlite.file_engine(copy) as engine, engine.begin() as connection:
+                for stone in _stones(connection):
+                    stones.append(stone)  # noqa: PERF402  (those before the damage are kept)
+            _upgrade(copy, path)
+            with sqlite.translated(path), sqlite.file_engine(copy) as engine, engine.begin() as connection:
+                report = check(connection)
+            if not report.problems:
+                return sum(report[:5]), stones
+    return None, stones
 
 
 def _move_aside(path: Path, force: bool) -> None:
-    names = [path.with_name(path.name + ending) for ending in ("", "-wal", "-shm")]
-    there = [name for name in names if name.exists()]
-    if there and not force:
-        raise StoreError(f"store {path} is damaged but there. Force the restore: the damaged files are kept beside it under another name.")
+    endings = [ending for ending in ("", "-wal", "-shm") if path.with_name(path.name + ending).exists()]
+    if endings and not force:
+        raise StoreError(
+            f"store {path} is there but damaged, or not to be read by this agentalign. Force the restore: its files are kept beside it "
+            "under another name."
+        )
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    for name in there:
-        name.rename(name.with_name(f"{name.name}.damaged-{moment}"))
+    for ending in endings:
+        there = path.with_name(path.name + ending)
+        if ending == "-shm" or (ending == "-wal" and there.stat().st_size == 0):
+            there.unlink()  # an index of the log, which SQLite makes anew, or no log at all
+        else:
+            # The ending stays last: by it SQLite finds the log, and with it the newest commits, when someone opens what was kept.
+            there.rename(path.with_name(f"{path.name}.damaged-{moment}{ending}"))
 
 
 def _refuse_full(held: int, where: str, force: bool) -> None:
@@ -186,11 +212,11 @@ def _refuse_full(held: int, where: str, force: bool) -> None:
         raise StoreError(f"store {where} holds {held} records, which a restore would replace. Back it up first, then force the restore.")
 
 
-def _into_database(copy: Path, url: str, force: bool) -> int:
+def _into_database(copy: Path, url: str, report: StoreReport, force: bool) -> StoreReport:
     database: Database = open_database(url)
     try:
         with database.read() as connection:
-            forgotten = _leave_out(copy, _stones(connection))
+            left = _leave_out(copy, list(_stones(connection)), report)
         with sqlite.file_engine(copy) as engine, engine.begin() as source, database.write() as target:
             _refuse_full(sum(count(target)[:5]), database.where, force)
             for table in reversed(tables.metadata.sorted_tables):
@@ -203,4 +229,4 @@ def _into_database(copy: Path, url: str, force: bool) -> int:
                     target.execute(select(func.setval(counter, highest + 1, False)))
     finally:
         database.close()
-    return forgotten
+    return left

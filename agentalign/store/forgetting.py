@@ -2,17 +2,18 @@
 
 What goes leaves a tombstone: its id, when and why, and nothing of its content. So a training that learned from it can still be told
 honestly, and an import, a waiting browser or an old file cannot bring it back. Surprise: forks and corrections of a run repeat its
-beginning word for word, so they go with it.
+beginning word for word, so they go with it, and those that come later are not let in.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, func, select
 
 from agentalign.errors import DataError
 from agentalign.records.base import now
+from agentalign.records.trajectory import Trajectory
 from agentalign.store import search, tables, verdicts
 from agentalign.store.appending import insert_new
 from agentalign.store.check import stream
@@ -61,25 +62,54 @@ def descendants(connection: Connection, ids: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def forget(connection: Connection, ids: Sequence[str], person: str | None, reason: str) -> Forgotten:
-    """Delete the runs with their forks, and everything that the person said; in the caller's transaction."""
-    if not reason.strip() or len(bindable(reason, "reason")) > MAX_REASON:
-        raise DataError(f"forgetting needs a reason of 1 to {MAX_REASON} characters: it is all that is left to explain the gap.")
-    runs = descendants(connection, ids)
+def foreseen(connection: Connection, ids: Sequence[str], person: str | None) -> Forgotten:
+    """What `forget` would delete: the runs with their forks, and everything that the person said, decided or corrected."""
+    person = None if person is None else bindable(person, "name of a person")
+    runs = descendants(connection, [*ids, *_corrections(connection, person)])
     about = is_one_of(connection, tables.scores.c.trajectory, runs)
     if person is not None:
-        about |= tables.scores.c.person == bindable(person, "name of a person")
-    scores = list(connection.execute(select(tables.scores.c.id).where(about)).scalars())
+        about |= tables.scores.c.person == person
+    scores = dict.fromkeys(connection.execute(select(tables.scores.c.id).where(about)).scalars())
+    scores |= dict.fromkeys(_decisions(connection, person))
+    taken = select(func.count()).select_from(tables.assignments).where(_taken(connection, runs, person))
+    known = select(func.count()).select_from(tables.accounts).where(tables.accounts.c.name == person)
     preferences = _preferences(connection, set(runs), person)
-    taken = _about(connection, tables.assignments, runs)
+    counts = (connection.execute(query).scalar_one() for query in (taken, known))
+    return Forgotten(tuple(runs), tuple(scores), tuple(preferences), *counts)
+
+
+def forget(connection: Connection, ids: Sequence[str], person: str | None, reason: str) -> Forgotten:
+    """Delete what `foreseen` names, in the caller's transaction."""
+    if not reason.strip() or len(bindable(reason, "reason")) > MAX_REASON:
+        raise DataError(f"forgetting needs a reason of 1 to {MAX_REASON} characters: it is all that is left to explain the gap.")
+    found = foreseen(connection, ids, person)
+    connection.execute(delete(tables.assignments).where(_taken(connection, found.runs, person)))
     if person is not None:
-        taken |= tables.assignments.c.person == person
-    assignments = connection.execute(delete(tables.assignments).where(taken)).rowcount
-    accounts = 0 if person is None else connection.execute(delete(tables.accounts).where(tables.accounts.c.name == person)).rowcount
-    _delete(connection, runs, scores, preferences)
-    for what, gone in (("run", runs), ("score", scores), ("preference", preferences)):
+        connection.execute(delete(tables.accounts).where(tables.accounts.c.name == person))
+    _delete(connection, found.runs, found.scores, found.preferences)
+    for what, gone in (("run", found.runs), ("score", found.scores), ("preference", found.preferences)):
         insert_new(connection, tables.tombstones, [{"id": id, "what": what, "reason": reason, "time": now()} for id in gone])
-    return Forgotten(tuple(runs), tuple(scores), tuple(preferences), assignments, accounts)
+    return found
+
+
+def gone_with(connection: Connection, runs: Mapping[str, Trajectory]) -> dict[str, Tombstone]:
+    """Of runs that are to be stored those that were forgotten, or go back to one that was; these get a tombstone as well.
+
+    Without one of its own, a fork that was refused today would be no reason to refuse the fork of it that comes tomorrow.
+    """
+    parents = {run.id: run.parent[0] for run in runs.values() if run.parent is not None}
+    known = tombstones(connection, {*runs, *parents.values()})
+    gone = {id: known[id] for id in runs if id in known}
+    late: dict[str, Tombstone] = {}
+    before = -1
+    while len(late) > before:
+        before = len(late)
+        for id, parent in parents.items():
+            stone = late.get(parent) or known.get(parent)
+            if id not in known and stone is not None and stone.what == "run":
+                late[id] = stone._replace(id=id)
+    insert_new(connection, tables.tombstones, [stone._asdict() for stone in late.values()])
+    return gone | late
 
 
 def forget_again(connection: Connection, stones: Sequence[Tombstone]) -> int:
@@ -108,6 +138,7 @@ def _delete(connection: Connection, runs: Sequence[str], scores: Sequence[str], 
     _delete_runs(connection, runs)
     verdicts.refresh(connection, judged)
     search.forget(connection)
+    _lower_bounds(connection)
     _reopen(connection)
 
 
@@ -125,8 +156,31 @@ def _about(connection: Connection, table: Table, runs: Sequence[str]) -> ColumnE
     return is_one_of(connection, table.c.trajectory, runs) | is_one_of(connection, table.c.other, runs)
 
 
+def _taken(connection: Connection, runs: Sequence[str], person: str | None) -> ColumnElement[bool]:
+    """Whether an assignment is about one of the runs, or the person's."""
+    about = _about(connection, tables.assignments, runs)
+    return about if person is None else about | (tables.assignments.c.person == person)
+
+
 def _parts(ids: Sequence[str]) -> Iterable[Sequence[str]]:
     return (ids[start : start + 1000] for start in range(0, len(ids), 1000))
+
+
+def _corrections(connection: Connection, person: str | None) -> list[str]:
+    """Ids of the corrected steps that the person wrote."""
+    table = tables.trajectories.c
+    written = select(table.id).where(table.policy == person, table.origin_kind == "correction")
+    return [] if person is None else list(connection.execute(written).scalars())
+
+
+def _decisions(connection: Connection, person: str | None) -> list[str]:
+    """Ids of the scores by which the person decided. The column `person` is of raters alone, so the records are asked."""
+    if person is None:
+        return []
+    table = tables.scores.c
+    query = select(table.id, table.record).where(table.person.is_(None), table.record.contains('"adjudicator"'))
+    found = ((row.id, json.loads(row.record)) for row in stream(connection, query))
+    return [id for id, record in found if record["rater_kind"] == "adjudicator" and record["rater"] == person]
 
 
 def _preferences(connection: Connection, runs: set[str], person: str | None) -> list[str]:
@@ -134,7 +188,7 @@ def _preferences(connection: Connection, runs: set[str], person: str | None) -> 
     found: list[str] = []
     for row in stream(connection, select(tables.preferences.c.id, tables.preferences.c.record)):
         record = json.loads(row.record)
-        theirs = person is not None and record["rater"] == person and record["source"] in ("human", "correction")
+        theirs = person is not None and record["rater"] == person and record["source"] in ("human", "correction", "adjudicator")
         if theirs or any(item[0] in runs for item in record["items"]):
             found.append(row.id)
     return found
@@ -151,6 +205,15 @@ def _delete_runs(connection: Connection, runs: Sequence[str]) -> None:
     for table, column in of:
         connection.execute(delete(table).where(column.in_(numbers)))
     connection.execute(delete(tables.trajectories).where(is_one_of(connection, tables.trajectories.c.id, runs)))
+
+
+def _lower_bounds(connection: Connection) -> None:
+    """No assignment may wait for numbers beyond the highest that is left: SQLite gives those out again, to the next answers."""
+    taken = tables.assignments.c
+    for numbers, about in ((tables.scores.c.seq, taken.other.is_(None)), (tables.preferences.c.seq, taken.other.is_not(None))):
+        highest = connection.execute(select(func.max(numbers))).scalar() or 0
+        for bound in (taken.after, taken.until):
+            connection.execute(tables.assignments.update().where(about, bound > highest).values({bound: highest}))
 
 
 def _reopen(connection: Connection) -> None:

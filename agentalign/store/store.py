@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Table, func, select
+from sqlalchemy import Table, func, select
 
 from agentalign.errors import DataError
 from agentalign.records.adapter import Training
@@ -20,9 +20,10 @@ from agentalign.store import rows, standing, tables, verdicts
 from agentalign.store.accounts import Accounts
 from agentalign.store.appending import insert_all, insert_new, insert_tokens, read_records, refuse_conflicts, require_items
 from agentalign.store.check import StoreReport, check
+from agentalign.store.choices import RunChoices, choices
 from agentalign.store.database import is_one_of, open_database
 from agentalign.store.filters import RunFilter, bindable, conditions, cursor, listing, of_criterion
-from agentalign.store.forgetting import Forgotten, Tombstone, forget, tombstones
+from agentalign.store.forgetting import Forgotten, Tombstone, foreseen, forget, gone_with, tombstones
 from agentalign.store.pairs import Pairs
 from agentalign.store.queue import Queue, Rules
 from agentalign.store.queue_items import QueueItems
@@ -37,9 +38,6 @@ COUNTED = 1000
 
 COUNTED_TEXTS = 500
 """The same where a text is looked for, because every match has to be read."""
-
-NEWEST_CALLS = 1000
-"""Calls of a tool that are looked at for one of a taskset."""
 
 CHUNK = 200
 """Whole runs read at once while streaming; no transaction stays open between chunks."""
@@ -93,21 +91,6 @@ class RunPage(NamedTuple):
     """False where there are more than `total`."""
 
 
-class RunChoices(NamedTuple):
-    """What a list of runs can be narrowed to: the values that occur, sorted."""
-
-    taskset: list[str]
-    """Of all runs; the other lists are of the taskset that was asked about."""
-    family: list[str]
-    split: list[str]
-    policy: list[str]
-    stop_reason: list[str]
-    tool: list[str]
-    """Of a taskset: those that one of the tool's newest runs called in it."""
-    criterion: list[str]
-    """Criteria, as name@version, that any run has a value by."""
-
-
 class Store:
     """One store, for any number of threads. `url` is sqlite:///path or postgresql://..."""
 
@@ -126,13 +109,16 @@ class Store:
         self._database.close()
 
     def add(self, trajectories: Sequence[Trajectory], tokens: Sequence[TokenRecord] = ()) -> AddReport:
-        """Store runs, and recorded tokens of these or of stored runs; all of it or, on an error, nothing."""
+        """Store runs, and recorded tokens of these or of stored runs; all of it or, on an error, nothing.
+
+        A fork or correction of a forgotten run is counted as forgotten: it repeats that run's beginning.
+        """
         unique = {trajectory.id: trajectory for trajectory in trajectories}
         short = [rows.trajectory_row(trajectory) for trajectory in unique.values()]
         long = {id: rows.body_row(trajectory) for id, trajectory in unique.items()}
         packed = [rows.token_row(record) for record in tokens]
         with self._database.write() as connection:
-            gone = tombstones(connection, unique)
+            gone = gone_with(connection, unique)
             short = [row for row in short if row["id"] not in gone]
             packed = [row for row in packed if row["trajectory"] not in gone]
             added = insert_new(connection, tables.trajectories, short)
@@ -200,13 +186,7 @@ class Store:
     def choices(self, taskset: str | None = None) -> RunChoices:
         """The values that occur in the runs of a taskset, or of all."""
         with self._database.read() as connection:
-            matching = conditions(connection, RunFilter(taskset=taskset))
-            family, split, policy, stop_reason = (_values(connection, runs_table[name], matching) for name in RunChoices._fields[1:5])
-            tools = _values(connection, tables.calls.c.tool, [])
-            if taskset is not None:
-                tools = [tool for tool in tools if _is_called(connection, tool, taskset)]
-            criteria = _values(connection, tables.verdicts.c.criterion, [])
-            return RunChoices(_values(connection, runs_table.taskset, []), family, split, policy, stop_reason, tools, criteria)
+            return choices(connection, taskset)
 
     def trajectories(self, filter: RunFilter = RunFilter()) -> Iterator[Trajectory]:
         """Every run that matches when the first is asked for, whole, oldest first."""
@@ -310,6 +290,11 @@ class Store:
         with self._database.erase() as connection:
             return forget(connection, ids, person, reason)
 
+    def foreseen(self, ids: Sequence[str] = (), person: str | None = None) -> Forgotten:
+        """What `forget` would delete; nothing is."""
+        with self._database.read() as connection:
+            return foreseen(connection, ids, person)
+
     def tombstones(self, ids: Iterable[str]) -> dict[str, Tombstone]:
         """What is left of forgotten runs, scores and preferences, by id; other ids are left out."""
         with self._database.read() as connection:
@@ -333,18 +318,3 @@ class Store:
                 verdicts.refresh(connection, (row["trajectory"] for row, _ in new if row["id"] in added))
             standing.take_back(connection, [record for row, record in new if row["id"] in added])
         return AddReport(len(added), len(new) - len(added), len(made) - len(new))
-
-
-def _values(connection: Connection, column: ColumnElement[str], where: Sequence[ColumnElement[bool]]) -> list[str]:
-    """The values that occur, sorted, the empty one left out: one step of the index per value, not one per run."""
-    seen = select(func.min(column).label("value")).where(*where).cte("seen", recursive=True)
-    next_one = select(func.min(column)).where(*where, column > seen.c.value).correlate(seen).scalar_subquery()
-    seen = seen.union_all(select(next_one).where(seen.c.value.is_not(None)))
-    return sorted(value for value in connection.execute(select(seen.c.value)).scalars() if value)
-
-
-def _is_called(connection: Connection, tool: str, taskset: str) -> bool:
-    newest = select(tables.calls.c.trajectory).where(tables.calls.c.tool == tool).order_by(tables.calls.c.trajectory.desc())
-    some = newest.limit(NEWEST_CALLS).subquery()
-    query = select(runs_table.seq).join(some, some.c.trajectory == runs_table.seq).where(runs_table.taskset == taskset).limit(1)
-    return connection.execute(query).first() is not None

@@ -7,7 +7,7 @@ Surprise: a prompt and a token are one thing here. A row has tokens, some of the
 batch that broke is mended by forgetting what was computed: the rows' tokens are all there is to know.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -43,7 +43,7 @@ class Constraint(Protocol):
         ...
 
     def advance(self, token: int) -> None:
-        """This id was written."""
+        """This id is written. ModelError where nothing can be said of what may follow."""
         ...
 
 
@@ -131,6 +131,7 @@ class Batch:
         self.cache = KVCache()
         self.rows: list[_Row] = []
         self._clock = 0
+        self._written: list[Written] = []
 
     @property
     def works(self) -> list[Work]:
@@ -165,16 +166,20 @@ class Batch:
         return works
 
     def step(self) -> list[Written]:
-        """Compute a piece of what is waiting and a token of what is written."""
+        """Compute a piece of what is waiting and a token of what is written. Where it raises, `take` gives what was written before."""
         self._clock += 1
-        written = []
         waiting = [row for row in self.rows if row.pending > 1]
         if waiting:
-            written += self._compute(self._pieces(waiting))
+            self._compute(self._pieces(waiting))
         self._line_up()
         writing = [self._piece(row, 1) for row in self.rows if row.pending == 1]
         if writing:
-            written += self._compute(writing)
+            self._compute(writing)
+        return self.take()
+
+    def take(self) -> list[Written]:
+        """What was written and not given yet."""
+        written, self._written = self._written, []
         return written
 
     # ------------------------------------------------------------------ rows
@@ -231,7 +236,7 @@ class Batch:
             some.append(piece)
         return some
 
-    def _compute(self, pieces: list[Piece]) -> list[Written]:
+    def _compute(self, pieces: list[Piece]) -> None:
         """One forward; a row whose tokens are all computed by it writes one more."""
         rows = [self.rows[piece.row] for piece in pieces]
         self.cache.reserve(len(self.rows), max(piece.start + piece.size for piece in pieces))
@@ -243,22 +248,22 @@ class Batch:
             logits = self.generator.forward(torch.tensor(flat), this, this.last[final or [0]])
         for row, piece in zip(rows, pieces, strict=True):
             row.held, row.used = row.held + piece.size, self._clock
-        return list(self._write([rows[i] for i in final], logits)) if final else []
+        if final:
+            self._write([rows[i] for i in final], logits)
 
-    def _write(self, rows: list[_Row], logits: Tensor) -> Iterator[Written]:
+    def _write(self, rows: list[_Row], logits: Tensor) -> None:
         chosen = _choose([_work(row) for row in rows], logits)
         for index, row in enumerate(rows):
             work = _work(row)
             token, logprob, problem = chosen[index]
+            problem = problem or _advance(work, token)
             if problem:
                 self._keep(row)
-                yield Written(work.key, token, logprob, problem=problem)
+                self._written.append(Written(work.key, token, logprob, problem=problem))
                 continue
             top = _likeliest(logits[index], work.top) if work.top else ()
             work.ids.append(token)
             row.tokens.append(token)
-            if work.constraint:
-                work.constraint.advance(token)
             stopped = token in self.generator.stop_ids or bool(work.constraint and work.constraint.over)
             if work.stop and not stopped:
                 work.stop.advance(token)
@@ -266,13 +271,24 @@ class Batch:
             end: Literal["", "stop", "length"] = "stop" if stopped else "length" if len(work.ids) >= work.budget else ""
             if end:
                 self._keep(row)
-            yield Written(work.key, token, logprob, top, end)
+            self._written.append(Written(work.key, token, logprob, top, end))
 
 
 def _work(row: _Row) -> Work:
     if row.work is None:
         raise ModelError("a row without a request was computed.")
     return row.work
+
+
+def _advance(work: Work, token: int) -> str:
+    """Tell the constraint what is written; why it cannot follow, empty where it can."""
+    if work.constraint is None:
+        return ""
+    try:
+        work.constraint.advance(token)
+    except ModelError as error:
+        return str(error)
+    return ""
 
 
 def _choose(works: list[Work], logits: Tensor) -> list[tuple[int, float, str]]:

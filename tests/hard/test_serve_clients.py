@@ -53,6 +53,9 @@ def test_the_openai_sdk_chats_calls_and_takes_results(client: OpenAI) -> None:
     with pytest.raises(BadRequestError) as refused:
         client.chat.completions.create(model="toy_desk", messages=messages, n=2)
     assert refused.value.param == "n"
+    with pytest.raises(BadRequestError) as refused:
+        client.chat.completions.create(model="toy_desk", messages=messages, top_p=0.5)
+    assert refused.value.param == "top_p"
 
 
 def test_the_openai_sdk_asks_for_several_answers_with_stop_texts_and_penalties(client: OpenAI) -> None:
@@ -103,7 +106,8 @@ def test_a_pydantic_ai_agent_works_to_the_end(server: Running) -> None:
     async def work() -> str:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
             model = OpenAIChatModel("toy_desk@production", provider=OpenAIProvider(openai_client=client))
-            return (await Agent(model, system_prompt=SYSTEM, tools=[order]).run(WISH)).output
+            habits = {"seed": 3, "top_p": 1.0, "max_tokens": 40}
+            return (await Agent(model, system_prompt=SYSTEM, tools=[order], model_settings=habits).run(WISH)).output
 
     said = asyncio.run(work())
     assert asked == [("bako", "red")]
@@ -154,7 +158,8 @@ def test_a_langgraph_agent_works_to_the_end(server: Running, streaming: bool) ->
         asked.append((item, colour))
         return "ticket zida"
 
-    settings = {"stop": ["\n\nObservation:"], "temperature": 0, "max_retries": 0, "streaming": streaming}
+    settings = {"stop": ["\n\nObservation:"], "temperature": 0, "max_retries": 0, "streaming": streaming, "stream_usage": True}
+    settings |= {"top_p": 0.95, "seed": 3}  # by habit
     model = ChatOpenAI(model="toy_desk@production", base_url=f"{server.url}/v1", api_key="none", **settings).bind_tools([order])
 
     def act(state: MessagesState) -> dict:

@@ -137,13 +137,16 @@ class _Call:
 
     async def _written(self) -> AsyncIterator[tuple[int, Written]]:
         """What is written, with the number of its answer, until the last of all."""
-        first, left = True, len(self.asked.jobs)
+        first, left, looked = True, len(self.asked.jobs), time.monotonic()
         while left:
+            # By the clock: where words come steadily, there is no pause to look in. A stream's response looks by itself.
+            if not self._body.stream and time.monotonic() - looked >= LOOK_SECONDS:
+                if await self._request.is_disconnected():
+                    raise RefusedError(499, "the client has gone.")
+                looked = time.monotonic()
             try:
                 number, event = await asyncio.wait_for(self._events.get(), LOOK_SECONDS)
             except TimeoutError:
-                if not self._body.stream and await self._request.is_disconnected():
-                    raise RefusedError(499, "the client has gone.") from None
                 continue
             if event.written is None:
                 raise RefusedError(504 if event.late else 503 if "stopping" in event.problem else 500, event.problem)

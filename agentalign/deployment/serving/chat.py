@@ -107,6 +107,9 @@ class Chat:
         Raises:
             RefusedError: with status, sentence and parameter.
         """
+        vain = request.in_vain
+        if vain:
+            raise RefusedError(400, vain.why, vain.param)
         messages, tools = self._read(request)
         may_call, held = self._constraints(request)
         conversation = named or (request.metadata or {}).get("conversation_id", "")
@@ -117,12 +120,13 @@ class Chat:
             raise RefusedError(404, str(error), "model", "model_not_found") from None
         context = self._context(messages, tools, version, owner)
         budget = self._budget(request, len(context))
+        adapter = self._acquire(version)
         if key and conversation:
-            version = self.adapters.bind(key, version)
-        try:
-            adapter = self.adapters.acquire(version)
-        except RegistryError as error:
-            raise RefusedError(404, str(error), "model", "model_not_found") from None
+            # Bound once it is there: to a version that cannot be served, a conversation would be bound for good.
+            bound = self.adapters.bind(key, version)
+            if bound != version:
+                self.adapters.release(version)
+                version, adapter = bound, self._acquire(bound)
         form = self.dialect.form if may_call else replace(self.dialect.form, call_format="text", calls=None)
         left = set(range(request.choices))
 
@@ -144,7 +148,7 @@ class Chat:
             self.worker.submit(*jobs)
         except BusyError as error:
             self.adapters.release(version)
-            raise RefusedError(429 if self.worker.alive else 503, str(error), code="busy") from None
+            raise self._busy(error) from None
         return asked
 
     def read(self, asked: Asked, number: int = 0, *, stopped: bool) -> Turn:
@@ -176,6 +180,17 @@ class Chat:
         while end and ids[end - 1] in self.dialect.stop_ids:
             end -= 1
         return self.dialect.decode(ids[:end])
+
+    def _acquire(self, version: str) -> str | None:
+        try:
+            return self.adapters.acquire(version)
+        except RegistryError as error:
+            raise RefusedError(404, str(error), "model", "model_not_found") from None
+        except BusyError as error:
+            raise self._busy(error) from None
+
+    def _busy(self, error: BusyError) -> RefusedError:
+        return RefusedError(429 if self.worker.alive else 503, str(error), code="busy")
 
     # ------------------------------------------------------------------ understanding
 
@@ -234,9 +249,6 @@ class Chat:
 
     def _constraints(self, request: ChatRequest) -> tuple[bool, list[Constraint | None]]:
         """Whether there may be calls, and what each answer's turn is held to."""
-        if request.choices > 1 and not request.temperature:
-            text = f"n is {request.n}, and at temperature 0, the default here, all answers are one. Ask for one, or give a temperature."
-            raise RefusedError(400, text, "n")
         choice, offered = request.tool_choice or "auto", request.tools or []
         named = choice.function.name if isinstance(choice, NamedChoice) else ""
         if (named or choice == "required") and not offered:

@@ -3,7 +3,7 @@
 Surprise: on a CPU the base answers from plain weights that hold exactly what its quantized weights hold: the same model, faster.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from agentalign.config.project import Project
@@ -58,3 +58,20 @@ def open_engine(
     lora = MixedLora(network)
     worker = Worker(Batch(generator, lora, running=running, kept=kept), max_waiting=waiting)
     return Engine(bundle, model.dialect, generator, Adapters(project, bundle.base, lora, worker, max_loaded=loaded), worker)
+
+
+def begin(engine: Engine, refs: Sequence[str]) -> None:
+    """Start the worker and bring these adapters into memory. Where one cannot be served the worker ends, and the base can be forgotten.
+
+    Raises:
+        RegistryError: an adapter that cannot be served.
+    """
+    engine.worker.start()
+    try:
+        for ref in refs:
+            version = engine.adapters.choose(ref, None)
+            engine.adapters.acquire(version)
+            engine.adapters.release(version)
+    except BaseException:
+        engine.worker.stop()
+        raise

@@ -1,11 +1,12 @@
 """Requests as the OpenAI API writes them, as far as this server honours them; everything else is refused by name.
 
-A field that is not here is a 400, and so is a value that would change nothing although it asks for something (two answers at temperature
-0). Values that ask for nothing (`logit_bias: {}`, `store: false`) are taken, since clients send them.
+A field that is not here is a 400, and so is a value that would change nothing although it asks for something (`ChatRequest.in_vain`).
+Values that ask for nothing (`logit_bias: {}`, `store: false`, `top_p: 1`) are taken, since clients send them; so is a `seed` without
+a temperature, which asks for the same answer each time and gets it.
 Surprise: `temperature` is 0 where it is left out, not 1: adapters are evaluated greedily, and that is the agent that was promoted.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
@@ -86,6 +87,13 @@ class StreamOptions(Part):
     include_usage: bool = False
 
 
+class Vain(NamedTuple):
+    """A parameter that would change nothing although it asks for something."""
+
+    param: str
+    why: str
+
+
 class ChatRequest(Part):
     """A chat completion."""
 
@@ -132,6 +140,25 @@ class ChatRequest(Part):
     def choices(self) -> int:
         """How many answers are asked for."""
         return self.n or 1
+
+    @property
+    def in_vain(self) -> Vain | None:
+        """The first parameter that would change nothing although it asks for something.
+
+        An explicit temperature of 0 with a top_p asks for the likeliest id and gets it; a top_p alone asks for sampling.
+        """
+        if self.choices > 1 and not self.temperature:
+            why = f"n is {self.n}, and at temperature 0, the default here, all answers are one. Ask for one, or give a temperature."
+            return Vain("n", why)
+        if self.temperature is None and self.top_p is not None and self.top_p < 1:
+            why = f"top_p is {self.top_p:g}, and at temperature 0, the default here, nothing is drawn. Give a temperature, or leave it out."
+            return Vain("top_p", why)
+        if self.top_logprobs and not self.logprobs:
+            return Vain("top_logprobs", f"top_logprobs is {self.top_logprobs}, and without logprobs none are sent. Add logprobs: true.")
+        if self.stream_options and self.stream_options.include_usage and not self.stream:
+            why = "stream_options.include_usage is about streams; an answer that is not streamed always has its usage. Leave it out."
+            return Vain("stream_options", why)
+        return None
 
     @field_validator("messages")
     @classmethod

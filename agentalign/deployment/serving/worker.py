@@ -1,8 +1,9 @@
 """One thread owns the model; requests join its batch between two steps, and what is written comes out as events.
 
 Nothing else touches the network. Handing in, cancelling and adding an adapter are notes in a queue that the thread reads before each step.
-Surprise: an exception does not say whose fault it was. So the batch forgets what it had computed, each request is run alone until it has
-written a token, and the one that fails alone fails; the others go on from the very tokens they had.
+Surprise: an exception does not say whose fault it was, whether a request was on its way into the batch or in it. So the batch forgets what
+it had computed, each request is run alone until it has written a token, and the one that fails alone fails; the others go on from the very
+tokens they had. Whatever ends the thread, every request is told.
 """
 
 import logging
@@ -19,7 +20,7 @@ from agentalign.training.decode_attention import NAME
 log = logging.getLogger(__name__)
 
 MAX_BREAKS = 3
-"""How often a request may be in a batch that breaks."""
+"""How often a request may be in a batch that breaks though each of its requests works alone."""
 IDLE_SECONDS = 0.5
 """How often a thread with nothing to do looks at its deadlines."""
 
@@ -121,11 +122,14 @@ class Worker:
             return self._waiting.index(job) if job in self._waiting else None
 
     def change(self, change: Callable[[], None]) -> None:
-        """Run something between two steps, such as putting an adapter in memory; returns when it is done."""
-        done = threading.Event()
+        """Run something between two steps, such as putting an adapter in memory; returns when it is done, or raises what it raised."""
+        done, failed = threading.Event(), list[Exception]()
 
         def run() -> None:
-            change()
+            try:
+                change()
+            except Exception as error:  # noqa: BLE001 - whatever broke is its caller's, who waits
+                failed.append(error)
             done.set()
 
         with self._wake:
@@ -134,6 +138,8 @@ class Worker:
         while not done.wait(1):
             if not self.alive:
                 raise BusyError("the server is stopping.")
+        if failed:
+            raise failed[0]
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this any more."""
@@ -144,21 +150,32 @@ class Worker:
     # ------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
-        with self._batch.generator.ready(NAME):
-            while not self._stopping:
-                self._wait()
-                self._take_changes()
-                self._tidy()
-                self._admit()
-                if not self._jobs:
-                    continue
-                try:
-                    self._deliver(self._batch.step())
-                except Exception:  # whatever broke, the server goes on
-                    log.exception("a batch of %d requests broke; each is run alone now", len(self._jobs))
-                    self._mend()
-        for job in [*self._jobs.values(), *self._waiting]:
-            job.tell(Event(problem="the server is stopping."))
+        try:
+            with self._batch.generator.ready(NAME):
+                while not self._stopping:
+                    self._wait()
+                    self._take_changes()
+                    self._tidy()
+                    if not self._worked():
+                        self._mend()
+        finally:
+            with self._wake:
+                self._stopping = True
+                left = [*self._jobs.values(), *self._waiting]
+                self._waiting.clear()
+            for job in left:
+                self._end(job, problem="the server is stopping.")
+
+    def _worked(self) -> bool:
+        """Do a step; False where something broke. Only outside of the handler is that memory free again which the broken step held."""
+        try:
+            self._admit()
+            if self._jobs:
+                self._deliver(self._batch.step())
+        except Exception:  # whatever broke, the server goes on
+            log.exception("a batch of %d requests broke; each is run alone now", len(self._jobs))
+            return False
+        return True
 
     def _wait(self) -> None:
         with self._wake:
@@ -211,31 +228,45 @@ class Worker:
 
     def _mend(self) -> None:
         """Find out whose fault it was."""
+        self._deliver(self._batch.take())
         suspects = [self._jobs[work.key] for work in self._batch.clear() if work.key in self._jobs]
         # An error on the way into the batch leaves a request that has no row.
         suspects += [job for job in self._jobs.values() if job not in suspects]
-        sound = [job for job in suspects if self._sound_alone(job)]
+        sound = [self._sound_alone(job) for job in suspects]
         self._batch.clear()
-        for job in sound:
-            job.breaks += 1
-            if job.breaks > MAX_BREAKS:
-                self._end(job, problem="the batch of this request broke again and again.")
-            elif job.work.key in self._jobs:
-                self._batch.admit(job.work)
+        for job in suspects:
+            # Where one fails alone, the others had no part in it.
+            job.breaks += all(sound)
+            if job.work.key in self._jobs:
+                self._join_again(job)
+
+    def _join_again(self, job: Job) -> None:
+        if job.breaks > MAX_BREAKS:
+            self._end(job, problem="the batch of this request broke again and again.")
+            return
+        try:
+            self._batch.admit(job.work)
+        except Exception as error:  # noqa: BLE001 - whatever broke, the others go on
+            self._fail(job, error)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        log.error("a request failed", exc_info=error)
+        self._end(job, problem=f"the model could not work on this request ({type(error).__name__}).")
 
     def _sound_alone(self, job: Job) -> bool:
-        """Run a request alone until it has written a token."""
+        """Run a request alone until it has written a token; False where it failed."""
         before = len(job.work.ids)
         try:
             self._batch.clear()
             self._batch.admit(job.work)
             while len(job.work.ids) == before and job.work.key in self._jobs:
                 self._deliver(self._batch.step())
-        except Exception as error:
-            log.exception("a request failed")
-            self._end(job, problem=f"the model could not work on this request ({type(error).__name__}).")
+        except Exception as error:  # noqa: BLE001 - it is this request's fault, and its end
+            self._deliver(self._batch.take())
+            if job.work.key in self._jobs:
+                self._fail(job, error)
             return False
-        return job.work.key in self._jobs
+        return True
 
 
 def _may_begin(job: Job) -> bool:
