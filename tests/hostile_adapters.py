@@ -142,6 +142,7 @@ HOSTILE: dict[str, tuple[Refusal, Spoil]] = {
     "no JSON": (Refusal.CONFIG, text("{'peft_type': 'LORA'}")),
     "a list": (Refusal.CONFIG, text("[]")),
     "deep": (Refusal.CONFIG, text('{"a":' * 20_000 + "1" + "}" * 20_000)),
+    "deep, but read": (Refusal.CONFIG, text('{"a":' * 600 + "1" + "}" * 600)),
     "nested a little": (Refusal.CONFIG, text('{"a":' * 12 + "{}" + "}" * 12)),
     "key twice": (Refusal.CONFIG, text('{"peft_type": "LORA", "r": 4, "r": 4000}')),
     "NaN alpha": (Refusal.CONFIG, setting(lora_alpha=float("nan"))),

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config, Qwen3NextConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
 
 from agentalign.training.attention import leaf_paths, tree_capable
 from agentalign.training.base import prepare_base
@@ -156,6 +164,17 @@ def test_hybrid_takes_padded_rows_and_is_exact_there_and_would_not_be_in_a_tree(
     model.tree_capable = True
     wrong = tree_pass(model, runs)
     assert float((wrong[0] - rows[0]).abs().max()) > 1e-3
+
+
+def test_attention_sinks_take_padded_rows_and_are_exact_there(tmp_path, caplog):
+    sinks = GptOssConfig(**SHAPE, head_dim=8, sliding_window=7, num_local_experts=2, num_experts_per_tok=2)
+    assert tree_capable(sinks)  # no word of them in the config
+    model = make_model(tmp_path, sinks)
+    runs = three_levels_deep()
+    rows = tree_pass(model, runs)
+    assert not model.tree_capable
+    assert caplog.text.count("attends with s_aux") == 1
+    assert_equal_passes(rows, separate_pass(model, runs))
 
 
 def test_leaf_paths_are_the_separate_sequences():

@@ -138,6 +138,39 @@ def test_slots_that_come_later_or_share_less_of_the_prefix_are_exact():
         assert_plain(model, contexts[slot], completion)
 
 
+def test_a_slot_that_joins_those_that_hold_something_is_exact():
+    model = build(mistral)
+    session = Generator(model, STOP).session()
+    contexts = {0: text(1, 20), 1: text(1, 9) + text(2, 5), 2: text(3, 4)}
+    for slot, context in contexts.items():
+        assert_plain(model, context, session.generate({slot: context}, max_new_tokens=5)[slot])
+
+
+@pytest.mark.parametrize("broken", range(4))
+def test_a_call_that_broke_off_leaves_nothing_half_done(monkeypatch, broken):
+    model = build(llama)
+    generator = Generator(model, STOP)
+    left = [broken]
+    forward = generator.forward
+
+    def breaking(*given):
+        left[0] -= 1
+        if left[0] == -1:
+            raise KeyboardInterrupt
+        return forward(*given)
+
+    monkeypatch.setattr(generator, "forward", breaking)
+    session = generator.session()
+    contexts = {0: text(1, 20) + text(2, 4), 1: text(1, 20) + text(3, 9)}
+    with pytest.raises(KeyboardInterrupt):
+        session.generate(contexts, max_new_tokens=5)
+    other = {0: text(1, 12) + text(5, 3), 1: contexts[1]}
+    for slot, completion in session.generate(other, max_new_tokens=5).items():
+        assert_plain(model, other[slot], completion)
+    session.drop(0)
+    assert_plain(model, contexts[0], session.generate({0: contexts[0]}, max_new_tokens=5)[0])
+
+
 def test_a_rewritten_history_is_computed_again_from_where_it_differs():
     model = build(qwen3)
     session = Generator(model, STOP).session()

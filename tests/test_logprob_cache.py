@@ -55,6 +55,17 @@ def test_other_weights_or_tokens_are_another_matter(tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
+def test_the_same_weights_otherwise_scaled_or_computed_are_another_matter(tmp_path):
+    model = make_model(tmp_path, CONFIGS["llama"])
+    for name, alpha in (("one", 8), ("same", 8.0), ("louder", 16)):
+        model.add_adapter(name, r=4, alpha=alpha, seed=3)
+    assert owner_of(model, "one") == owner_of(model, "same")
+    assert owner_of(model, "one") != owner_of(model, "louder")
+    before = owner_of(model, "one")
+    model.give_up_trees()
+    assert owner_of(model, "one") != before
+
+
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     found = cached(tmp_path / "file", "owner", NAMES, values)

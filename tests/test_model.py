@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Gemma4Config, Gemma4TextConfig
 
 from agentalign.errors import ModelError, RegistryError
 from agentalign.training.model import Model
-from agentalign.training.quantize import plain_weight
+from agentalign.training.quantize import load_network, plain_weight
 from agentalign.training.tree import build_tree
-from tests.test_attention import CONFIGS, make_model, three_levels_deep, tree_pass
+from tests.test_attention import CONFIGS, SHAPE, make_model, three_levels_deep, tree_pass
 
 
 @pytest.fixture
@@ -165,3 +166,11 @@ def test_int8_base_loads_trains_and_merges(tmp_path):
     tree_pass(model, three_levels_deep())
     assert any(float(p.grad.abs().max()) > 0 for p in model.parameters_of("policy"))
     model.merged_copy("policy")
+
+
+def test_a_base_that_changes_its_logits_is_refused_also_where_its_language_model_says_so(tmp_path):
+    text = Gemma4TextConfig(**SHAPE, head_dim=8, global_head_dim=8, final_logit_softcapping=30.0)
+    for number, config in enumerate((text, Gemma4Config(text_config=text))):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / str(number))
+        with pytest.raises(ModelError, match=r"changes its logits after the output matrix \(final_logit_softcapping = 30"):
+            load_network(tmp_path / str(number), "none", dtype=torch.float32, device=torch.device("cpu"))

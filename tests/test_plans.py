@@ -12,6 +12,7 @@ from agentalign.records.preference import pair_id
 from agentalign.store import filters, tables
 from agentalign.store.filters import RunFilter
 from agentalign.store.pairs import Draw
+from agentalign.store.queue import Rules
 from agentalign.store.store import Store
 
 RUNS = 4000
@@ -133,6 +134,21 @@ def test_runs_by_a_score_are_found_among_the_judged_ones(
     assert len({row.id for row in pages}) == len(pages) == many.total
     spread = store.runs(wanted.model_copy(update={"score_at_most": None, "disagreement": 0.0}))
     assert spread.total == 0
+
+
+def test_relatives_of_what_one_rates_blind_are_found_by_their_parents_without_reading_every_run(store: Store, store_url: str) -> None:
+    queued = [f"{number:032x}" for number in range(10, 200, 10)]
+    store.queue_items.add(queued)
+    hand = store.queue(Rules(gold_rate=0.0, repeat_rate=0.0)).take("ada")
+    assert hand is not None
+    seen = RunFilter(policy="desk@7", hidden_from="ada", waiting_for="ada")
+    lists = plans(store_url, lambda: store.runs(seen), "trajectories AS")
+    asked = plans(store_url, lambda: store.queue().hidden("ada", queued, waiting=True), "trajectories AS")
+    assert (len(lists), len(asked)) == (2, 1), "a count and a page, and whose relatives the runs are"
+    for plan in (*lists, *asked):
+        assert not reads_all(plan), plan
+        assert "ix_trajectories_parent" in plan, plan
+    assert store.runs(seen).total == RUNS // 10 - len(queued)
 
 
 def test_what_a_person_compared_is_found_without_reading_what_others_said(store: Store, store_url: str) -> None:

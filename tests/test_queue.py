@@ -256,19 +256,21 @@ def test_what_began_as_a_hidden_run_is_hidden_with_it(store: Store) -> None:
     said = Message(role="assistant", content="as somebody would have it")
     changed = asked.model_copy(update={"id": "", "messages": (*asked.messages, said), "parent": (asked.id, 0)})
     branch = Trajectory.model_validate(changed.model_dump())
-    store.add([branch])
+    grandchild = Trajectory.model_validate({**branch.model_dump(exclude={"id"}), "split": "dev", "parent": (branch.id, 0)})
+    store.add([branch, grandchild])
     store.queue_items.add([asked.id])
     queue = store.queue(PLAIN)
     waiting, taken_by_ada = RunFilter(waiting_for="ada"), RunFilter(hidden_from="ada")
-    assert queue.hidden("ada", [branch.id], waiting=True) == {branch.id: 0}
+    began = [branch.id, grandchild.id]
+    assert queue.hidden("ada", began, waiting=True) == dict.fromkeys(began, 0)
     assert [run.id for run in store.trajectories(waiting)] == [plain.id]
     assignment = taken(queue, "ada")
-    assert queue.hidden("ada", [branch.id]) == {branch.id: 0} and queue.hidden("bob", [branch.id]) == {}
+    assert queue.hidden("ada", began) == dict.fromkeys(began, 0) and queue.hidden("bob", began) == {}
     assert [run.id for run in store.trajectories(taken_by_ada)] == [plain.id]
     assert not list(store.trajectories(RunFilter(text="somebody would", hidden_from="ada")))
     queue.finish(assignment.id, "ada")
-    assert queue.hidden("ada", [branch.id]) == {}
-    assert {run.id for run in store.trajectories(taken_by_ada)} == {asked.id, plain.id, branch.id}
+    assert queue.hidden("ada", began) == {}
+    assert {run.id for run in store.trajectories(taken_by_ada)} == {asked.id, plain.id, *began}
 
 
 def test_only_stored_runs_can_be_queued(store: Store) -> None:

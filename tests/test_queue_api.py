@@ -183,6 +183,32 @@ def test_a_repeat_hides_ones_own_earlier_answer(project: Project, store: Store) 
     assert kinds == [("solo", "normal", "done"), ("solo", "repeat", "done")]
 
 
+def test_undo_in_a_repeat_takes_back_only_what_was_said_in_it(project: Project, store: Store) -> None:
+    run = make_run(answer="Undone.", task="undone")
+    store.add([run])
+    for item in store.queue_items.items(status="open"):
+        store.queue_items.set_status([item.trajectory], "closed")
+    store.queue_items.add([run.id])
+    app = create_api(project, rater="solo", rules=Rules(gold_rate=0.0, repeat_rate=1.0, repeat_after=0))
+    with TestClient(app, base_url=HOME) as client:
+        client.get("/")
+        hand = client.post("/api/queue/next", json={}).json()["current"]
+        mark(client, run.id, 5)
+        client.post(f"/api/queue/{hand['assignment']}/done", json={"key": secrets.token_hex(8)})
+        again = {"run": None}
+        while again["run"] != run.id:  # other runs of this person may come again first
+            again = client.post("/api/queue/next", json={}).json()["current"]
+            if again["run"] != run.id:
+                client.post(f"/api/queue/{again['assignment']}/skip", json={"key": secrets.token_hex(8), "reason": "another"})
+        mark(client, run.id, 2)
+        said = {"key": secrets.token_hex(8), "trajectory": run.id, "criterion": "tone@1", "status": "withdrawn"}
+        assert client.post("/api/scores", json=said).json()["saved"] is True
+        client.post(f"/api/queue/{again['assignment']}/skip", json={"key": secrets.token_hex(8), "reason": "cannot tell any more"})
+        page = client.get(f"/api/runs/{run.id}").json()
+    assert [(score["status"], score["value"]) for score in page["scores"]] == [("value", 5.0)]
+    assert page["overall"] == 1.0
+
+
 # ---- every route for every person
 
 

@@ -19,14 +19,17 @@ from agentalign.errors import DataError, RegistryError, TrainingStoppedError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.begun import TrainedOn
+from agentalign.recipes.data import render_runs
 from agentalign.recipes.dev_gate import DevGate, _losses
 from agentalign.recipes.dry_run import DryRun
 from agentalign.recipes.token_notes import notes_of
 from agentalign.recipes.workspace import open_workspace, resolve_start
 from agentalign.records.golden import Golden
+from agentalign.records.trajectory import Message, ToolCall, Trajectory
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
+from agentalign.training.dialect import Dialect
 from agentalign.training.model import Model
 from agentalign.training.top_tokens import apart
 from tests.small_project import DPO, FIXTURES, PPO, REWARD, SFT, TINY, make_project
@@ -284,6 +287,18 @@ def test_dry_run_says_what_it_would_do_and_does_nothing(project):
         assert found.seconds > 0
         assert found.stats.trainable > 0
     assert [card.ref for card in Registry(project.adapters).list()] == before
+
+
+def test_a_run_that_is_nested_too_deeply_is_refused_and_the_others_are_trained_on(project):
+    config = SFTConfig(**SFT, max_refused=0.5)
+    with open_workspace(config, project) as work:
+        good = work.train_runs(["expert"])[0]
+        call = ToolCall(id="c", name="order", arguments='{"item": ' + "[" * 500 + "]" * 500 + "}")
+        said = (*good.messages[: good.steps[0].message_index], Message(role="assistant", tool_calls=(call,)))
+        deep = Trajectory(taskset=good.taskset, messages=said, tools=good.tools, origin=good.origin)
+        data = render_runs([deep, good], work.store, Dialect.load(work.base), config)
+    assert list(data.rendered) == [good.id]
+    assert [refusal.trajectory for refusal in data.refused] == [deep.id]
 
 
 def test_preferences_on_dev_and_test_runs_are_never_trained_on(project):

@@ -1,7 +1,7 @@
 """Routes of corrections (a step as it should have been, saved with the pair that it makes, and taken back) and of the guidelines."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,8 +11,9 @@ from agentalign.environments.taskset import find_taskset
 from agentalign.errors import DataError
 from agentalign.records.base import digest
 from agentalign.records.preference import Preference
+from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.corrected import Act, correct_step, correction_pair, inherited_tokens, offered_tools
-from agentalign.ui import views
+from agentalign.ui import hidden, views
 from agentalign.ui.api import House, Key, Note, Rater, RunId, Saved, ascii_json, stored_run
 
 MOST_CALLS = 32
@@ -77,8 +78,8 @@ def add(app: FastAPI, house: House) -> None:
     def corrections(rater: Rater, run: RunId) -> Response:
         """What this rater corrected in a run, and which tools a correction may call."""
         found = stored_run(house.store, run)
-        words = {step: word for step, word in own_words(house, found.id, found.taskset, rater).items() if not word.withdrawn}
-        shown = [_view(house, step, word) for step, word in sorted(words.items())]
+        seen = own_words(house, found, rater).seen
+        shown = [_view(house, step, word) for step, word in sorted(seen.items()) if not word.withdrawn]
         return ascii_json(CorrectionsView(corrections=shown, tools=list(offered_tools(found))))
 
     @app.get("/api/guidelines")
@@ -102,11 +103,16 @@ def add(app: FastAPI, house: House) -> None:
     def withdraw(rater: Rater, wanted: WithdrawalIn) -> Response:
         """Take the rater's correction of a step back; it is kept, and no longer learned from."""
         original = stored_run(house.store, wanted.trajectory)
-        word = own_words(house, original.id, original.taskset, rater).get(wanted.step)
+        words = own_words(house, original, rater)
+        word = words.seen.get(wanted.step)
         if word is None:
             raise DataError(f"you have not corrected step {wanted.step} of this run, so there is nothing to take back. Reload the page.")
         id = digest(["correction", rater, wanted.key])
-        report = house.store.add_preferences([word.model_copy(update={"withdrawn": True, "id": id})])
+        said = [word.model_copy(update={"withdrawn": True, "id": id})]
+        earlier = words.unseen.get(wanted.step)
+        if earlier is not None and not earlier.withdrawn:  # nobody takes back what they cannot see: it stands again, with the time it had
+            said.append(earlier.model_copy(update={"id": digest(["correction", rater, wanted.key, "again"])}))
+        report = house.store.add_preferences(said)
         return ascii_json(Saved(id=word.items[0].trajectory, known=report.stored == 0))
 
 
@@ -119,10 +125,23 @@ def guidelines_of(tasks: Path, taskset: str) -> str:
         return file.read(MOST_GUIDELINES)
 
 
-def own_words(house: House, run: str, taskset: str, rater: str) -> dict[int, Preference]:
-    """By step the rater's newest word on their corrections of a run, a withdrawal included."""
-    found = [p for p in house.store.preferences(taskset, source="correction") if p.rater == rater and p.items[-1].trajectory == run]
-    return {p.items[-1].step: p for p in found if p.items[-1].step is not None and _is_own(house, p, rater)}
+class OwnWords(NamedTuple):
+    """By step the rater's newest words on their corrections of a run, withdrawals included."""
+
+    seen: dict[int, Preference]
+    unseen: dict[int, Preference]
+    """Of a run that is open in the rater's queue: those from before it was taken, which would tell that it comes again."""
+
+
+def own_words(house: House, run: Trajectory, rater: str) -> OwnWords:
+    """What this rater said about their corrections of a run."""
+    taken = hidden.taken_at(house.store, rater, run.id)
+    found = OwnWords({}, {})
+    for word in house.store.preferences(run.taskset, source="correction"):
+        step = word.items[-1].step
+        if word.rater == rater and word.items[-1].trajectory == run.id and step is not None and _is_own(house, word, rater):
+            (found.seen if word.time > taken else found.unseen)[step] = word
+    return found
 
 
 def _is_own(house: House, word: Preference, rater: str) -> bool:

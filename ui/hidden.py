@@ -6,6 +6,7 @@ is taken, as soon as the queue may give it to them; else one could look first.
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from fastapi import HTTPException
@@ -42,6 +43,15 @@ def told(store: Store, person: Person, id: str, scores: list[Score]) -> tuple[li
     """The scores of a run that this person may see, and whether the rest of its story is hidden."""
     after = hidden_runs(store, person, [id]).get(id)
     return (scores, False) if after is None else (store.queue().own_scores(person.name, id, after), True)
+
+
+def taken_at(store: Store, person: str, id: str) -> str:
+    """When a run that is open in somebody's queue was taken, as records write times; "" for any other run.
+
+    By the database's clock, as nothing else is: assignments know the numbers of scores, not those of corrections.
+    """
+    seconds = store.queue().taken_at(person, id)
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
 
 
 def without_origin(view: RunView) -> RunView:

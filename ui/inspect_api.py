@@ -46,7 +46,7 @@ def inspect_routes(store: Store) -> APIRouter:
     def links(person: Annotated[Person, Depends(require_person)], run: RunId) -> LinksView:
         """What this run came from, and what came from it."""
         hidden.refuse_hidden(store, person, run)
-        return links_view(store, run)
+        return links_view(store, person, run)
 
     @routes.get("/run/{run}")
     def address(run: RunId) -> Response:
@@ -56,9 +56,9 @@ def inspect_routes(store: Store) -> APIRouter:
     return routes
 
 
-def links_view(store: Store, run: str) -> LinksView:
-    """The relatives of a run."""
-    ids = [row.id for row in store.runs(RunFilter(parent=run), MOST).rows]
+def links_view(store: Store, person: Person, run: str) -> LinksView:
+    """The relatives of a run that this person may find."""
+    ids = [row.id for row in store.runs(hidden.seen_by(person, RunFilter(parent=run)), MOST).rows]
     children = [
         Relative(id=child.id, step=child.parent[1], kind=child.origin.kind)
         for child in store.trajectories(RunFilter(ids=tuple(ids)))
@@ -66,6 +66,6 @@ def links_view(store: Store, run: str) -> LinksView:
     ]
     own = next(iter(store.trajectories(RunFilter(ids=(run,)))), None)
     parent = None
-    if own is not None and own.parent is not None and store.count(RunFilter(ids=(own.parent[0],))):
+    if own is not None and own.parent is not None and store.count(hidden.seen_by(person, RunFilter(ids=(own.parent[0],)))):
         parent = Relative(id=own.parent[0], step=own.parent[1])
     return LinksView(parent=parent, children=children)

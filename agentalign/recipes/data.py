@@ -22,6 +22,7 @@ from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
 from agentalign.training.step import MicroBatch
 from agentalign.training.tree import TreeBatch, build_tree, pack
+from agentalign.training.tree_check import settle_trees
 
 logger = logging.getLogger("agentalign")
 T = TypeVar("T")
@@ -153,6 +154,7 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
     def batches(budget: int) -> list[list[int]]:
         return pack(range(len(parts)), max_tokens=budget, runs_of=lambda i: [parts[i]])
 
+    settle_trees(model, adapter, parts, max_tokens=max_tokens)
     found: dict[int, T] = {}
     budget: int | None = max_tokens
     while budget:
@@ -191,6 +193,7 @@ def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tok
 
     if cache is None:
         return compute(range(len(parts)))
+    settle_trees(model, adapter, parts, max_tokens=max_tokens)  # before the owner's name, which says whether trees are used
     return cached(cache, owner_of(model, adapter), [_digest(part) for part in parts], compute)
 
 

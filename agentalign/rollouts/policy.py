@@ -25,9 +25,10 @@ from agentalign.errors import ModelError, TasksetError, TemplateError
 from agentalign.records.base import digest
 from agentalign.records.trajectory import Message, ToolCall, TurnTokens
 from agentalign.rollouts.streamed import Late, Sampling, read_chunks, write_in_pieces
+from agentalign.training.completion import Completion
 from agentalign.training.decode_attention import ROWS
 from agentalign.training.dialect import Dialect
-from agentalign.training.generate import Completion, Generator
+from agentalign.training.generate import Generator
 
 
 class TurnRequest(NamedTuple):

@@ -8,8 +8,9 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from agentalign.training.completion import Completion
 from agentalign.training.dialect import Dialect
-from agentalign.training.generate import Completion, Session
+from agentalign.training.generate import Session
 from agentalign.training.streaming import Unfolding, certain_text
 
 AT_ONCE = 4

@@ -1,17 +1,16 @@
 """Which runs are meant: a filter, and the same filter as a condition on the tables."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from pydantic import model_validator
-from sqlalchemy import ColumnElement, CompoundSelect, Connection, FromClause, Select, and_, exists, func, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, func, or_, select
 
 from agentalign.errors import DataError
 from agentalign.records.base import Record
-from agentalign.store import search
+from agentalign.store import blind, search
 from agentalign.store.database import is_one_of
 from agentalign.store.rows import storable, tool_key
-from agentalign.store.tables import assignments, calls, queue_items, scores, trainings, trajectories, verdicts
+from agentalign.store.tables import calls, scores, trainings, trajectories, verdicts
 
 FEW = 5000
 """Runs that a condition on another table may collect at once; where it holds for more, each run of the list is asked about in turn."""
@@ -41,9 +40,10 @@ class RunFilter(Record):
     unrated_by: str | None = None
     """A person: runs of which this person has scored nothing yet, neither the whole nor a step; what was taken back is no score."""
     hidden_from: str | None = None
-    """A person: not the runs that are open in this person's queue, of which no list or search may tell more than their page does."""
+    """A person: not the runs that are open in this person's queue, of which no list or search may tell more than their page does, and none
+    of their relatives (see `store/blind.py`)."""
     waiting_for: str | None = None
-    """A person: nor those that the queue may still give to this person."""
+    """A person: nor those that the queue may still give to this person, and theirs."""
     criterion: str | None = None
     """"name@version": runs that have a value by it; the next three fields are about it."""
     score_at_least: float | None = None
@@ -124,39 +124,14 @@ def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[
         found.append(~rated.where(scores.c.trajectory == trajectories.c.id).correlate(trajectories).exists())
     if wanted.criterion is not None or wanted.disagreement is not None:
         found.append(_among(connection, _verdicts(wanted), verdicts.c.trajectory))
+    hidden: list[Select[str]] = []
     if wanted.hidden_from is not None:
-        found += _neither_it_nor_its_parent(open_for(bindable(wanted.hidden_from, "hidden_from")))
+        hidden += blind.open_for(bindable(wanted.hidden_from, "hidden_from"))
     if wanted.waiting_for is not None:
-        found += _neither_it_nor_its_parent(waiting_for(bindable(wanted.waiting_for, "waiting_for")))
+        hidden += blind.waiting_for(bindable(wanted.waiting_for, "waiting_for"))
+    if hidden:
+        found.append(trajectories.c.id.not_in(blind.with_relatives(hidden)))
     return found
-
-
-def _neither_it_nor_its_parent(hidden: CompoundSelect[str]) -> list[ColumnElement[bool]]:
-    """A correction or a branch begins with the words of its parent, and shows what somebody thought of it."""
-    parent = trajectories.c.parent
-    return [trajectories.c.id.not_in(hidden), or_(parent.is_(None), parent.not_in(hidden))]
-
-
-def open_for(person: str) -> CompoundSelect[str]:
-    """Runs that this person has taken from the queue and not finished, alone or in a pair, whether the lease lives or not."""
-    mine = (assignments.c.person == person) & (assignments.c.state == "open")
-    columns = (assignments.c.trajectory, assignments.c.other)
-    return union_all(*(select(c).where(mine, c.is_not(None)) for c in columns))
-
-
-def waiting_for(person: str, ids: Sequence[str] | None = None) -> CompoundSelect[str]:
-    """Runs in the queue, alone or in a pair, that this person has not finished: any of them may still come to them."""
-    theirs = (assignments.c.item == queue_items.c.item) & (assignments.c.person == person)
-    waits = and_(queue_items.c.status == "open", ~exists().where(theirs, assignments.c.state.not_in(("open", "drawn"))))
-    columns = (queue_items.c.trajectory, queue_items.c.other)
-    # No NULL may get in here: nothing is ever "not in" a list with one.
-    return union_all(*(select(c).where(waits, c.is_not(None) if ids is None else c.in_(ids)) for c in columns))
-
-
-def in_pairs(where: ColumnElement[bool], ids: Sequence[str]) -> CompoundSelect[str]:
-    """Those of the runs that take part in a pair among these assignments."""
-    columns = (assignments.c.trajectory, assignments.c.other)
-    return union_all(*(select(c).where(where, assignments.c.other.is_not(None), c.in_(ids)) for c in columns))
 
 
 def _verdicts(wanted: RunFilter) -> Select[int]:

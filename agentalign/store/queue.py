@@ -18,12 +18,14 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Row, ScalarSelect,
 from agentalign.errors import DataError
 from agentalign.records.base import digest
 from agentalign.records.criterion import Score
+from agentalign.store import blind
 from agentalign.store.appending import read_records
 from agentalign.store.database import Database
-from agentalign.store.filters import bindable, in_pairs, waiting_for
+from agentalign.store.filters import bindable
 from agentalign.store.rows import name
 from agentalign.store.sides import compared, item_of, last_word, side
-from agentalign.store.tables import assignments, queue_items, scores, trajectories
+from agentalign.store.tables import assignments, queue_items, scores
+from agentalign.store.undoing import say_again
 
 Kind = Literal["normal", "gold", "repeat", "own"]
 State = Literal["open", "done", "late", "skipped", "drawn"]
@@ -178,28 +180,17 @@ class Queue:
         """Which of the runs are open in this person's queue, each with the number of the last score that was there when it was taken.
 
         Others' answers and the run's origin are not to be shown. With `waiting` also runs that the queue may still give to this person.
-        Neither are corrections and branches of such runs. For these and what waits the number is 0: all of the person's own marks may
-        be seen.
+        Neither are those of such runs' relatives. For these and what waits the number is 0: all of the person's own marks may be seen.
         """
         asked = [bindable(id, "run id") for id in ids]
-        found: dict[str, int] = {}
         with self._database.read() as connection:
-            begun = select(trajectories.c.id, trajectories.c.parent).where(trajectories.c.id.in_(asked), trajectories.c.parent.is_not(None))
-            parents = {row.id: row.parent for row in connection.execute(begun)}
-            wanted = [*asked, *parents.values()]
-            if waiting:
-                found |= dict.fromkeys(connection.execute(waiting_for(person, wanted)).scalars(), 0)
-            # A pair says nothing about marks: its number counts preferences.
-            found |= dict.fromkeys(connection.execute(in_pairs(_is_open_for(person), wanted)).scalars(), 0)
-            alone = and_(assignments.c.other.is_(None), assignments.c.trajectory.in_(wanted))
-            for trajectory, after in connection.execute(
-                select(assignments.c.trajectory, assignments.c.after).where(_is_open_for(person), alone)
-            ):
-                found[trajectory] = max(found.get(trajectory, 0), after)
-        for run, parent in parents.items():
-            if parent in found:
-                found.setdefault(run, 0)
-        return {run: found[run] for run in asked if run in found}
+            return blind.hidden(connection, bindable(person, "name of a rater"), asked, waiting=waiting)
+
+    def taken_at(self, person: str, trajectory: str) -> float | None:
+        """When this person took the run that is open in their queue, in seconds since 1970; None where it is not, or in a pair alone."""
+        of = (assignments.c.trajectory == bindable(trajectory, "run id"), assignments.c.other.is_(None))
+        with self._database.read() as connection:
+            return connection.execute(select(func.max(assignments.c.taken)).where(_is_open_for(person), *of)).scalar()
 
     def own_scores(self, person: str, trajectory: str, after: int) -> list[Score]:
         """What this person said about a run since the score of this number."""
@@ -242,6 +233,8 @@ class Queue:
     def _end(self, connection: Connection, row: Row[*tuple[object, ...]], state: State, now: float, reason: str = "") -> None:
         values = {"state": state, "finished": now, "reason": reason, "until": last_word(connection, row.other)}
         connection.execute(assignments.update().where(assignments.c.seq == row.seq).values(**values))
+        # After `until`: what is said again here is no answer of this assignment.
+        say_again(connection, row)
 
 
 def clock(connection: Connection) -> float:
@@ -259,7 +252,7 @@ def busy(now: float, among: FromClause = queue_items) -> ScalarSelect[int]:
 
 
 def _is_open_for(person: str) -> ColumnElement[bool]:
-    return and_(assignments.c.person == bindable(person, "name of a rater"), assignments.c.state == "open")
+    return blind.is_open_for(bindable(person, "name of a rater"))
 
 
 def _of(taskset: str | None) -> list[ColumnElement[bool]]:

@@ -24,6 +24,10 @@ TREE_ATTENTION = "agentalign_tree"
 TREE_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 
+class TreeRefusedError(ModelError):
+    """A layer that tree attention does not compute. `Model.hidden` answers it: padded rows from there on."""
+
+
 def tree_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -55,7 +59,7 @@ def tree_attention(
         raise ModelError("tree attention takes neither a mask nor attention dropout; set attention_dropout to 0 in the base's config.")
     odd = [name for name in ("softcap", "s_aux", "position_bias") if extra.get(name) is not None]
     if odd:
-        raise ModelError(f"{type(module).__name__} attends with {odd[0]}, which tree attention does not compute; choose another base.")
+        raise TreeRefusedError(f"{type(module).__name__} attends with {odd[0]}, which tree attention does not compute")
     if query.device.type == "cpu":
         mixed: Tensor = CpuTreeAttention.apply(query[0], key[0], value[0], agentalign_tree, scaling, sliding_window)  # type: ignore[no-untyped-call]
         return mixed[None], None
@@ -104,10 +108,11 @@ def _mask(tree: TreeBatch, segment: Segment, rows: slice, window: int | None, li
 
 
 def tree_capable(config: PretrainedConfig) -> bool:
-    """True where every layer is full or sliding-window attention without extras that our attention does not compute.
+    """True where, by its config, every layer is full or sliding-window attention.
 
-    Hybrids (linear attention, convolution, recurrence), chunked attention, score soft-caps and attention sinks are not: packed in a
-    tree they would be silently wrong (measured: recurrent state leaks from one branch into the next).
+    Hybrids (linear attention, convolution, recurrence), chunked attention and score soft-caps are not: packed in a tree they would be
+    silently wrong (measured: recurrent state leaks from one branch into the next). Attention sinks stand in no config: what has them
+    is refused at its first forward (`TreeRefusedError`), and what else only looks like one that we know is found by `tree_check`.
     """
     settings = config.to_dict()
     layer_types = settings.get("layer_types")

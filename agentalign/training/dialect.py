@@ -7,7 +7,8 @@ Surprise: a longer chat need not begin with the text of a shorter one (some temp
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from functools import cached_property
 from typing import Any
@@ -157,7 +158,8 @@ class Dialect:
         Raises:
             TemplateError: the template refuses these messages.
         """
-        return self._render(self._seamed_chat(messages), self._seamed_tools(tools), generate)
+        with _not_too_deep():
+            return self._render(self._seamed_chat(messages), self._seamed_tools(tools), generate)
 
     def turn_text(self, messages: Sequence[Message], tools: str = "[]") -> TurnText:
         """What the template writes for the last message, an assistant's, with seams.
@@ -165,7 +167,8 @@ class Dialect:
         Raises:
             TemplateError: the template refuses these messages, or writes nothing for the last.
         """
-        return turn_text(self._render, self._seamed_chat(messages), self._seamed_tools(tools))
+        with _not_too_deep():
+            return turn_text(self._render, self._seamed_chat(messages), self._seamed_tools(tools))
 
     def _seamed_tools(self, tools: str) -> JsonValue:
         return special_text.seam(json.loads(tools), self._written)
@@ -271,6 +274,15 @@ class Dialect:
         if self.tokenizer.eos_token_id is not None:
             found.add(self.tokenizer.eos_token_id)
         return frozenset(int(i) for i in found if isinstance(i, int))
+
+
+@contextmanager
+def _not_too_deep() -> Iterator[None]:
+    """Arguments and schemas are somebody's JSON, and what walks through it calls itself, here and in the template's `tojson`."""
+    try:
+        yield
+    except RecursionError:
+        raise TemplateError("a call's arguments or a tool's schema are nested too deeply to be written. Leave such runs out.") from None
 
 
 def _seamed_entry(entry: dict[str, Any], tokens: re.Pattern[str]) -> dict[str, Any]:

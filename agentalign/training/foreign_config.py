@@ -93,15 +93,17 @@ def strict_object(text: bytes, where: str, reason: Refusal) -> dict[str, JsonVal
 
 def _object(text: bytes) -> dict[str, JsonValue]:
     settings = strict_object(text, CONFIG_FILE, Refusal.CONFIG)
-    if _depth(settings) > MAX_DEPTH:
+    if _deeper(settings, MAX_DEPTH):
         raise _no(Refusal.CONFIG, f"it is nested deeper than {MAX_DEPTH} levels, which no adapter needs. Ask its maker for a sound file.")
     return settings
 
 
-def _depth(value: JsonValue) -> int:
-    # json.loads has met its own limit of recursion already, so this cannot be deeper.
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max((_depth(item) for item in inner), default=0)
+def _deeper(value: JsonValue, limit: int) -> bool:
+    """Level by level: what the reader of JSON has come through may still be too deep to be walked by calls."""
+    level = [value]
+    for _ in range(limit):
+        level = [item for v in level for item in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
+    return bool(level)
 
 
 def _base(value: JsonValue, base_names: tuple[str, ...]) -> str:

@@ -10,29 +10,18 @@ temperature the ids were sampled with.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from agentalign.errors import ModelError
+from agentalign.training.completion import Completion, Turn, turns_of
 from agentalign.training.decode_attention import NAME, PASS_SCORES, PASS_TOKENS, PIECE, ROWS, KVCache, Pass, Piece, rows_at_once
 from agentalign.training.sampling import Sampler, generate_one
 
 log = logging.getLogger(__name__)
-
-
-class Completion(NamedTuple):
-    """What one slot sampled."""
-
-    ids: tuple[int, ...]
-    """Ends with the stop id where it stopped by itself."""
-    logprobs: tuple[float, ...]
-    """Model log-prob in nats of each id, at temperature 1."""
-    stopped: bool
-    """False where it was cut by `max_new_tokens` or by the model's context length."""
 
 
 class Session(Protocol):
@@ -137,38 +126,15 @@ class Generator:
         return {slot: max(0, min(wanted[slot], self.limit - len(context))) for slot, context in contexts.items()}
 
 
-@dataclass
-class _Turn:
-    """What a slot has written so far in the current call."""
-
-    budget: int
-    random: torch.Generator
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stopped: bool = False
-
-    def add(self, token: int, logprob: float, stop_ids: frozenset[int]) -> None:
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        self.stopped = token in stop_ids
-
-    @property
-    def over(self) -> bool:
-        return self.stopped or len(self.ids) >= self.budget
-
-    def completion(self) -> Completion:
-        return Completion(tuple(self.ids), tuple(self.logprobs), self.stopped)
-
-
-def _turns(budgets: Mapping[int, int], seeds: Mapping[int, int] | None) -> dict[int, _Turn]:
-    return {slot: _Turn(budget, torch.Generator().manual_seed((seeds or {}).get(slot, 0))) for slot, budget in budgets.items()}
-
-
 class _BatchSession:
     """All slots in one batch. Slots stand in rows; the active ones are moved to rows 0..n-1, so that a decode step gathers nothing."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is held: as at first, or after a call that broke off, when what is stored need not be what is noted."""
         self.cache = KVCache()
         self.prefix: list[int] = []
         self.slots: list[int] = []
@@ -196,18 +162,27 @@ class _BatchSession:
         seeds: Mapping[int, int] | None = None,
     ) -> dict[int, Completion]:
         """See `Session.generate`."""
-        turns = _turns(self.generator.budgets(contexts, max_new_tokens), seeds)
+        turns = turns_of(self.generator.budgets(contexts, max_new_tokens), seeds)
         active = [slot for slot in contexts if turns[slot].budget]
         if active:
-            with self.generator.ready(NAME):
-                self._share_prefix([contexts[slot] for slot in active])
-                for slot in active:
-                    self._admit(slot, contexts[slot])
-                for row, slot in enumerate(active):
-                    self._move(slot, row)
-                logits = self._prefill({slot: contexts[slot] for slot in active})
-                self._decode(active, turns, logits, Sampler(temperature, top_p))
+            try:
+                with self.generator.ready(NAME):
+                    self._line_up({slot: contexts[slot] for slot in active})
+                    logits = self._prefill({slot: contexts[slot] for slot in active})
+                    self._decode(active, turns, logits, Sampler(temperature, top_p))
+            except BaseException:
+                self._forget()
+                raise
         return {slot: turn.completion() for slot, turn in turns.items()}
+
+    def _line_up(self, contexts: Mapping[int, Sequence[int]]) -> None:
+        """Give these slots the first rows, each with what it shares or holds already."""
+        self._share_prefix(list(contexts.values()))
+        for slot, context in contexts.items():
+            self._admit(slot, context)
+        self.cache.reserve(len(self.slots), self.cache.capacity)
+        for row, slot in enumerate(contexts):
+            self._move(slot, row)
 
     def _share_prefix(self, contexts: list[Sequence[int]]) -> None:
         """Compute what all contexts begin with, once; a session without slots keeps what new contexts still begin with."""
@@ -282,7 +257,7 @@ class _BatchSession:
         if some:
             yield some
 
-    def _decode(self, active: list[int], turns: Mapping[int, _Turn], logits: Tensor, sampler: Sampler) -> None:
+    def _decode(self, active: list[int], turns: Mapping[int, Turn], logits: Tensor, sampler: Sampler) -> None:
         """Sample, drop who is over, compute the rest by one token, and again."""
         stop_ids = self.generator.stop_ids
         while True:
@@ -325,7 +300,7 @@ class _PlainSession:
         seeds: Mapping[int, int] | None = None,
     ) -> dict[int, Completion]:
         """See `Session.generate`."""
-        turns = _turns(self.generator.budgets(contexts, max_new_tokens), seeds)
+        turns = turns_of(self.generator.budgets(contexts, max_new_tokens), seeds)
         stop_ids = self.generator.stop_ids
         sampler = Sampler(temperature, top_p)
         with self.generator.ready():

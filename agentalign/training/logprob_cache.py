@@ -1,6 +1,6 @@
 """Log-probabilities that are asked for again: the reference's, in every run of a recipe on the same data.
 
-One file per owner (base, precision and adapter weights, by digest), values by the digest of their token ids. A file that cannot be read is
+One file per owner (base, precision and adapter, by digest), values by the digest of their token ids. A file that cannot be read is
 made anew: nothing in it is worth more than the time it took.
 """
 
@@ -22,8 +22,11 @@ logger = logging.getLogger("agentalign")
 
 
 def owner_of(model: Model, adapter: str) -> str:
-    """Digest of everything that decides a log-prob: base, quantization, precision and the adapter's weights."""
-    found = hashlib.sha256(f"{model.base.digest}/{model.quantization}/{model.dtype}/{model.base.template_kwargs}".encode())
+    """Digest of everything that decides a log-prob: base, quantization, precision, trees or rows, and the adapter's form and weights."""
+    form = model.adapter_config(adapter)
+    about = [model.base.digest, model.quantization, model.dtype, model.base.template_kwargs, model.tree_capable]
+    # A rank or alpha may be written 8 or 8.0; the scale of the same weights is what they decide.
+    found = hashlib.sha256("/".join(map(str, [*about, form.r, float(form.alpha), form.targets])).encode())
     for key, value in sorted(model.adapter_tensors(adapter).items()):
         found.update(key.encode())
         found.update(value.detach().float().cpu().contiguous().numpy().tobytes())

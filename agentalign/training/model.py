@@ -5,6 +5,7 @@ back-propagated inside one `with model.using(name)`: under gradient checkpointin
 with another adapter, silently. Leaving the context with an open graph therefore raises.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from agentalign.errors import ModelError, RegistryError
 from agentalign.training.adapter_files import AdapterConfig, read_adapter, read_heads, write_adapter
-from agentalign.training.attention import TREE_ATTENTION, tree_capable
+from agentalign.training.attention import TREE_ATTENTION, TreeRefusedError, tree_capable
 from agentalign.training.dialect import Dialect
 from agentalign.training.fused_lora import fuse_lora
 from agentalign.training.logprobs import token_logprobs
@@ -29,6 +30,8 @@ from agentalign.training.tree import TreeBatch
 
 if TYPE_CHECKING:
     from agentalign.training.base import Base
+
+logger = logging.getLogger("agentalign")
 
 
 class _Adapter(NamedTuple):
@@ -51,6 +54,10 @@ class Model:
         self.may_recompute = False
         """Whether the engine may call `recompute_activations` where memory runs out."""
         self.tree_capable = tree_capable(network.config)
+        self.paths_checked = 0
+        """How many paths the largest tree had that `tree_check` found right: 0, 1, or 2 for more."""
+        self.plain_attention: str = network.config._attn_implementation
+        """What transformers chose for separate rows."""
         self._peft: PeftModel | None = None
         self._adapters: dict[str, _Adapter] = {}
         self._active: str | None = None
@@ -106,15 +113,12 @@ class Model:
     def linear_targets(self) -> tuple[str, ...]:
         """Last names of every linear layer except the output matrix: what "all-linear" means."""
         output = self.network.get_output_embeddings()
-        return tuple(
-            sorted(
-                {
-                    name.rsplit(".", 1)[-1]
-                    for name, module in self.network.named_modules()
-                    if isinstance(module, nn.Linear) and module is not output and "lora_" not in name and not name.endswith(".base_layer")
-                }
-            )
-        )
+        found = {
+            name.rsplit(".", 1)[-1]
+            for name, module in self.network.named_modules()
+            if isinstance(module, nn.Linear) and module is not output and "lora_" not in name and not name.endswith(".base_layer")
+        }
+        return tuple(sorted(found))
 
     def add_adapter(
         self, name: str, *, r: int, alpha: float, targets: Sequence[str] | None = None, seed: int = 0, trainable: bool = True
@@ -145,7 +149,7 @@ class Model:
 
     def copy_adapter(self, source: str, target: str, *, trainable: bool) -> None:
         """A second adapter with the same weights: how a stage continues its parent, and how a reference is frozen."""
-        config = self._adapters[source].config
+        config = self.adapter_config(source)
         tensors = {key: value.detach().clone() for key, value in self.adapter_tensors(source).items()}
         if target not in self._adapters:
             self._insert(target, config, trainable)
@@ -155,12 +159,17 @@ class Model:
     def save_adapter(self, name: str, folder: Path, *, heads: Sequence[str] = ()) -> None:
         """Pure-LoRA PEFT files, and the named heads in heads.safetensors beside them."""
         modules = {head: self._head(head) for head in heads}
-        write_adapter(folder, self._adapters[name].config, self.adapter_tensors(name), base=self.base.name, heads=modules)
+        write_adapter(folder, self.adapter_config(name), self.adapter_tensors(name), base=self.base.name, heads=modules)
+
+    def adapter_config(self, name: str) -> AdapterConfig:
+        """Its form: rank, alpha and the layers it is on."""
+        if name not in self._adapters:
+            raise ModelError(f"there is no adapter '{name}' in memory; loaded are: {', '.join(self._adapters) or 'none'}.")
+        return self._adapters[name].config
 
     def adapter_tensors(self, name: str) -> dict[str, Tensor]:
         """PEFT's key -> weight (not a copy)."""
-        if name not in self._adapters:
-            raise ModelError(f"there is no adapter '{name}' in memory; loaded are: {', '.join(self._adapters) or 'none'}.")
+        self.adapter_config(name)
         state: dict[str, Tensor] = get_peft_model_state_dict(self._peft, adapter_name=name, save_embedding_layers=False)
         return state
 
@@ -249,7 +258,7 @@ class Model:
     def hidden(self, batch: TreeBatch) -> Tensor:
         """(T, H) last hidden states after the final norm, one row per tree token."""
         with self.precision():
-            hidden = self._tree_hidden(batch) if self.tree_capable else row_hidden(self.backbone, batch, pad_id=self.dialect.pad_id)
+            hidden = self._states(batch)
         if hidden.requires_grad:
             done = [False]
             self._open.append(done)
@@ -259,6 +268,15 @@ class Model:
     def precision(self) -> AbstractContextManager[object]:
         """Autocast where bfloat16 is fast."""
         return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype == torch.bfloat16 else nullcontext()
+
+    def _states(self, batch: TreeBatch) -> Tensor:
+        if self.tree_capable:
+            try:
+                return self._tree_hidden(batch)
+            except TreeRefusedError as refusal:
+                logger.warning("%s: %s; every run is computed by itself, more slowly", self.base.name, refusal)
+                self.give_up_trees()
+        return row_hidden(self.backbone, batch, pad_id=self.dialect.pad_id)
 
     def _tree_hidden(self, batch: TreeBatch) -> Tensor:
         ids, positions = batch.tokens[None], batch.positions[None]
@@ -289,7 +307,7 @@ class Model:
     def give_up_trees(self) -> None:
         """Padded rows and transformers' own attention from here on."""
         self.tree_capable = False
-        self.network.set_attn_implementation("sdpa")
+        self.network.set_attn_implementation(self.plain_attention)
 
     # ------------------------------------------------------------------ heads
 

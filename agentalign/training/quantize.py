@@ -74,11 +74,12 @@ def quantization_recipe(quantization: Quantization, dtype: torch.dtype) -> dict[
 
 
 def _refuse_scaled_logits(network: PreTrainedModel) -> None:
-    settings = network.config.to_dict()
+    # A base that also sees or hears keeps its language model's settings a floor below its own.
+    settings = [config.to_dict() for config in (network.config.get_text_config(), network.config)]
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if settings.get(name) not in (None, 0, 1, 1.0):
+        if odd := [some[name] for some in settings if some.get(name) not in (None, 0, 1, 1.0)]:
             raise ModelError(
-                f"{type(network).__name__} changes its logits after the output matrix ({name} = {settings[name]}), which training on "
+                f"{type(network).__name__} changes its logits after the output matrix ({name} = {odd[0]}), which training on "
                 "log-probabilities here does not compute. Choose a base without it."
             )
 

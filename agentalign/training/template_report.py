@@ -51,7 +51,10 @@ class TemplateReport:
         """Why a run cannot be said in this template, as one sentence; empty where it can."""
         agent = [m for m in messages if m.role == "assistant"]
         calling = [m for m in agent if m.tool_calls]
-        offered = bool(json.loads(tools))
+        try:
+            offered = bool(json.loads(tools))
+        except RecursionError:
+            return "the offered tools are nested too deeply to be read. Leave such runs out."
         needs: list[tuple[object, bool, str]] = [
             (True, bool(self.turn_ends), "writes no end-of-turn token after an assistant message, so the model could not learn to stop"),
             (True, self.readable_text, "writes an assistant's text in a form that cannot be read back"),

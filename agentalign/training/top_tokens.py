@@ -14,6 +14,7 @@ import torch
 from agentalign.records.golden import TopTokens
 from agentalign.training.model import Model
 from agentalign.training.tree import TurnLike, build_tree, pack
+from agentalign.training.tree_check import check_tree
 
 TOP = 10
 """Tokens kept per position."""
@@ -46,6 +47,7 @@ def turn_logprobs(model: Model, adapter: str | None, turns: Sequence[TurnLike], 
     for members in groups:
         with model.using(adapter), torch.no_grad():
             tree = build_tree([runs[i] for i in members]).to(model.device)
+            check_tree(model, tree)
             hidden = model.hidden(tree)
             rows = hidden[tree.parents[tree.labels]][tree.occurrences]  # (M, H)
         # Given out one by one and outside the context: two of these may be read side by side, of one model even.
