@@ -7,7 +7,7 @@ the walk goes up to the first run of all, and from there down to everything that
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import CTE, ColumnElement, Connection, Select, and_, exists, literal, select, union_all
+from sqlalchemy import CTE, ColumnElement, Connection, Select, and_, exists, literal, or_, select, union_all
 
 from agentalign.store.database import is_one_of
 from agentalign.store.tables import assignments, queue_items, trajectories
@@ -35,11 +35,17 @@ def waiting_for(person: str, among: Among | None = None) -> list[Select[str]]:
     return [select(column).where(waits, column.is_not(None) if among is None else among(column)) for column in columns]
 
 
-def with_relatives(runs: Sequence[Select[str]]) -> Select[str]:
-    """The runs and all their relatives, stored or not."""
-    every = union_all(*runs).subquery()
-    found = _relatives(select(literal("").label("asked"), every.c[0].label("id")))
-    return select(found.c.id)
+def neither_they_nor_relatives(runs: Sequence[Select[str]]) -> list[ColumnElement[bool]]:
+    """The conditions on `trajectories` that leave out the runs and all their relatives.
+
+    Most runs have no relatives. For these the first condition is all: a database walks from the runs, which may be a queue of thousands,
+    only once it meets one that has.
+    """
+    every = union_all(*runs)
+    stored, child = trajectories.c, trajectories.alias()
+    has_child = exists().where(child.c.parent == stored.id).correlate(trajectories)
+    found = _relatives(select(literal("").label("asked"), every.subquery().c[0].label("id")))
+    return [stored.id.not_in(every), or_(and_(stored.parent.is_(None), ~has_child), stored.id.not_in(select(found.c.id)))]
 
 
 def hidden(connection: Connection, person: str, asked: Sequence[str], *, waiting: bool) -> dict[str, int]:

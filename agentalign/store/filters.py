@@ -130,7 +130,7 @@ def conditions(connection: Connection, wanted: RunFilter) -> list[ColumnElement[
     if wanted.waiting_for is not None:
         hidden += blind.waiting_for(bindable(wanted.waiting_for, "waiting_for"))
     if hidden:
-        found.append(trajectories.c.id.not_in(blind.with_relatives(hidden)))
+        found += blind.neither_they_nor_relatives(hidden)
     return found
 
 

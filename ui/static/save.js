@@ -84,7 +84,7 @@ export async function flush() {
         continue;
       }
       alone = Math.max(0, alone - 1);
-      if (answers[0].retry) {
+      if (answers[0].retry && unsaved().length) {
         const wait = RETRY[Math.min(failures++, RETRY.length - 1)];
         timer = setTimeout(flush, wait);
         const many = unsaved().length;
@@ -92,10 +92,11 @@ export async function flush() {
         return;
       }
       failures = 0;
-      items.forEach((item, index) => settled(item, answers[index]));
+      // Where there is no answer and nothing waits any more, another tab has sent it.
+      if (!answers[0].retry) items.forEach((item, index) => settled(item, answers[index]));
     }
     // Another tab sent what waited here.
-    if (state.kind === "waiting") tell({ kind: "idle", text: "" });
+    if (["saving", "waiting"].includes(state.kind)) tell({ kind: "idle", text: "" });
   } finally {
     running = false;
   }
