@@ -92,7 +92,7 @@ def held(server: Running) -> Iterator[None]:
 
     def hold() -> None:
         begun.set()
-        go.wait(30)
+        go.wait(300)
 
     change = threading.Thread(target=server.served.chat.worker.change, args=(hold,))
     change.start()
@@ -105,7 +105,7 @@ def held(server: Running) -> Iterator[None]:
 
 
 def until(true: Any) -> None:
-    for _ in range(3000):
+    for _ in range(12000):
         if true():
             return
         time.sleep(0.01)

@@ -143,6 +143,7 @@ def test_a_request_pays_for_no_fault_of_others_however_many(server: Running, mon
     monkeypatch.setattr(generator, "stop_ids", frozenset())
     with ThreadPoolExecutor(2) as threads:
         long = threads.submit(ask, server, "number 1", max_tokens=600)
+        until(lambda: worker.running == 1)
         for _ in range(4):
             with held(server):
                 broken = threads.submit(ask, server, "poison")
