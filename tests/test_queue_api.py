@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from agentalign.config.project import Project
 from agentalign.errors import ConfigError
 from agentalign.records.criterion import Score
 from agentalign.records.preference import Item, Preference
+from agentalign.records.trajectory import Trajectory
 from agentalign.store.queue import Rules
 from agentalign.store.store import Store
 from agentalign.ui import access, auth
@@ -164,8 +166,9 @@ def test_a_rater_cannot_look_first_at_what_the_queue_may_bring(clients: dict[str
     store.queue_items.set_status([run], "closed")
 
 
-def test_a_repeat_hides_ones_own_earlier_answer(project: Project, store: Store) -> None:
-    run = make_run(answer="Twice.", taskset="desk", task="twice")
+@contextmanager
+def repeating(project: Project, store: Store, run: Trajectory) -> Iterator[TestClient]:
+    """The page of a person whose queue holds this run alone, and gives it again."""
     store.add([run])
     for item in store.queue_items.items(status="open"):
         store.queue_items.set_status([item.trajectory], "closed")
@@ -173,6 +176,12 @@ def test_a_repeat_hides_ones_own_earlier_answer(project: Project, store: Store) 
     app = create_api(project, rater="solo", rules=Rules(gold_rate=0.0, repeat_rate=1.0, repeat_after=0))
     with TestClient(app, base_url=HOME) as client:
         client.get("/")
+        yield client
+
+
+def test_a_repeat_hides_ones_own_earlier_answer(project: Project, store: Store) -> None:
+    run = make_run(answer="Twice.", taskset="desk", task="twice")
+    with repeating(project, store, run) as client:
         for value in (2, 5):
             hand = client.post("/api/queue/next", json={}).json()["current"]
             assert hand["run"] == run.id
@@ -185,13 +194,7 @@ def test_a_repeat_hides_ones_own_earlier_answer(project: Project, store: Store) 
 
 def test_undo_in_a_repeat_takes_back_only_what_was_said_in_it(project: Project, store: Store) -> None:
     run = make_run(answer="Undone.", task="undone")
-    store.add([run])
-    for item in store.queue_items.items(status="open"):
-        store.queue_items.set_status([item.trajectory], "closed")
-    store.queue_items.add([run.id])
-    app = create_api(project, rater="solo", rules=Rules(gold_rate=0.0, repeat_rate=1.0, repeat_after=0))
-    with TestClient(app, base_url=HOME) as client:
-        client.get("/")
+    with repeating(project, store, run) as client:
         hand = client.post("/api/queue/next", json={}).json()["current"]
         mark(client, run.id, 5)
         client.post(f"/api/queue/{hand['assignment']}/done", json={"key": secrets.token_hex(8)})

@@ -68,11 +68,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
     with open_workspace(config, project) as work:
         config, parent = resolve_start(work, config, "reward")
         # data
-        preferences, runs = choose_preferences(work, config.criterion)
-        values = work.overalls(list(runs.values())) if config.regression_coefficient else {}
-        targets = {run: value for run, value in values.items() if value is not None}
-        about = work.frozen("reward", config, TrainedOn([p.id for p in preferences], targets))
-        preferences = [p for p in preferences if p.id in set(about.ids)]
+        preferences, runs, about = _trained_on(work, config)
         data = render_runs(list(runs.values()), work.store, Dialect.load(work.base), config)
         learn, held = split_by_task(rank(preferences, runs, data, about.labels), config)
         total = config.max_steps or steps_for(len(learn), batch_size=config.batch_size, epochs=config.num_train_epochs)
@@ -123,6 +119,16 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
                 heads=(HEAD,),
                 metrics=metrics,
             )
+
+
+def _trained_on(work: Workspace, config: RewardConfig) -> tuple[list[Preference], dict[str, Trajectory], TrainedOn]:
+    """The preferences that this training is about, the runs of all there are, and what it is about as a whole."""
+    preferences, runs = choose_preferences(work, config.criterion)
+    values = work.overalls(list(runs.values())) if config.regression_coefficient else {}
+    targets = {run: value for run, value in values.items() if value is not None}
+    about = work.frozen("reward", config, TrainedOn([p.id for p in preferences], targets))
+    begun = set(about.ids)
+    return [p for p in preferences if p.id in begun], runs, about
 
 
 def rank(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: RunData, values: Mapping[str, float | None]) -> list[Ranked]:

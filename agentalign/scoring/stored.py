@@ -1,6 +1,6 @@
 """Scores and pairs of the runs that a store holds."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -133,6 +133,13 @@ def overalls(store: Store, ids: Collection[str], tasks: Path | None) -> dict[str
     return found
 
 
+def _valued(store: Store, taskset: Taskset, runs: Sequence[Trajectory]) -> list[tuple[Trajectory, float | None]]:
+    by_run: dict[str, list[Score]] = {}
+    for score in store.scores(taskset=taskset.name):
+        by_run.setdefault(score.trajectory, []).append(score)
+    return [(run, overall(taskset.criteria, by_run.get(run.id, []))) for run in runs]
+
+
 def make_pairs(
     store: Store,
     taskset: Taskset,
@@ -161,10 +168,8 @@ def make_pairs(
     if not runs:
         where = f" in split '{split}'" if split else ""
         raise DataError(f"there are no runs of {taskset.name}{where} to compare. Make some: `agentalign rollout {taskset.name} --n 4`.")
-    by_run: dict[str, list[Score]] = {}
-    for score in store.scores(taskset=taskset.name):
-        by_run.setdefault(score.trajectory, []).append(score)
-    scored = [(run, overall(taskset.criteria, by_run.get(run.id, []))) for run in runs if not run.is_one_step]
+    by_id = {run.id: run for run in runs}
+    scored = _valued(store, taskset, [run for run in runs if not run.is_one_step])
     experts = [pair for pair in scored if pair[0].origin.kind in TEACHERS]
     others = [pair for pair in scored if pair[0].origin.kind not in TEACHERS]
     found: list[Preference] = []
@@ -174,7 +179,7 @@ def make_pairs(
     if level != "run":
         found += step_pairs(others, margin=margin, per_task=per_task, seed=seed)
         found += corrections(experts, others, margin=margin, per_task=per_task, seed=seed)
-        found += corrected_pairs({run.id: run for run in runs}, [word for word in said if word.source == "correction"])
+        found += corrected_pairs(by_id, [word for word in said if word.source == "correction"])
     tasks = {task.id: task for task in taskset.tasks()}
     groups: dict[str, Group] = {
         run.id: (run.family, tasks[run.task_id].branch if run.task_id and run.task_id in tasks else "") for run in runs
@@ -185,7 +190,7 @@ def make_pairs(
         return groups[preference.items[0].trajectory]
 
     kept = balance(found, group_of, cap, name_of=lambda preference: preference.id, seed=seed, branches=branches)
-    pairs, gone = words(kept, said, {run.id: run for run in runs}, whole=level != "step", steps=level != "run")
+    pairs, gone = words(kept, said, by_id, whole=level != "step", steps=level != "run")
     known = {word.id for word in said}
     new = [pair for pair in pairs if pair.id not in known]
     missing = sum(value is None for _, value in scored)

@@ -69,6 +69,16 @@ def show(page: Page, run: str) -> None:
     page.wait_for_selector(".card.active")
 
 
+def rate(page: Page, store: Store) -> None:
+    """A run of its own, rated 4 by ada, and saved."""
+    run = make_run()
+    store.add([run])
+    log_in(page, "ada")
+    show(page, run.id)
+    page.keyboard.press("4")
+    expect(page.locator(KEPT)).to_have_text("4", timeout=PATIENCE)
+
+
 def test_what_waits_is_saved_under_the_name_of_who_gave_it(page: Page, server: Server, store: Store) -> None:
     run = make_run()
     store.add([run])
@@ -114,12 +124,7 @@ def test_what_another_tab_sends_is_acknowledged_in_the_tab_that_waits(page: Page
 
 
 def test_a_refused_mark_gives_the_place_back_to_the_one_before(page: Page, server: Server, store: Store) -> None:
-    run = make_run()
-    store.add([run])
-    log_in(page, "ada")
-    show(page, run.id)
-    page.keyboard.press("4")
-    expect(page.locator(KEPT)).to_have_text("4", timeout=PATIENCE)
+    rate(page, store)
     page.route("**/api/scores", lambda route: route.fulfill(status=422, json={"detail": "criterion 'tone' has changed. Reload the page."}))
     for key in ("2", "u", "u"):  # another value, the first one again, and a mark taken back
         page.keyboard.press(key)
@@ -149,12 +154,7 @@ def test_an_answer_that_comes_while_somebody_types_takes_nothing_away(page: Page
 
 
 def test_a_click_that_ends_a_note_still_hits(page: Page, server: Server, store: Store) -> None:
-    run = make_run()
-    store.add([run])
-    log_in(page, "ada")
-    show(page, run.id)
-    page.keyboard.press("4")
-    expect(page.locator(KEPT)).to_have_text("4", timeout=PATIENCE)
+    rate(page, store)
     page.keyboard.press("m")
     page.keyboard.type("no")
     page.locator('.card[data-criterion="tone@1"] .mark', has_text="2").click(delay=100)
