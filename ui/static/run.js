@@ -61,6 +61,7 @@ export async function showRun(view, { id, query, root, given }) {
   const drawSoon = soon(() => {
     const field = side.querySelector("textarea:focus");
     if (field) field.addEventListener("blur", drawLater, { once: true });
+    else if (side.matches(":active")) drawLater();
     else drawMarks();
   });
   const drawLater = () => setTimeout(drawSoon, CLICK);
