@@ -37,23 +37,30 @@ def main() -> None:
             found[stage].append(evaluation)
     seeds = len(found["base"])
     if not seeds:
-        print(f"no finished demo under {ROOT}; run this with --full (hours)")
+        print(f"no evaluated base under {ROOT}; run this with --full (hours)")
         return
+    # A seed that was cut has its first stages only; what is compared over seeds has to be there for all of them.
+    whole = [stage for stage in STAGES if len(found[stage]) == seeds]
     print(f"{seeds} seed(s), {found['base'][0].everything.n} held-out tasks each, greedy")
     for stage in STAGES:
-        print(f"{stage:5}", " ".join(f"{100 * one.headline.success.mean:5.1f} %" for one in found[stage]))
-    for before, after in itertools.pairwise(STAGES):
+        print(f"{stage:5}", " ".join(f"{100 * one.headline.success.mean:5.1f} %" for one in found[stage]) or "not evaluated")
+    for before, after in itertools.pairwise(whole):
         _show(before, after, compare_seeds(found[before], found[after]))
 
 
 def _evaluations(project: Project) -> list[Evaluation]:
-    """Of base, SFT, DPO and PPO on the test tasks; empty where the demo is not finished."""
+    """Of base, SFT, DPO and PPO on the test tasks, up to the first that is not evaluated yet."""
     with Store(project.store_url) as store:
         # The first of each recipe is the stage; later ones are controls.
         adapters = {training.recipe: training.adapter for training in reversed(store.trainings(TASKSET)) if training.status == "done"}
-    names = ["base", *(adapters.get(recipe, "") for recipe in ("sft", "dpo", "ppo"))]
-    stored = [stored_evaluation(project, name, TASKSET, "test") for name in names] if all(names) else []
-    return [one for one in stored if one is not None] if all(stored) else []
+    found = []
+    for stage in STAGES:
+        name = "base" if stage == "base" else adapters.get(stage)
+        evaluation = stored_evaluation(project, name, TASKSET, "test") if name else None
+        if evaluation is None:
+            break
+        found.append(evaluation)
+    return found
 
 
 def _show(before: str, after: str, found: Comparison) -> None:

@@ -2,7 +2,7 @@
 
 All tokens of a forward stand in one flat row (1, N), whichever run they belong to, so the linear layers see no padding; only the attention
 knows rows. Scores against the prefix are one matrix product over all rows and heads; scores against the suffixes are one batched product
-over the padded storage; both are joined before a single fp32 softmax.
+over the padded storage; both are joined before a single softmax.
 Surprise: no mask reaches the model. An attention name without a mask function makes transformers pass `attention_mask=None`, and unknown
 keywords of `model(...)` reach the attention function: that is how a `Pass` arrives here.
 """
@@ -21,8 +21,12 @@ NAME = "agentalign_decode"
 
 BLOCK = 64
 """Suffix storage grows in whole blocks of tokens."""
+GROWTH = 1.25
+"""By how much at least, so that long runs are not copied for every block; no more, since a product reads all of it (`VIEWED`)."""
 VIEW = 16
-"""Attention reads the stored suffixes up to the longest one, rounded up to this many tokens."""
+"""Attention reads the stored suffixes up to the longest one, rounded up to this many tokens, or all of the storage."""
+VIEWED = 0.6
+"""On a CPU, the share of the storage from which on all of it is read: products with part of it take three to six times as long."""
 PIECE = 512
 """Longest run of new tokens of one slot in one forward."""
 PASS_TOKENS = 2048
@@ -67,8 +71,7 @@ class KVCache:
             return
         rows = max(rows, self.rows)
         if capacity > self.capacity:
-            # Doubled: fresh memory costs more than what is computed in it, and attention reads only what is filled.
-            capacity = -(-max(capacity, 2 * self.capacity) // BLOCK) * BLOCK
+            capacity = -(-max(capacity, int(GROWTH * self.capacity)) // BLOCK) * BLOCK
         capacity = max(capacity, self.capacity)
         self.suffix = {layer: (_grown(k, rows, capacity), _grown(v, rows, capacity)) for layer, (k, v) in self.suffix.items()}
         self.rows, self.capacity = rows, capacity
@@ -161,12 +164,14 @@ class Pass:
         self.real = real
         longest = max(piece.start + piece.size - piece.shared for piece in pieces)
         self.used = min(cache.capacity, -(-longest // VIEW) * VIEW)
-        """Suffix tokens that any of these queries may see."""
+        """Suffix tokens that are read: all that any of these queries may see, and unused ones behind them."""
+        if device.type == "cpu" and self.used >= VIEWED * cache.capacity:
+            self.used = cache.capacity
         self.last = lengths.cumsum(0) - 1  # (n,) each piece's last token among the flat ones
         self._biases: dict[int | None, Tensor] = {}
 
-    def bias(self, window: int | None) -> Tensor:
-        """(n, 1, 1, T, P + used): 0 where a query sees a key, minus infinity elsewhere; fp32."""
+    def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(n, 1, 1, T, P + used): 0 where a query sees a key, minus infinity elsewhere, both of which any precision holds exactly."""
         if window not in self._biases:
             queries = self.query_positions[:, :, None]  # (n, T, 1)
             columns = torch.arange(self.cache.prefix_length + self.used, device=queries.device)
@@ -176,7 +181,7 @@ class Pass:
             visible = (keys <= queries) & (~in_prefix | (columns < self.shared[:, None]))[:, None]
             if window is not None:
                 visible &= queries - keys < window
-            bias = torch.zeros(visible.shape, device=queries.device).masked_fill_(~visible, -torch.inf)
+            bias = torch.zeros(visible.shape, dtype=dtype, device=queries.device).masked_fill_(~visible, -torch.inf)
             self._biases[window] = bias[:, None, None]
         return self._biases[window]
 
@@ -211,15 +216,16 @@ def decode_attention(
     group = query.shape[1] // heads
     # (n, Hk, group * T, D): query heads that share a key head stand together, so keys are never repeated.
     rows = padded.view(n, width, heads, group, -1).permute(0, 2, 3, 1, 4).reshape(n, heads, group * width, -1)
-    scores = rows @ keys.transpose(2, 3)
+    # Part of the storage is not contiguous: a product then copies it, unless it is the left side.
+    scores = rows @ keys.transpose(2, 3) if this.used == cache.capacity else (keys @ rows.transpose(2, 3)).transpose(2, 3)
     if cache.prefix_length:
         prefix_keys, prefix_values = cache.prefix[layer]
         by_head = rows.transpose(0, 1).reshape(heads, n * group * width, -1)
         shared = (by_head @ prefix_keys.transpose(1, 2)).view(heads, n, group * width, -1).transpose(0, 1)
         scores = torch.cat([shared, scores], dim=-1)
-    # To fp32 first, then in place: adding mixed types would copy twice.
-    biased = scores.float().view(n, heads, group, width, -1).add_(this.bias(sliding_window))
-    weights = torch.softmax(biased, dim=-1).to(values.dtype).view(n, heads, group * width, -1)
+    biased = scores.reshape(n, heads, group, width, -1).add_(this.bias(sliding_window, scores.dtype))
+    # torch sums a softmax of bf16 in fp32, and rounds its result alone.
+    weights = torch.softmax(biased, dim=-1).view(n, heads, group * width, -1)
     mixed = weights[..., cache.prefix_length :] @ values
     if cache.prefix_length:
         by_head = weights[..., : cache.prefix_length].transpose(0, 1).reshape(heads, n * group * width, -1)
