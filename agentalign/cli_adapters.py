@@ -207,6 +207,8 @@ def _promote(arguments: argparse.Namespace) -> None:
     if arguments.canary is not None and (arguments.rollback or arguments.stage == "production"):
         raise UsageError("--canary is the share of a candidate. Promote to candidate, or give it alone: promote NAME --canary 0.05.")
     if arguments.canary is not None and not arguments.stage:
+        if arguments.force:
+            raise UsageError("a canary's share asks no gate, so there is nothing to --force. Leave it out, or name the stage: candidate.")
         _set_canary(arguments)
         return
     if arguments.rollback == bool(arguments.stage):
@@ -215,11 +217,15 @@ def _promote(arguments: argparse.Namespace) -> None:
         raise UsageError("--rollback asks no gate, so there is nothing to --force. Leave one of them out.")
     project = Project.find()
     if arguments.rollback:
-        show(f"{Registry(project.adapters).roll_back(arguments.ref).ref} is in production again")
+        card = Registry(project.adapters).roll_back(arguments.ref)
+        if arguments.json:
+            show_json({"adapter": card.ref, "stage": "production"})
+        else:
+            show(f"{card.ref} is in production again")
         return
     from agentalign.deployment.check import promote
 
-    report = promote(project, arguments.ref, arguments.stage, forced=arguments.force, canary=arguments.canary or 0.0)
+    report = promote(project, arguments.ref, arguments.stage, forced=arguments.force, canary=arguments.canary)
     if arguments.json:
         show_json(report.model_dump(mode="json"))
         return
@@ -233,5 +239,8 @@ def _set_canary(arguments: argparse.Namespace) -> None:
 
     registry = Registry(Project.find().adapters)
     registry.set_canary(arguments.ref, arguments.canary)
-    name = arguments.ref
+    name = arguments.ref.partition("@")[0]
+    if arguments.json:
+        show_json({"name": name, "canary": registry.canary(name)})
+        return
     show(f"{name}@candidate answers {registry.canary(name):.1%} of the conversations" if arguments.canary else f"{name} has no canary now")

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from agentalign.cli_arguments import Commands, add_json, command
+from agentalign.cli_arguments import Commands, add_json, at_least, command
 from agentalign.cli_output import say, show, show_json
 from agentalign.config.project import Project
+from agentalign.errors import UsageError
 
 TRIED_TASKS = 8
 
@@ -34,10 +35,12 @@ def add(commands: Commands) -> None:
         "--to", choices=("vllm", "peft", "merged", "gguf"), default="vllm",
         help="vllm: the adapter for PEFT, and what vLLM needs (default); peft: for PEFT alone; merged: one plain model; gguf: llama.cpp",
     )  # fmt: skip
-    parser.add_argument("--tasks", type=int, default=TRIED_TASKS, metavar="N", help="held-out tasks to try it on (default 8; 0: none)")
     parser.add_argument(
-        "--dtype", default="bfloat16", choices=("bfloat16", "float32", "nf4", "int8"),
-        help="of merged weights (default bfloat16); nf4 and int8 are refused, with the reason",
+        "--tasks", type=at_least(0), default=TRIED_TASKS, metavar="N", help="held-out tasks to try it on (default 8; 0: none)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32", "nf4", "int8"),
+        help="of weights that are merged, with --to merged (default bfloat16); nf4 and int8 are refused, with the reason",
     )  # fmt: skip
     parser.add_argument("--converter", type=Path, metavar="FILE", help="llama.cpp's convert_lora_to_gguf.py, for --to gguf")
     parser.add_argument("--with-base", action="store_true", help="with --to gguf: write the base that training saw as GGUF too")
@@ -45,6 +48,10 @@ def add(commands: Commands) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    if arguments.to != "gguf" and (arguments.converter or arguments.with_base):
+        raise UsageError(f"--converter and --with-base are about a GGUF file, and this writes {arguments.to}. Give --to gguf too.")
+    if arguments.to != "merged" and arguments.dtype:
+        raise UsageError(f"--dtype is of merged weights, and this writes {arguments.to}. Give --to merged too, or leave it out.")
     from agentalign.deployment.export import export
 
     done = export(
@@ -53,7 +60,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.folder,
         arguments.to,
         tasks=arguments.tasks,
-        dtype=arguments.dtype,
+        dtype=arguments.dtype or "bfloat16",
         converter=arguments.converter,
         with_base=arguments.with_base,
     )

@@ -161,6 +161,8 @@ def test_the_way_with_a_model_from_training_to_export(project: Project, run: Say
     assert [card["stages"] for card in json.loads(run("adapters", "--json"))] == ["production", ""]
     run("promote", "hello@2", "candidate", "--force", "to try it", "--canary", "0.25")
     assert run("promote", "hello", "--canary", "0.5") == "hello@candidate answers 50.0% of the conversations\n"
+    assert "hello@1 is not it" in refused("promote", "hello@1", "--canary", "0.5")
+    assert json.loads(run("promote", "hello@2", "--canary", "0", "--json")) == {"name": "hello", "canary": 0}
     assert run("promote", "hello", "--canary", "0") == "hello has no canary now\n"
     assert "sft" in run("adapters", "show", "hello@production")
     assert run("adapters", "verify", "hello@2").startswith("hello@2: all")
@@ -290,6 +292,10 @@ def test_bad_input_gets_one_clear_sentence(
         ("promote nobody --rollback --canary 0.1", "--canary"),
         ("promote nobody production --rollback", "either a stage"),
         ("promote nobody --rollback --force 'it was better'", "--force"),
+        ("promote nobody --canary 0.1 --force 'it was better'", "--force"),
+        ("export nobody out --converter tool.py", "--to gguf"),
+        ("export nobody out --to merged --with-base", "--to gguf"),
+        ("export nobody out --dtype float32", "--to merged"),
     ],
 )
 def test_words_that_do_not_go_together_end_with_two_and_a_sentence(
@@ -327,6 +333,7 @@ def test_outside_a_project_one_is_told_how_to_make_one(tmp_path: Path, monkeypat
         ["tasks", "fly"],
         ["rollout", "hello"],
         ["runs", "--limit", "0"],
+        ["export", "hello", "out", "--tasks", "-1"],
         ["train"],
         ["train", "grpo"],
         ["demo", "--quick", "--full"],

@@ -311,6 +311,9 @@ def test_a_number_is_never_given_again_even_where_its_version_was_deleted(regist
     registry.save(card(2), files)
     shutil.rmtree(registry.folder / "desk" / "2")
     assert registry.next_version("desk") == 3
+    for name in ("desk@3", "desk@production", "Desk"):
+        with pytest.raises(RegistryError, match="is not an adapter's name"):
+            registry.next_version(name)
 
 
 def test_a_card_and_stages_from_before_are_read_and_promoted_on(tmp_path: Path) -> None:
@@ -342,3 +345,29 @@ def test_a_canary_takes_its_share_of_sessions_and_never_changes_one(registry: Re
     registry.promote("desk@3", "candidate", gate("desk@3"))
     assert registry.canary("desk") == 0, "a new candidate answers nobody yet"
     assert [change.weight for change in registry.history("desk") if change.action == "canary"] == [0.25, 0.5]
+
+
+def test_a_canary_of_a_version_that_is_not_the_candidate_is_refused(registry: Registry, files: Path) -> None:
+    for version in (1, 2, 3):
+        registry.save(card(version), files)
+    registry.promote("desk@1", "production", gate("desk@1"))
+    registry.promote("desk@2", "candidate", gate("desk@2"), canary=0.25)
+    for other in ("desk@3", "desk@1", "desk@production"):
+        with pytest.raises(RegistryError, match=r"is not it. Make it so: `agentalign promote desk@[13] candidate`"):
+            registry.set_canary(other, 0.5)
+    assert registry.canary("desk") == 0.25
+    registry.set_canary("desk@2", 0.5)
+    registry.set_canary("desk@candidate", 0.75)
+    assert registry.canary("desk") == 0.75
+
+
+def test_promoting_the_candidate_again_with_no_share_takes_its_canary_back(registry: Registry, files: Path) -> None:
+    registry.save(card(1), files)
+    registry.save(card(2), files)
+    registry.promote("desk@2", "candidate", gate("desk@2"), canary=0)
+    registry.promote("desk@1", "production", gate("desk@1"))
+    registry.promote("desk@2", "candidate", gate("desk@2"), canary=0.25)
+    registry.promote("desk@2", "candidate", gate("desk@2"))
+    assert registry.canary("desk") == 0.25, "nothing was said about it"
+    registry.promote("desk@2", "candidate", gate("desk@2"), canary=0)
+    assert registry.canary("desk") == 0

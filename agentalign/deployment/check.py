@@ -54,7 +54,7 @@ def gate(
     return GateReport(adapter=bundle.card.ref, checks=tuple(_ask(name, question) for name, question in questions), forced=forced)
 
 
-def promote(project: Project, ref: str, stage: str, *, forced: str = "", canary: float = 0.0) -> GateReport:
+def promote(project: Project, ref: str, stage: str, *, forced: str = "", canary: float | None = None) -> GateReport:
     """Run the gate on stored evaluations and promote the version if it passes or a reason is given.
 
     Of the splits that this version was evaluated on, the one that production was evaluated on too speaks; else test before dev. On a

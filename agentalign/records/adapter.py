@@ -30,10 +30,14 @@ class Training(Record):
     updated: str = Field(default_factory=now)
 
 
+NAME = r"[a-z0-9][a-z0-9_.-]{0,99}"
+"""What an adapter may be called, as a regular expression."""
+
+
 class AdapterCard(Record):
     """Where an adapter came from. Written once as card.json beside the weights, never changed."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")
+    name: str = Field(pattern=f"^{NAME}$")
     version: int = Field(ge=1)
     kind: AdapterKind
     taskset: str

@@ -17,20 +17,17 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from agentalign.errors import RegistryError
-from agentalign.records.adapter import AdapterCard, EvaluationSummary, GateReport
+from agentalign.records.adapter import NAME, AdapterCard, EvaluationSummary, GateReport
 from agentalign.records.golden import Golden
 from agentalign.store import beside, stages
+from agentalign.store.adapter_folder import OURS, plain_files
 from agentalign.store.files import copy_durably, fsync, put_in_place, sha256, write_whole
 from agentalign.store.stages import STAGES, StageChange, Stages
 
 CONTENT_DIGITS = 12
 """Hex digits of the content hash that people see."""
 
-_REF = re.compile(r"([a-z0-9][a-z0-9_.-]{0,99})(?:@([1-9][0-9]{0,8}(?:-[0-9a-f]{6,64})?|[a-z]+))?")
-_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
-_OURS = ("card.json", "card.sha256")
-_CODE = (".py", ".so", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+_REF = re.compile(rf"({NAME})(?:@([1-9][0-9]{{0,8}}(?:-[0-9a-f]{{6,64}})?|[a-z]+))?")
 
 
 class Registry:
@@ -41,7 +38,7 @@ class Registry:
 
     def next_version(self, name: str) -> int:
         """The version after the highest that ever was, deleted ones included: runs, evaluations and children go by the number."""
-        if not _REF.fullmatch(name):
+        if not re.fullmatch(NAME, name):
             raise RegistryError(
                 f"{name!r} is not an adapter's name: small letters, digits, '_', '.' and '-', beginning with a letter or digit."
             )
@@ -54,7 +51,7 @@ class Registry:
         The folder holds adapter_config.json and adapter_model.safetensors, and may hold heads.safetensors, chat_template.jinja and other
         plain files without code; a card.json of an older version in it is left out.
         """
-        names = _plain_files(files)
+        names = plain_files(files)
         home = self.folder / card.name
         target = home / str(card.version)
         try:
@@ -137,7 +134,7 @@ class Registry:
     def verify(self, ref: str) -> None:
         """RegistryError naming the first file that is not what was saved: changed, missing or added."""
         card, folder = self.resolve(ref)
-        present = {entry.name for entry in folder.iterdir()} - set(_OURS)
+        present = {entry.name for entry in folder.iterdir()} - set(OURS)
         for name in sorted(present | set(card.files)):
             file = folder / name
             if name not in present:
@@ -147,11 +144,11 @@ class Registry:
             if sha256(file) != card.files[name]:
                 raise RegistryError(f"{card.ref} is damaged: {file} is not what was saved (its sha256 differs). {_RESTORE}")
 
-    def promote(self, ref: str, stage: str, gate: GateReport, *, canary: float = 0.0) -> None:
+    def promote(self, ref: str, stage: str, gate: GateReport, *, canary: float | None = None) -> None:
         """Make a version that passed its gate "production" or "candidate"; what was in production becomes "previous".
 
         Args:
-            canary: share of the sessions that a candidate answers; see `for_session`.
+            canary: share of the sessions that a candidate answers, see `for_session`; None: what it had, or none if it is new there.
         """
         if stage not in ("production", "candidate"):
             raise RegistryError(f"a version is promoted to production or candidate, not to {stage!r}. Choose one of these.")
@@ -170,7 +167,7 @@ class Registry:
         self.verify(card.ref)
         with self._changing(card.name) as held:
             after = stages.after_promotion(held, stage, card.version, gate, content)
-            stages.write(self.folder / card.name, stages.after_canary(after, canary) if canary else after)
+            stages.write(self.folder / card.name, after if canary is None else stages.after_canary(after, canary))
 
     def keep(self, ref: str, report: GateReport | EvaluationSummary | Golden) -> None:
         """Keep a deploy-check, an evaluation's summary or golden prompts beside their version; refused where they are about other files."""
@@ -215,11 +212,15 @@ class Registry:
             stages.write(self.folder / name, stages.after_roll_back(held, previous))
         return self._read_card(name, previous)[0]
 
-    def set_canary(self, name: str, weight: float) -> None:
-        """Let the candidate answer this share of the sessions; 0 takes it back."""
-        name, _ = self._parse(name)
-        self.resolve(name)
+    def set_canary(self, ref: str, weight: float) -> None:
+        """Let the candidate answer this share of the sessions; 0 takes it back. A version that is named must be the candidate."""
+        name, wanted = self._parse(ref)
+        card, _ = self.resolve(name if wanted == "candidate" else ref)
         with self._changing(name) as held:
+            if wanted not in (None, "candidate") and held.stages.get("candidate") != card.version:
+                raise RegistryError(
+                    f"a canary's share is the candidate's, and {card.ref} is not it. Make it so: `agentalign promote {card.ref} candidate`."
+                )
             stages.write(self.folder / name, stages.after_canary(held, weight))
 
     def canary(self, name: str) -> float:
@@ -307,25 +308,6 @@ class Registry:
 
 
 _RESTORE = "Copy it back from where it was trained or kept, or delete the version's folder."
-
-
-def _plain_files(folder: Path) -> list[str]:
-    """Names of the files to publish; RegistryError where a folder holds something that an adapter must not."""
-    if not folder.is_dir():
-        raise RegistryError(f"{folder} is not a folder, so there is no adapter in it. Name the folder that holds adapter_config.json.")
-    names = []
-    for entry in sorted(folder.iterdir()):
-        if entry.name in _OURS:
-            continue
-        if entry.is_symlink() or not entry.is_file() or not _FILE.fullmatch(entry.name):
-            raise RegistryError(f"{entry} is a link, a folder or oddly named; an adapter is plain files beside each other. Remove it.")
-        if entry.suffix in _CODE:
-            raise RegistryError(f"{entry} can carry code; an adapter's tensors are kept as .safetensors. Convert or remove it.")
-        names.append(entry.name)
-    missing = [name for name in _REQUIRED if name not in names]
-    if missing:
-        raise RegistryError(f"{folder} lacks {_list(missing)}, so it is not an adapter. Save it with `save_adapter` first.")
-    return names
 
 
 def _no_link(home: Path) -> None:

@@ -90,6 +90,8 @@ def after_canary(held: Stages, weight: float) -> Stages:
     candidate = held.stages.get("candidate")
     if not 0 <= weight <= 1:
         raise RegistryError(f"a canary's share is from 0 to 1, not {weight:g}. Give e.g. 0.05 for every twentieth session.")
+    if weight == held.canary == 0:
+        return held  # nobody has a share, so there is nothing to take back
     if candidate is None or "production" not in held.stages:
         raise RegistryError("a canary needs a version in production and a candidate beside it. Promote both first.")
     change = StageChange(action="canary", stage="candidate", version=candidate, replaced=candidate, weight=weight, time=now())
