@@ -156,6 +156,17 @@ def test_the_tool_template_is_chosen_where_a_tokenizer_has_several(tmp_path):
     assert prepare_base(str(tmp_path / "a"), tmp_path / "cache").template == "two"
 
 
+def test_a_template_is_the_same_text_before_and_after_it_was_kept_as_a_file(tmp_path):
+    shutil.copytree(TINY, tmp_path / "a")
+    (tmp_path / "a" / "chat_template.jinja").unlink()
+    config = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{% for message in messages %}\r\n{{ message.content }}\r{% endfor %}\r\n"
+    (tmp_path / "a" / "tokenizer_config.json").write_text(json.dumps(config))
+    template = prepare_base(str(tmp_path / "a"), tmp_path / "cache").template
+    (tmp_path / "kept.jinja").write_text(template, "utf-8")
+    assert prepare_base(str(tmp_path / "a"), tmp_path / "cache", template=tmp_path / "kept.jinja").template == template
+
+
 @pytest.mark.hard
 def test_the_built_in_base_speaks(tmp_path):
     try:

@@ -136,7 +136,8 @@ def _own_template(folder: Path, name: str) -> str:
         raise TemplateError(
             f"base {name}: it has no chat template, so its prompts cannot be written. Name a template file beside the base."
         )
-    return template
+    # Adapters keep it as a file, and files are read with \n alone: as Jinja reads it too, so that the prompts are the same.
+    return template.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _converted(gguf: Path, cache: Path, template: str | None) -> Path:
