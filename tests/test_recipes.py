@@ -15,7 +15,7 @@ from agentalign.config.reward import RewardConfig
 from agentalign.config.sft import SFTConfig
 from agentalign.environments.taskset import load_taskset
 from agentalign.environments.worker import WorkerPool
-from agentalign.errors import DataError, RegistryError, TrainingStoppedError
+from agentalign.errors import DataError, RegistryError, TasksetError, TrainingStoppedError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.begun import TrainedOn
@@ -287,6 +287,16 @@ def test_dry_run_says_what_it_would_do_and_does_nothing(project):
         assert found.seconds > 0
         assert found.stats.trainable > 0
     assert [card.ref for card in Registry(project.adapters).list()] == before
+
+
+def test_a_taskset_that_no_adapter_can_be_called_after_is_refused_before_any_work(project, tmp_path):
+    empty = Project.create(tmp_path)
+    empty.tasks.mkdir(exist_ok=True)
+    shutil.copytree(FIXTURES / "toy_desk", empty.tasks / "ToyDesk")
+    settings = empty.tasks / "ToyDesk" / "taskset.yaml"
+    settings.write_text(settings.read_text().replace("name: toy_desk", "name: ToyDesk"))
+    with pytest.raises(TasksetError, match="none may be called 'ToyDesk': small letters"):
+        sft.run(SFTConfig(**{**SFT, "taskset": "ToyDesk"}), empty, dry_run=True)
 
 
 def test_a_run_that_is_nested_too_deeply_is_refused_and_the_others_are_trained_on(project):

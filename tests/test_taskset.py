@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,14 @@ def test_check_finds_an_environment_that_does_not_replay_and_an_expert_that_neve
     assert report.played == 1
     assert any("did not end within 3 turns" in problem for problem in report.problems)
     assert any("other results when replayed" in problem for problem in report.problems)
+
+
+def test_check_says_where_no_adapter_can_be_called_after_a_taskset(tmp_path: Path) -> None:
+    folder = lights(tmp_path)
+    taskset = load_taskset(folder)
+    with TeamCode(folder) as code:
+        assert not [problem for problem in check_taskset(taskset, code).problems if "called" in problem]
+        for name in ("OrderDesk", "order desk", "x" * 94):
+            (problem,) = check_taskset(replace(taskset, name=name), code, []).problems
+            assert "none may be called" in problem
+        assert check_taskset(replace(taskset, name="x" * 93), code, []).problems == ()

@@ -1,5 +1,6 @@
 """Does a taskset keep its promises? The expert plays every task, its runs are replayed, and the checks must be content with them."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool, TeamCodeError
 from agentalign.errors import ToolError
+from agentalign.records.adapter import NAME
 from agentalign.records.trajectory import Message, Origin, StopReason, ToolCall, Trajectory
 
 
@@ -26,7 +28,7 @@ class TasksetReport(NamedTuple):
 def check_taskset(taskset: Taskset, pool: Pool, tasks: Sequence[Task] | None = None) -> TasksetReport:
     """Play, replay and check all tasks (or those given) with the expert; without one, only see that tasks can be reset."""
     tasks = taskset.tasks() if tasks is None else list(tasks)
-    problems: list[str] = []
+    problems = [problem] if (problem := adapter_name_problem(taskset.name)) else []
     for task in tasks if taskset.has_environment else ():
         try:
             problems += _task_problems(taskset, task, pool)
@@ -40,6 +42,16 @@ def check_taskset(taskset: Taskset, pool: Pool, tasks: Sequence[Task] | None = N
         {family: sum(task.family == family for task in tasks) for family in dict.fromkeys(task.family for task in tasks)},
         len(tasks) if taskset.has_environment and taskset.has_expert else 0,
         tuple(problems),
+    )
+
+
+def adapter_name_problem(name: str) -> str:
+    """Why no adapter can be called after a taskset of this name; empty where one can."""
+    if re.fullmatch(NAME, f"{name}-reward"):
+        return ""
+    return (
+        f"adapters are called after their taskset, and none may be called '{name}': small letters, digits, '_', '.' and '-', beginning "
+        "with a letter or digit, 93 at most. Rename its folder, and `name` in its taskset.yaml, before runs carry the name."
     )
 
 

@@ -19,10 +19,11 @@ from pydantic import JsonValue
 
 from agentalign.config.project import Project
 from agentalign.config.training import Scheduled, TrainingConfig
+from agentalign.environments.check import adapter_name_problem
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.environments.team_code import Pool
-from agentalign.errors import DataError, TrainingError, TrainingStoppedError
+from agentalign.errors import DataError, TasksetError, TrainingError, TrainingStoppedError
 from agentalign.recipes.adapter_card import about_base, about_training, write_golden, write_settings
 from agentalign.recipes.begun import TrainedOn, read_begun, write_begun
 from agentalign.recipes.process import LOCK_FILE, write_process
@@ -265,6 +266,8 @@ class Workspace:
 def open_workspace(config: TrainingConfig, project: Project) -> Iterator[Workspace]:
     """Open what the config names; closes the store at the end."""
     taskset = load_taskset(config.taskset, project.tasks)
+    if problem := adapter_name_problem(taskset.name):
+        raise TasksetError(f"taskset '{taskset.name}' cannot be trained on: {problem}")
     if ranks.world() > 1:  # converted by the first process alone: in a group transformers saves weights there only
         ranks.first(lambda: prepare_base(config.base, project.cache).name)
     base = prepare_base(config.base, project.cache)
