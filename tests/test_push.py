@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -168,6 +169,19 @@ def test_a_public_repository_and_a_hub_that_refuses_get_nothing(project: Project
     with pytest.raises(ModelError, match="did not take"):
         push(project, "hello@2", REPOSITORY, base=BASE, endpoint=hub, public=True)
     assert Hub.committed == {}
+
+
+def test_a_hub_that_is_not_there_is_a_sentence(project: Project, hub: str) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))  # taken and never listened at, so nobody answers
+        with pytest.raises(ModelError, match=r"did not take team/order-desk.*Can this machine reach it"):
+            push(project, "hello@2", REPOSITORY, base=BASE, endpoint=f"http://127.0.0.1:{one.getsockname()[1]}")
+
+
+def test_a_dry_run_where_nothing_can_be_written_is_a_sentence(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RegistryError, match="could not be written"):
+        push(project, "hello@2", REPOSITORY, base=BASE, dry_run=tmp_path / "file" / "out")
 
 
 def test_the_command_shows_where_a_dry_run_lies(

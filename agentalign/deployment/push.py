@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from agentalign.config.project import Project
 from agentalign.deployment.export_files import fixed_template
 from agentalign.deployment.record_golden import read_golden
-from agentalign.errors import ModelError, RegistryError
+from agentalign.errors import AgentAlignError, ModelError, RegistryError
 from agentalign.records.adapter import AdapterCard, EvaluationSummary
 from agentalign.records.golden import Golden
 from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle, open_bundle, require_runnable
@@ -72,8 +71,11 @@ def push(
         target = dry_run.absolute()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise RegistryError(f"{target} exists and is not an empty folder. Name a new folder.")
-        target.mkdir(parents=True, exist_ok=True)
-        return Pushed(content.identity, repository, _write(content, repository, target), str(target))
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            return Pushed(content.identity, repository, _write(content, repository, target), str(target))
+        except OSError as error:
+            raise RegistryError(f"{target} could not be written ({error}). Free some space, or choose another folder.") from error
     with tempfile.TemporaryDirectory(prefix="push-") as place:
         files = _write(content, repository, Path(place))
         return Pushed(content.identity, repository, files, _send(HfApi(endpoint=endpoint), repository, Path(place), content, public=public))
@@ -109,10 +111,13 @@ def _send(api: HfApi, repository: str, folder: Path, content: Content, *, public
                 f"{repository} exists and is public, so everybody could read {content.identity}. Give --public, or another."
             )
         done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"agentalign {content.identity}")
-    except (HfHubHTTPError, LocalTokenNotFoundError, ValueError, OSError) as error:
+    except AgentAlignError:
+        raise
+    except Exception as error:  # what no network raises is the hub's HTTP library's own, another from release to release
         said = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"{api.endpoint} did not take {repository} ({type(error).__name__}: {said}). Is HF_TOKEN set, and may it write?"
+            f"{api.endpoint} did not take {repository} ({type(error).__name__}: {said}). Can this machine reach it, is HF_TOKEN "
+            "set, and may it write?"
         ) from error
     return str(done.commit_url)
 
