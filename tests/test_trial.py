@@ -9,7 +9,7 @@ from small_base import make_base
 from small_server import TINY, TOY_DESK, add_soft_adapter
 
 from agentalign.config.project import Project
-from agentalign.deployment.export import export
+from agentalign.deployment.export import Form, export
 from agentalign.deployment.trial import calls_read
 from agentalign.environments.team_code import TeamCode
 from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
@@ -63,6 +63,27 @@ def test_an_adapter_of_a_taskset_that_is_not_here_is_exported_and_says_so(projec
     trial = export(project, "toy_desk@3", tmp_path / "out", "merged", tasks=2).trial
     assert trial is not None and trial.success is None
     assert "the taskset 'nowhere' is not in this project" in trial.unmeasured[0]
+
+
+@pytest.mark.parametrize("form", ["vllm", "merged"])
+@pytest.mark.parametrize("lost", ["second load", "answers", "distance"])
+def test_what_does_not_fit_into_memory_is_said_and_the_export_stands(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Form, lost: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    if lost == "second load" and form == "merged":
+        monkeypatch.setattr("agentalign.deployment.export.load_plain", full)
+    elif lost == "second load":
+        monkeypatch.setattr(Model, "load_adapter", full)
+    else:
+        monkeypatch.setattr(f"agentalign.deployment.trial.{'act_out' if lost == 'answers' else 'policy_distance'}", full)
+    trial = export(project, "toy_desk@2", tmp_path / "out", form, tasks=2).trial
+    assert trial is not None
+    assert any("out of memory" in reason for reason in trial.unmeasured)
+    assert ((trial.success is None), (trial.kl is None)) == (lost != "distance", lost != "answers")
+    assert list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_a_call_left_in_the_text_was_tried_and_not_read(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from agentalign.deployment.export_gguf import forced_order, require_converter, w
 from agentalign.deployment.export_merged import load_plain, require_mergeable, write_merged
 from agentalign.deployment.export_peft import write_peft
 from agentalign.deployment.targets import Target, findings, require_deployable
-from agentalign.deployment.trial import Trial, try_out
+from agentalign.deployment.trial import OUT_OF_MEMORY, Trial, try_out, unmeasured
 from agentalign.environments.taskset import find_taskset, load_taskset
 from agentalign.errors import RegistryError, TasksetError
 from agentalign.rollouts.bundle import Bundle, open_bundle, require_runnable
@@ -164,8 +164,11 @@ def _write(
     if form == "merged":
         trained = _trained(bundle, plain.folder)
         written = write_merged(bundle, trained, target, folder, dtype=dtype)
-        served = load_plain(bundle, folder, folder.parent / "cache", dtype=dtype)
-        where = f"the merged folder, loaded again in {dtype} on {served.device.type}"
+        where = f"the merged folder, loaded again in {dtype} on {trained.device.type}"
+        try:
+            served = load_plain(bundle, folder, folder.parent / "cache", dtype=dtype)
+        except OUT_OF_MEMORY as error:
+            return written, Trial(where=where, unmeasured=(unmeasured("everything", error),))
         return written, try_out(project, bundle, trained, served, None, where=where, tasks=tasks)
     if form == "gguf":
         assert converter is not None
@@ -184,11 +187,15 @@ def _write(
 
 def _tried_adapter(project: Project, bundle: Bundle, folder: Path, form: Form, tasks: int) -> Trial:
     """As PEFT computes on the base that training rounded, or as vLLM does on the base as it is."""
-    trained = _trained(bundle, bundle.folder)
-    rounded = form == "peft" and trained.quantization != "none"
-    served = trained if rounded or trained.quantization == "none" else Model.load(bundle.base, quantization="none")
-    served.load_adapter("exported", folder)
-    where = f"the exported adapter on the base {f'rounded to {trained.quantization}' if rounded else 'as it is, not rounded'}"
+    rounding = bundle.card.quantization
+    rounded = form == "peft" and rounding != "none"
+    where = f"the exported adapter on the base {f'rounded to {rounding}' if rounded else 'as it is, not rounded'}"
+    try:
+        trained = _trained(bundle, bundle.folder)
+        served = trained if rounded or rounding == "none" else Model.load(bundle.base, quantization="none")
+        served.load_adapter("exported", folder)
+    except OUT_OF_MEMORY as error:
+        return Trial(where=where, unmeasured=(unmeasured("everything", error),))
     return try_out(project, bundle, trained, served, "exported", where=f"{where}, on {served.device.type}", tasks=tasks)
 
 

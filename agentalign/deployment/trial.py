@@ -32,6 +32,11 @@ COMPARED_TURNS = 24
 """Turns of those runs that the distance is measured along, beside the golden ones."""
 
 
+OUT_OF_MEMORY = (RuntimeError, MemoryError)
+"""What torch raises where models do not fit; it has no narrower name for all devices."""
+FAILURES = (AgentAlignError, ValueError, *OUT_OF_MEMORY)
+
+
 class Trial(Record):
     """What was measured of one export; what was not, `unmeasured` names with its reason."""
 
@@ -132,8 +137,8 @@ def try_out(
             taskset = load_taskset(find_taskset(bundle.card.taskset, project.tasks), project.tasks)
             acted = act_out(taskset, _policy(served, served_adapter), tasks=tasks)
             _require_whole(acted.runs)
-        except AgentAlignError as error:
-            trial = trial.model_copy(update={"unmeasured": (f"success and tool calls: {error}",)})
+        except FAILURES as error:
+            trial = trial.model_copy(update={"unmeasured": (unmeasured("success and tool calls", error),)})
     else:
         trial = trial.model_copy(update={"unmeasured": ("success and tool calls: no tasks were asked for.",)})
     if acted is not None:
@@ -145,8 +150,20 @@ def try_out(
     if not turns:
         lost = "the distance to the trained policy: the adapter has no golden prompts, and no task was acted out."
         return trial.model_copy(update={"unmeasured": (*trial.unmeasured, lost)})
-    away = policy_distance(trained, "policy", served, served_adapter, turns)
+    try:
+        away = policy_distance(trained, "policy", served, served_adapter, turns)
+    except FAILURES as error:
+        lost = unmeasured("the distance to the trained policy", error)
+        return trial.model_copy(update={"unmeasured": (*trial.unmeasured, lost)})
     return trial.model_copy(update={"kl": away.kl, "kl_worst": away.worst, "kl_floor": away.floor, "kl_tokens": away.tokens})
+
+
+def unmeasured(what: str, error: BaseException) -> str:
+    """Why something was not measured, in a sentence."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if isinstance(error, OUT_OF_MEMORY):
+        reason = f"it may not fit beside what else is in memory ({reason})"
+    return f"{what}: {reason}"
 
 
 def _policy(served: Model, adapter: str | None) -> LocalPolicy:
