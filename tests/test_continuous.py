@@ -148,6 +148,39 @@ def test_a_beginning_is_shared_under_one_adapter_and_never_under_another(small: 
     assert [one.cached for one in works] == [0, 60, 0, 0, 60]
 
 
+def test_what_was_computed_for_one_owner_is_no_others(small: Small) -> None:
+    batch = small.batch()
+    prompt = text(1, 60)
+    works = [work(i, "hello@1", prompt, 6, owner=owner) for i, owner in enumerate(("anna", "boris", "anna", "boris"))]
+    found = run(batch, works, every=4)
+    for one in works:
+        assert_alone(small, one, found[one.key])
+    assert [one.cached for one in works] == [0, 0, 59, 59]
+
+
+def test_a_row_whose_scores_are_no_numbers_fails_alone_and_leaves_nothing_behind(small: Small) -> None:
+    batch = small.batch(running=2, kept=0)
+    sound = work(0, "hello@1", text(1, 20), 6)
+    bad = [work(i, ref, [*text(2, 30), 1], 6, sampler=Sampler(1.0, 0.9)) for i, ref in ((1, "hello@2"), (2, "hello@2"))]
+
+    def spoil(_: torch.nn.Module, given: tuple[torch.Tensor], vectors: torch.Tensor) -> torch.Tensor:
+        return vectors.masked_fill((given[0] == 1)[..., None], torch.nan)
+
+    hook = batch.generator.model.get_input_embeddings().register_forward_hook(spoil)
+    try:
+        found = run(batch, [sound, *bad])
+    finally:
+        hook.remove()
+    assert_alone(small, sound, found[0])
+    for one in bad:
+        (said,) = found[one.key]
+        assert said.problem.startswith("the scores of hello@2 are no numbers")
+    after = [work(3, "hello@2", text(3, 9), 6), work(4, "hello@1", text(4, 9), 6)]
+    found = run(batch, after)
+    for one in after:
+        assert_alone(small, one, found[one.key])
+
+
 def test_kept_rows_give_way_and_rows_never_grow_beyond_the_limit(small: Small) -> None:
     batch = small.batch(running=2, kept=1)
     works = [work(i, ADAPTERS[i % 2], text(i, 20 + i), 4) for i in range(9)]

@@ -313,6 +313,34 @@ def test_top_p_keeps_the_smallest_set_with_that_mass():
     assert set(Sampler(temperature=1.0, top_p=0.7)(logits, random)[0]) == {1, 2}
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-9])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_next_to_no_temperature_takes_the_likeliest_id(temperature, top_p):
+    logits = torch.tensor([[0.1, 60.0, 0.3], [3.0, -80.0, 0.3]])
+    random = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    assert Sampler(temperature, top_p)(logits, random)[0] == [1, 0]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_is_no_number_has_an_id_of_the_vocabulary_and_leaves_its_neighbour_alone(temperature, top_p):
+    sound = torch.tensor([0.1, 60.0, 0.3])
+    logits = torch.stack([torch.full((3,), torch.nan), sound, sound * torch.inf])
+    ids, logprobs = Sampler(temperature, top_p)(logits, [torch.Generator().manual_seed(seed) for seed in range(3)])
+    assert set(ids) <= {0, 1, 2}
+    assert ids[1] == 1
+    assert [torch.isfinite(torch.tensor(value)).item() for value in logprobs] == [False, True, False]
+
+
+@pytest.mark.parametrize("make", [llama, mamba])
+def test_scores_that_are_no_numbers_end_the_call_with_a_sentence(make):
+    model = build(make)
+    generator = Generator(model, STOP)
+    model.get_input_embeddings().weight.data[9] = torch.nan
+    with pytest.raises(ModelError, match="no numbers"):
+        generator.session().generate({0: [8, 9, 10]}, max_new_tokens=2, temperature=1.0)
+
+
 def test_a_gpu_holds_as_many_rows_as_its_free_memory_has_keys_and_values_for():
     # 8 heads of 128 in 32 layers: 128 KiB a token in bfloat16, so 0.3 of 80 GiB holds 96 rows of 2,048 tokens.
     eight_b = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)

@@ -175,7 +175,9 @@ def test_values_that_ask_for_nothing_are_taken(server: Running) -> None:
     server.chat(top_p=1, top_logprobs=0, stream_options={"include_usage": False}, stream=False, max_tokens=2)
 
 
-@pytest.mark.parametrize("more", [{"seed": 3}, {"seed": 4, "temperature": 0, "top_p": 0.5}, {"top_p": 0.01, "temperature": 0.7}])
+@pytest.mark.parametrize(
+    "more", [{"seed": 3}, {"seed": 4, "temperature": 0, "top_p": 0.5}, {"top_p": 0.01, "temperature": 0.7}, {"temperature": 1e-40}]
+)
 def test_a_seed_and_an_explicit_temperature_of_nothing_get_the_likeliest_answer(server: Running, more: dict[str, Any]) -> None:
     """What they ask for is kept: the same answer each time, and of the likeliest ids the one that is left."""
     assert server.chat(**FREE, **more)["choices"] == server.chat(**FREE)["choices"]
@@ -249,6 +251,18 @@ def test_keys_open_everything_but_health(project: Project) -> None:
         assert locked.client.get("/metrics", headers={"Authorization": "Bearer a-key-of-enough-lengtH"}).status_code == 401
         assert locked.client.get("/health").status_code == 200
         assert locked.client.get("/v1/models", headers={"Authorization": "Bearer a-key-of-enough-length"}).status_code == 200
+
+
+def test_one_key_does_not_learn_from_the_cache_what_another_one_said(project: Project) -> None:
+    keys = ("a-key-of-enough-length", "another-key-of-enough-length")
+    with running(project, keys=keys) as locked:
+
+        def cached(key: str) -> int:
+            body = {"model": "toy_desk@1", "messages": ASK, "max_tokens": 1}
+            reply = locked.client.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"})
+            return int(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+        assert [cached(key) > 0 for key in (keys[0], keys[1], keys[0], keys[1])] == [False, False, True, True]
 
 
 def test_a_server_for_others_wants_keys(project: Project) -> None:

@@ -177,6 +177,23 @@ def test_whatever_ends_the_thread_every_request_is_told(project: Project, monkey
         assert not any(server.served.chat.adapters._used.values())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_server_whose_device_is_lost_says_so(project: Project, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
+    def fail(*_given: Any) -> None:
+        raise RuntimeError("device-side assert triggered")
+
+    with running(project, settings=Settings(running=1, waiting=4)) as server:
+        worker = server.served.chat.worker
+        with monkeypatch.context() as patched:
+            patched.setattr(worker._batch.generator, "forward", fail)
+            patched.setattr("agentalign.deployment.serving.worker.answers", lambda _device: not lost)
+            assert ask(server, "number 1").status_code == 500
+            until(lambda: worker.alive is not lost)
+        assert server.client.get("/health").status_code == (503 if lost else 200)
+        assert ask(server, "number 2").status_code == (503 if lost else 200)
+
+
 def test_a_client_that_goes_away_frees_its_row(server: Running) -> None:
     worker = server.served.chat.worker
     body = {"model": "base", "messages": [{"role": "user", "content": "x"}], "max_tokens": 600, "temperature": 2, "stream": True}

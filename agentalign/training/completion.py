@@ -1,10 +1,13 @@
 """What one slot writes in one call of a generator, while it is written and after."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+
+from agentalign.errors import ModelError
 
 
 class Completion(NamedTuple):
@@ -29,7 +32,13 @@ class Turn:
     stopped: bool = False
 
     def add(self, token: int, logprob: float, stop_ids: frozenset[int]) -> None:
-        """This id was sampled."""
+        """This id was sampled.
+
+        Raises:
+            ModelError: its log-prob is no number.
+        """
+        if not math.isfinite(logprob):
+            raise ModelError("the model's scores are no numbers here, so nothing can be sampled from them. Use another version.")
         self.ids.append(token)
         self.logprobs.append(logprob)
         self.stopped = token in stop_ids

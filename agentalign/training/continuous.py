@@ -1,12 +1,13 @@
 """A batch that requests join and leave between two steps, each row under its own adapter: generation for a server.
 
 A step computes one piece of waiting prompts, then one token for every row that has its prompt behind it; so a long prompt delays the
-others by a piece, never by its whole length. A row that is over stays behind as a *kept* row: a request that begins with the same
-tokens under the same adapter takes it over (the next turn of a conversation) or copies its beginning (the same system prompt).
+others by a piece, never by its whole length. A row that is over stays behind as a *kept* row: a request of the same owner that begins with
+the same tokens under the same adapter takes it over (the next turn of a conversation) or copies its beginning (the same system prompt).
 Surprise: a prompt and a token are one thing here. A row has tokens, some of them computed; whoever has exactly one left is decoding. So a
 batch that broke is mended by forgetting what was computed: the rows' tokens are all there is to know.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -24,6 +25,8 @@ TAIL = 16
 """A kept row is taken over where at most this many of its tokens differ; where more do, another request may want them still."""
 MAX_REFUSALS = 200
 """Ids that a constraint may refuse in one place before that counts as having no way to go on."""
+
+NO_NUMBERS = "the scores of {} are no numbers here, so nothing can be sampled from them. Use another version."
 
 
 class Constraint(Protocol):
@@ -73,6 +76,8 @@ class Work:
     """Most tokens to write, at least 1."""
     sampler: Sampler = field(default_factory=Sampler)
     seed: int = 0
+    owner: str = ""
+    """Who asks. A kept row is its owner's alone: how much of a prompt was there already tells what another one has said."""
     top: int = 0
     """How many of the likeliest ids to name at each place."""
     constraint: Constraint | None = None
@@ -108,6 +113,7 @@ class _Row:
     """A row of the cache: the first `held` of its tokens have keys and values there."""
 
     adapter: str | None
+    owner: str
     tokens: list[int]
     held: int
     work: Work | None
@@ -146,12 +152,12 @@ class Batch:
     def admit(self, work: Work) -> None:
         """Give a request a row, with what is there already of its tokens."""
         tokens = [*work.context, *work.ids]
-        source, same = self._longest_beginning(work.adapter, tokens)
+        source, same = self._longest_beginning(work, tokens)
         target = self._place(source, same)
         if source is not None and target is not source:
             self.cache.copy(self.rows.index(source), self.rows.index(target), same)
         work.cached = min(same, len(work.context)) if not work.ids else work.cached
-        target.adapter, target.tokens, target.held, target.work = work.adapter, tokens, same, work
+        target.adapter, target.owner, target.tokens, target.held, target.work = work.adapter, work.owner, tokens, same, work
 
     def drop(self, key: int) -> None:
         """End a request; what it has computed is kept."""
@@ -184,11 +190,11 @@ class Batch:
 
     # ------------------------------------------------------------------ rows
 
-    def _longest_beginning(self, adapter: str | None, tokens: Sequence[int]) -> tuple[_Row | None, int]:
+    def _longest_beginning(self, work: Work, tokens: Sequence[int]) -> tuple[_Row | None, int]:
         """The row that holds most of these tokens' beginning. The last token is always computed: its logits are needed."""
         best: tuple[_Row | None, int] = (None, 0)
         for row in self.rows:
-            if row.adapter == adapter:
+            if row.adapter == work.adapter and row.owner == work.owner:
                 same = min(common_length(row.tokens[: row.held], tokens), len(tokens) - 1)
                 # Of equals a kept row: it may be taken over without a copy.
                 if same > best[1] or (same and same == best[1] and row.work is None):
@@ -199,7 +205,7 @@ class Batch:
         if source is not None and source.work is None and source.held - same <= TAIL:
             return source
         if len(self.rows) < self.most_rows:
-            self.rows.append(_Row(None, [], 0, None, self._clock))
+            self.rows.append(_Row(None, "", [], 0, None, self._clock))
             self.cache.reserve(len(self.rows), self.cache.capacity)
             return self.rows[-1]
         kept = [row for row in self.rows if row.work is None]
@@ -207,6 +213,11 @@ class Batch:
 
     def _keep(self, row: _Row) -> None:
         row.work, row.tokens = None, row.tokens[: row.held]
+
+    def _forget(self, row: _Row) -> None:
+        """A row with what is no number in it: a masked place has probability 0, and 0 x NaN would be the next request's NaN."""
+        self.cache.wipe(self.rows.index(row))
+        row.work, row.tokens, row.held = None, [], 0
 
     def _line_up(self) -> None:
         """Move the rows that write to the front: there a step gathers and copies nothing."""
@@ -256,6 +267,10 @@ class Batch:
         for index, row in enumerate(rows):
             work = _work(row)
             token, logprob, problem = chosen[index]
+            if not math.isfinite(logprob):
+                self._forget(row)
+                self._written.append(Written(work.key, 0, 0.0, problem=NO_NUMBERS.format(work.adapter or "the base")))
+                continue
             problem = problem or _advance(work, token)
             if problem:
                 self._keep(row)

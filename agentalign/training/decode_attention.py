@@ -87,6 +87,12 @@ class KVCache:
         stored[1][rows, :, places] = values
         return stored
 
+    def wipe(self, row: int) -> None:
+        """Forget all suffix tokens of a row."""
+        for stored in self.suffix.values():
+            for tensor in stored:
+                tensor[row].zero_()
+
     def swap(self, a: int, b: int, length: int) -> None:
         """Exchange the first `length` suffix tokens of two rows."""
         if a == b or not length:

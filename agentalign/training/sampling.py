@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+COLDEST = 1e-5
+"""Below this temperature the likeliest id is taken: scores divided by less are beyond what a float holds, and the rest has no share."""
+
 
 class Sampler(NamedTuple):
     """How ids are chosen."""
 
     temperature: float = 0.0
-    """0 takes the likeliest id."""
+    """0, or less than `COLDEST`, takes the likeliest id."""
     top_p: float = 1.0
     """Smallest set of likeliest ids with at least this mass; 1 keeps all."""
 
@@ -23,6 +26,8 @@ class Sampler(NamedTuple):
         self, logits: Tensor, random: Sequence[torch.Generator], allowed: Tensor | None = None, shift: Tensor | None = None
     ) -> tuple[list[int], list[float]]:
         """One id per row of logits (n, V), each from its own random stream, and the model's log-prob (nats) of it.
+
+        A row that holds what is no number gets some id and a log-prob that is not finite: its caller says whose fault that is.
 
         Args:
             allowed: (n, V) which ids may be chosen, at least one per row.
@@ -39,7 +44,7 @@ class Sampler(NamedTuple):
         # log sum exp of the scores from what the softmax has computed already: exp over a vocabulary is a visible part of a step.
         total = highest - probs.gather(1, likeliest[:, None])[:, 0].log()
         chosen = likeliest
-        if self.temperature:
+        if self.temperature >= COLDEST:
             tempered = probs if self.temperature == 1 else torch.softmax(scores / self.temperature, dim=-1)
             chosen = _draw(tempered, self.top_p, random)
         logprobs = scores.gather(1, chosen[:, None])[:, 0] - total
@@ -75,7 +80,8 @@ def _draw(probs: Tensor, top_p: float, random: Sequence[torch.Generator]) -> Ten
     uniform = torch.stack([torch.rand(1, generator=generator) for generator in random]).to(probs.device)
     # Just below the total at most: rounding up to it would pick an id of probability 0.
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    place = torch.searchsorted(cumulated, target, right=True)
+    # Nothing is above NaN, so its place would be V; and an index out of bounds ends a GPU's whole process, not one row.
+    place = torch.searchsorted(cumulated, target, right=True).clamp(max=probs.shape[-1] - 1)
     return (place if order is None else order.gather(1, place))[:, 0]
 
 

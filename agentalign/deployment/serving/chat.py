@@ -138,7 +138,7 @@ class Chat:
             tell(number, event)
 
         work = partial(
-            Work, context=context, adapter=adapter, budget=budget, top=(request.top_logprobs or 0) if request.logprobs else 0,
+            Work, context=context, adapter=adapter, owner=owner, budget=budget, top=(request.top_logprobs or 0) if request.logprobs else 0,
             sampler=Sampler(request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p),
             penalties=Penalties(request.presence_penalty or 0.0, request.frequency_penalty or 0.0),
         )  # fmt: skip

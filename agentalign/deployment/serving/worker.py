@@ -3,7 +3,8 @@
 Nothing else touches the network. Handing in, cancelling and adding an adapter are notes in a queue that the thread reads before each step.
 Surprise: an exception does not say whose fault it was, whether a request was on its way into the batch or in it. So the batch forgets what
 it had computed, each request is run alone until it has written a token, and the one that fails alone fails; the others go on from the very
-tokens they had. Whatever ends the thread, every request is told.
+tokens they had. Where all fail alone and the device itself answers no more, the thread ends: a server that can do nothing says so. Whatever
+ends the thread, every request is told.
 """
 
 import logging
@@ -13,7 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agentalign.errors import AgentAlignError
+import torch
+
+from agentalign.errors import AgentAlignError, ModelError
 from agentalign.training.continuous import Batch, Work, Written
 from agentalign.training.decode_attention import NAME
 
@@ -234,6 +237,8 @@ class Worker:
         suspects += [job for job in self._jobs.values() if job not in suspects]
         sound = [self._sound_alone(job) for job in suspects]
         self._batch.clear()
+        if suspects and not any(sound) and not answers(self._batch.generator.model.device):
+            raise ModelError("the device answers no more, so nothing can be computed in this process. Start the server anew.")
         for job in suspects:
             # Where one fails alone, the others had no part in it.
             job.breaks += all(sound)
@@ -267,6 +272,15 @@ class Worker:
                 self._fail(job, error)
             return False
         return True
+
+
+def answers(device: torch.device) -> bool:
+    """Whether a device computes still: after a failed assertion on a GPU, no call of the process ever does."""
+    try:
+        torch.zeros(1, device=device).item()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _may_begin(job: Job) -> bool:
