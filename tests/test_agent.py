@@ -251,6 +251,19 @@ def test_runs_and_conversations_go_back_into_the_store(project: Project) -> None
     assert sorted(len([m for m in one.messages if m.role == "user"]) for one in captured if one.id != run.id) == [1, 2]
 
 
+def test_half_an_answer_is_told_apart_from_a_whole_one() -> None:
+    kept: list[Trajectory] = []
+    script = Script(PolicyTurn(say("Hello A"), stopped=False), say("Hello Ada!"))
+    helper = Agent(script, load_taskset("hello"), "hello@1", keep=kept.append)
+    helper.chat([HELLO], max_new_tokens=2)
+    assert helper.cut
+    helper.close()
+    helper.chat([HELLO])
+    assert not helper.cut
+    helper.close()
+    assert [run.stop_reason for run in kept] == [StopReason.MAX_TOKENS, StopReason.ANSWERED]
+
+
 def test_a_conversation_that_ends_with_a_call_has_no_known_end() -> None:
     kept: list[Trajectory] = []
     script = Script(ask("find_name", '{"badge":7}'), say("Hello Ada!"))

@@ -108,13 +108,15 @@ class Agent:
         self.name = name
         """"name@version" that answers; of a server, the name that was asked for."""
         self.taskset = taskset
+        self.cut = False
+        """The last answer of `chat` or `stream` reached its limit of tokens, and ends in the middle."""
         self._policy = policy
         self._seconds, self._keep = seconds, keep
         self._lock = threading.Lock()
         self._held: tuple[Message, ...] = ()
         """The conversation, its last answer included, that the policy's cache is about."""
-        self._told: tuple[tuple[Message, ...], str] | None = None
-        """The conversation of `chat` or `stream` that is not recorded yet, and the tools that it was offered."""
+        self._told: tuple[tuple[Message, ...], str, bool] | None = None
+        """The conversation of `chat` or `stream` that is not recorded yet, the tools that it was offered, and whether its end was cut."""
 
     def chat(
         self, messages: Sequence[Mapping[str, JsonValue]], tools: Sequence[JsonValue] | None = None, *, max_new_tokens: int | None = None
@@ -127,7 +129,7 @@ class Agent:
             max_new_tokens: most tokens of the answer; the taskset's limit by default.
 
         Returns:
-            A message with `content` and, where it calls tools, `tool_calls`.
+            A message with `content` and, where it calls tools, `tool_calls`. One that is longer than may be ends in the middle: `cut`.
 
         Raises:
             DataError: messages or tools that cannot be read.
@@ -156,6 +158,7 @@ class Agent:
             if not turn.stopped and not turn.error and time.monotonic() >= deadline:
                 raise ModelError(f"there was no whole answer within {self._seconds:g} seconds. Raise `seconds`, or ask for fewer tokens.")
             message = _message(turn)
+            self.cut = not turn.stopped
             self._remember((*whole, message), offered)
         yield write_message(message)
 
@@ -258,13 +261,14 @@ class Agent:
             return
         if self._told is not None and (messages[: len(self._told[0])] != self._told[0] or tools != self._told[1]):
             self._record()
-        self._told = messages, tools
+        self._told = messages, tools, self.cut
 
     def _record(self) -> None:
         if self._keep is not None and self._told is not None:
-            messages, tools = self._told
+            messages, tools, cut = self._told
             open_end = messages[-1].tool_calls or messages[-1].malformed
-            self._keep(self._captured(messages, tools, StopReason.UNKNOWN if open_end else StopReason.ANSWERED))
+            stop = StopReason.MAX_TOKENS if cut else StopReason.UNKNOWN if open_end else StopReason.ANSWERED
+            self._keep(self._captured(messages, tools, stop))
         self._told = None
 
     def _forget(self) -> None:
