@@ -237,6 +237,11 @@ def test_a_gguf_export_has_every_number_and_a_script(made: Project, tmp_path: Pa
     assert "found in its place" in done.trial.unmeasured[0]
 
 
+def test_an_alpha_that_a_gguf_keeps_in_half_its_digits_is_the_adapters_own(made: Project, tmp_path: Path, converter: Path) -> None:
+    ref, _ = saved(made, tmp_path, r=4, lora_alpha=22.6)
+    assert (export(made, ref, tmp_path / "out", "gguf", converter=converter).folder / "adapter.gguf").is_file()
+
+
 def test_of_an_architecture_that_is_not_known_only_the_numbers_are_promised(made: Project, tmp_path: Path, converter: Path) -> None:
     (converter.parent / "spoil").write_text("mystery")
     done = export(made, "hello@1", tmp_path / "out", "gguf", converter=converter)

@@ -35,7 +35,7 @@ def require_same_numbers(file: Path, base: Path, config: AdapterConfig, tensors:
         tensors: the adapter, by PEFT's names.
     """
     architecture, alpha, found = _read(file)
-    if alpha != config.alpha:
+    if alpha is None or alpha != np.float32(config.alpha):  # a GGUF keeps it as float32
         raise RegistryError(
             f"{file.name}: the converter wrote alpha {alpha} where the adapter has {config.alpha:g}. Use another release's."
         )
