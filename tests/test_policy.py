@@ -170,6 +170,7 @@ class Server:
 
     def __init__(self, answer: Callable[[int, dict[str, Any]], tuple[int, Any]]) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.conversations: list[str] = []
         lock = threading.Lock()
         server = self
 
@@ -178,6 +179,7 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     server.bodies.append(body)
+                    server.conversations.append(self.headers.get("X-Conversation-Id", ""))
                     status, reply = answer(len(server.bodies), body)
                 data = json.dumps(reply).encode()
                 self.send_response(status)
@@ -243,6 +245,20 @@ def test_a_served_model_plays_a_whole_run(serve, taskset):
     assert first["seed"] != second["seed"]
     call, reply = second["messages"][-2:]
     assert call["tool_calls"][0]["id"] == reply["tool_call_id"] == "call_0"
+
+
+def test_a_conversation_has_one_id_from_its_first_turn_to_its_end(serve, taskset):
+    server = serve(lambda *_: (200, completion({"content": "x"})))
+    policy = EndpointPolicy(server.url, "served", concurrency=1)
+    said = (USER, Message(role="assistant", content="x"), USER)
+    policy.act([request_for(taskset, USER), request_for(taskset, USER)._replace(slot=1)])
+    policy.act([request_for(taskset, *said), request_for(taskset, *said)._replace(slot=1)])
+    policy.finish(0)
+    policy.act([request_for(taskset, USER), request_for(taskset, *said)._replace(slot=7)])
+    one, two, one_again, two_again, new, begun_elsewhere = server.conversations
+    assert (one, two) == (one_again, two_again)
+    assert len({one, two, new}) == 3
+    assert begun_elsewhere == "", "its history says what it goes on with"
 
 
 def test_a_server_that_refuses_or_says_nothing_ends_the_run_with_a_sentence(serve, taskset):

@@ -267,6 +267,25 @@ def test_a_conversation_keeps_its_version_while_the_stage_moves(server: Running,
         promote(project, "odd@1")
 
 
+def test_an_opening_that_another_version_answered_before_binds_no_new_conversation(server: Running, project: Project) -> None:
+    add_soft_adapter(project, TINY, name="twin", std=0.5, seed=1)
+    add_soft_adapter(project, TINY, name="twin", std=0.5, seed=1)
+    begun = [{"role": "user", "content": "Where is my order W1042?"}]
+
+    def say(messages: list[dict[str, Any]]) -> dict[str, Any]:
+        body = {"model": "twin@production", "messages": messages, "max_tokens": 8}
+        found: dict[str, Any] = server.client.post(URL, json=body).json()
+        return found
+
+    promote(project, "twin@1")
+    first = say(begun)
+    promote(project, "twin@2")
+    again = say(begun)
+    assert again["choices"] == first["choices"], "the versions agree on the first turn"
+    going = [*begun, again["choices"][0]["message"], {"role": "user", "content": "And then?"}]
+    assert (first["model"], again["model"], say(going)["model"]) == ("twin@1", "twin@2", "twin@2")
+
+
 def test_a_candidate_answers_its_share_of_the_conversations_and_keeps_them(server: Running, project: Project) -> None:
     promote(project, "odd@1")
     promote(project, "odd@2", "candidate")

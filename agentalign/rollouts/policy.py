@@ -10,6 +10,7 @@ import json
 import math
 import time
 import traceback
+import uuid
 from collections.abc import Generator as Generating
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -213,6 +214,8 @@ class EndpointPolicy:
         self.name = model
         self.answered = ""
         """What the server called itself in its last answer; `agentalign serve` names the version."""
+        self._conversations: dict[int, str] = {}
+        """Slot -> the id of the conversation that began there; one that began elsewhere is known by its history alone."""
         self._temperature, self._seed, self._concurrency, self._seconds = temperature, seed, concurrency, seconds
         self._client = OpenAI(base_url=base_url, api_key=api_key, timeout=seconds, max_retries=retries)
 
@@ -231,6 +234,7 @@ class EndpointPolicy:
 
     def finish(self, slot: int) -> None:
         """See `Policy.finish`; the server is told everything each time."""
+        self._conversations.pop(slot, None)
 
     def runs_at_once(self, max_tokens: int) -> int:
         """See `Policy.runs_at_once`."""
@@ -263,6 +267,9 @@ class EndpointPolicy:
 
     def _asked(self, request: TurnRequest) -> dict[str, Any]:
         tools = json.loads(request.tools)
+        if not any(message.role == "assistant" for message in request.messages):
+            self._conversations[request.slot] = uuid.uuid4().hex
+        id = self._conversations.get(request.slot)
         return {
             "model": self.name,
             "messages": [openai_message(message) for message in request.messages],
@@ -270,6 +277,8 @@ class EndpointPolicy:
             "temperature": self._temperature,
             "seed": turn_seed(self._seed, request) % 2**31,
             **({"tools": tools} if tools else {}),
+            # `agentalign serve` keeps a conversation's version by its id; other servers do not look at it.
+            **({"extra_headers": {"X-Conversation-Id": id}} if id else {}),
         }
 
     def _turn(self, request: TurnRequest) -> PolicyTurn:

@@ -67,10 +67,19 @@ class Adapters:
         """A conversation goes on with this version; the first to say so counts, and is returned."""
         with self._lock:
             held = self._bound.setdefault(conversation, version)
-            self._bound.move_to_end(conversation)
-            while len(self._bound) > MAX_CONVERSATIONS:
-                self._bound.popitem(last=False)
+            self._use(conversation)
         return held
+
+    def go_on(self, history: str, version: str) -> None:
+        """A history goes on with the version that wrote its end last: an equal one of long ago may not rule conversations of today."""
+        with self._lock:
+            self._bound[history] = version
+            self._use(history)
+
+    def _use(self, conversation: str) -> None:
+        self._bound.move_to_end(conversation)
+        while len(self._bound) > MAX_CONVERSATIONS:
+            self._bound.popitem(last=False)
 
     def acquire(self, version: str) -> str | None:
         """Bring a version into memory and keep it there until `release`; its name there, None for the base."""

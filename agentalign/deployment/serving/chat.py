@@ -297,7 +297,7 @@ class Chat:
         key = conversation_key(asked.request.model, asked.owner, said, asked.tools)
         own = conversation_key(asked.version, asked.owner, said, asked.tools)
         if key and own:
-            self.adapters.bind(key, asked.version)
+            self.adapters.go_on(key, asked.version)
             if work and not message.reasoning:  # clients do not send reasoning back: the next prompt is written without it
                 self._turns[own] = array("i", [*work.context, *work.ids])
                 while len(self._turns) > MAX_TURNS:
