@@ -1,6 +1,71 @@
-"""What PPO learns from: tasks that went differently from run to run."""
+"""What PPO learns from: tasks that went differently from run to run, and how they are dealt to its steps."""
 
-from agentalign.recipes.acting import unsettled
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from agentalign.config.ppo import PPOConfig
+from agentalign.errors import DataError
+from agentalign.recipes.acting import answered, unsettled
+from agentalign.recipes.data import Part, Turn
+from agentalign.recipes.experience import Experience, policy_batches, policy_loss
+from agentalign.recipes.ppo import _shares
+from agentalign.records.adapter import AdapterCard
+from agentalign.records.criterion import Criterion
+from agentalign.training.render import Rendered, RenderedTurn
+from tests.test_attention import CONFIGS, make_model
+
+CONFIG = PPOConfig(taskset="desk", num_mini_batches=2, seed=3)
+
+
+def experience(task, sample, reward):
+    context, words = (5, 6, 10 + task), (20 + sample, 21)
+    run = Rendered(f"{task}/{sample}", (RenderedTurn(1, context, words),))
+    nothing = torch.full((2,), -1.0)
+    one = np.array([reward])
+    return Experience(run, Part((Turn(context, words),)), reward, nothing, nothing, one, one - 0.5, one)
+
+
+def test_each_step_has_of_every_task_runs_that_went_well_and_runs_that_did_not():
+    made = [experience(task, sample, float(sample >= lost)) for task, lost in enumerate((2, 4, 2, 4, 2)) for sample in range(6)]
+    for iteration in range(4):
+        shares = _shares(made, CONFIG, iteration)
+        assert sorted(one.run.trajectory for share in shares for one in share) == sorted(one.run.trajectory for one in made)
+        for share in shares:
+            counts = Counter((one.run.trajectory.split("/")[0], one.reward) for one in share)
+            assert set(counts) == {(str(task), reward) for task in range(5) for reward in (0.0, 1.0)}
+    with pytest.raises(DataError, match="too few for 2 mini-batches"):
+        _shares(made[:1], CONFIG, 0)
+
+
+def test_what_is_left_out_does_not_lend_its_weight_to_the_rest(tmp_path):
+    model = make_model(tmp_path, CONFIGS["llama"])
+    made = [experience(0, sample, float(sample)) for sample in range(2)]
+    settled = [experience(1, sample, 0.5) for sample in range(2)]  # advantages of nothing
+    found = []
+    for runs, share in (((*made, *settled), 1.0), (made, 0.5)):
+        model.network.zero_grad()
+        (micro,) = policy_batches(runs, [], 4096)
+        with model.using("policy"):
+            term = policy_loss(model, micro, CONFIG, share=share).terms["policy"]
+            (term.coefficient * term.values.sum() / micro.counts["policy"]).backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters_of("policy")]))
+    assert float(found[0].norm()) > 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
+
+
+def test_a_reward_model_of_one_criterion_answers_that_one_alone():
+    tone, help_ = (Criterion(name=name, description="?", scale=(1, 5)) for name in ("tone", "help"))
+    done = Criterion(name="done", description="?", kind="check", check="done")
+
+    def card(config):
+        return AdapterCard.model_construct(config=config)
+
+    assert answered((tone, help_, done), card("{}")) == [tone, help_]
+    assert answered((tone, help_, done), card('{"criterion": "overall"}')) == [tone, help_]
+    assert answered((tone, help_, done), card('{"criterion": "tone@1"}')) == [tone]
 
 
 def test_tasks_that_every_run_won_or_lost_alike_are_not_learned_from():

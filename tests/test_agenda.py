@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from agentalign.environments.task import Task
-from agentalign.recipes.agenda import Past, agenda, draw_weights
+from agentalign.recipes.agenda import agenda, draw_weights
+from agentalign.recipes.standing import Past
 
 NO_SIDES = [("lookup", "")]
 

@@ -11,9 +11,9 @@ from agentalign.config.kto import KTOConfig
 from agentalign.config.sft import SFTConfig
 from agentalign.errors import TrainingError
 from agentalign.recipes import dpo, kto
-from agentalign.recipes.agenda import past_by_kind
 from agentalign.recipes.begun import LABELS_FILE, TrainedOn, write_whole
 from agentalign.recipes.ppo import reward_rules
+from agentalign.recipes.standing import standing
 from agentalign.recipes.workspace import open_workspace
 from agentalign.records.criterion import Criterion, Score
 from agentalign.store.store import Store
@@ -99,10 +99,11 @@ def test_what_is_written_down_is_not_touched_again_and_a_refusal_is_a_sentence(t
 def test_a_past_that_cannot_be_read_is_a_sentence(project):
     with open_workspace(SFTConfig(**SFT), project) as work:
         file = project.trainings / "one" / "past.json"
-        assert past_by_kind(work, work.train_runs(["expert"]), file) == past_by_kind(work, [], file)
+        first = standing(work, "expert", lambda jobs: ([], []), file, most=2, seed=0)
+        assert first == standing(work, "nobody", lambda jobs: pytest.fail("acted out again"), file, most=2, seed=0)
         file.write_text("{")
         with pytest.raises(TrainingError, match=re.escape(str(file))):
-            past_by_kind(work, [], file)
+            standing(work, "expert", lambda jobs: ([], []), file, most=2, seed=0)
 
 
 def test_forget_names_trainings_whose_data_cannot_be_read(tmp_path):

@@ -32,6 +32,8 @@ def test_the_mean_is_weighted_over_what_applies_on_each_scale() -> None:
     assert overall(criteria, [score("done", 1), score("tone", 2, "human"), score("calls", 2)]) == pytest.approx(0.1 + 0.9 * 0.81)
     assert overall(criteria, [score("done", 1), not_applicable("calls")]) == pytest.approx(1.0)
     assert overall(criteria, [score("done", 0)]) == pytest.approx(0.1)
+    assert overall(criteria, [score("done", None), score("calls", 2)]) is None, "a check that broke must not pay more than one that failed"
+    assert overall(criteria, [score("done", None), score("done", 1, "human")]) == pytest.approx(1.0), "unless somebody answered for it"
     assert overall(criteria, []) is None
     assert unit_values(criteria, [score("tone", 2, "human"), score("calls", 2)]) == {"tone": 0.25, "calls": 0.8}
 

@@ -1,5 +1,6 @@
 """PPO's acting half: draw tasks, let the policy act, have checks and reward model score, store everything."""
 
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,17 @@ from agentalign.config.ppo import PPOConfig
 from agentalign.environments.task import Task
 from agentalign.environments.team_code import Pool
 from agentalign.errors import AgentAlignError, DataError
-from agentalign.recipes.agenda import Past, agenda, draw_weights, kind_of
+from agentalign.recipes.agenda import agenda, draw_weights
 from agentalign.recipes.data import RunData, end_rewards, whole
-from agentalign.recipes.experience import REWARD, Experience, gather, lesson
+from agentalign.recipes.experience import POLICY, REWARD, Experience, gather, lesson
+from agentalign.recipes.standing import Past, by_checks, kind_of
 from agentalign.recipes.token_notes import note_experience
 from agentalign.recipes.workspace import Workspace
 from agentalign.records.adapter import AdapterCard
-from agentalign.records.criterion import Score, overall
+from agentalign.records.criterion import Criterion, Score, overall
 from agentalign.records.trajectory import StopReason, Trajectory
 from agentalign.rollouts.policy import LocalPolicy
-from agentalign.rollouts.rollout import Job, rollout
+from agentalign.rollouts.rollout import Job, RolloutResult, rollout
 from agentalign.scoring.score import score_trajectories
 from agentalign.store.filters import RunFilter
 from agentalign.training import ranks
@@ -30,6 +32,8 @@ from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
 
 logger = logging.getLogger("agentalign")
+OVERALL = "overall"
+"""What a reward model learns where its settings name no criterion."""
 SETTLED = 0.1
 """Runs of a task whose rewards differ by less teach little: their advantages, and with them the step, would be next to nothing."""
 
@@ -43,8 +47,10 @@ class Acting:
         self.model, self.work, self.pool, self.config, self.reward, self.training = model, work, pool, config, reward, training
         self.tasks = work.taskset.tasks("train")
         self.past = past
-        self.answered = [c for c in work.taskset.criteria if c.kind != "check" and c.level == "trajectory" and not c.gate]
+        self.answered = answered(work.taskset.criteria, reward)
         self.figures: dict[str, float] = {}
+        self.share = 1.0
+        """Of the newest iteration's sampled tokens, those that are learned from."""
         if not self.tasks:
             raise DataError(f"taskset '{work.taskset.name}' has no train tasks to act out; PPO needs some. Use dpo on imported runs.")
         self.agenda = agenda(
@@ -60,18 +66,14 @@ class Acting:
 
         A task that every sample won, or none, has advantages of next to nothing and would only cost time (DAPO's dynamic sampling,
         arXiv:2503.14476, without drawing others for it): it counts in the reward's figures and is not learned from, by the critic
-        neither. What the reward model alone says of runs that the checks hold for equal is left aside with it.
+        neither. What the reward model alone says of runs that the checks hold for equal is left aside with it. What is left out must
+        not lend its weight to the rest: `share` says how much is left.
         """
         model, config = self.model, self.config
         seed = config.seed * 1_000_003 + iteration
-        generator = Generator(model.merged_copy("policy"), model.dialect.stop_ids, model.dialect.pad_id)
-        name = f"{self.training}/{iteration}"
-        policy = LocalPolicy(generator, model.dialect, name=name, temperature=config.temperature, seed=seed)
         tasks = self._tasks(iteration)
         jobs = [Job(task, sample) for task in tasks[ranks.rank() :: ranks.world()] for sample in range(config.samples_per_task)]
-        mine = list(rollout(self.work.taskset, policy, jobs, seed=seed, pool=self.pool))
-        checked = score_trajectories(self.work.taskset, [result.trajectory for result in mine], pool=self.pool)
-        everyone = ranks.gathered((mine, checked))
+        everyone = ranks.gathered(act(model, self.work, self.pool, jobs, name=f"{self.training}/{iteration}", config=config, seed=seed))
         place = {task.id: index for index, task in enumerate(tasks)}
         results = sorted((result for some, _ in everyone for result in some), key=lambda result: place[result.trajectory.task_id or ""])
         scores = [score for _, some in everyone for score in some]
@@ -90,7 +92,11 @@ class Acting:
         kept = [run for (run, _), value in zip(usable, values, strict=True) if value is not None]
         groups = [run.task_id or run.id for run in kept]
         worth = [value for _, value in known]
-        chosen = unsettled(worth, groups, at_least=config.num_mini_batches, alone=config.samples_per_task == 1)
+        checked = by_checks(self.work.taskset.criteria, scores)
+        judged = [checked.get(run.id, value) for run, value in zip(kept, worth, strict=True)]
+        chosen = unsettled(judged, groups, at_least=config.num_mini_batches, alone=config.samples_per_task == 1)
+        sizes = [rendered.n_trainable for rendered, _ in known]
+        self.share = sum(sizes[i] for i in chosen) / max(1, sum(sizes))
         found = gather(model, [known[i][0] for i in chosen], [worth[i] for i in chosen], [groups[i] for i in chosen], config)
         written = [sum(len(turn.completion) for turn in record.turns) for record in tokens.values() if record]
         ranks.first(lambda: note_experience(self.work.project.trainings / self.training, iteration, found))
@@ -157,7 +163,7 @@ class Acting:
             "explained_variance": _explained(found),
         }
         text = (
-            "iteration %d: %d runs, %d usable, %d learned from, reward %.3f, %+.3f against past runs of the same kinds of task, "
+            "iteration %d: %d runs, %d usable, %d learned from, reward %.3f, %+.3f against the start's own runs of the same kinds of task, "
             "success %.3f, kl %.3f nats per run, sampler off by %.3f nats per token"
         )
         shown = ("reward/mean", "reward/gain", "success/train", "kl", "sampler_gap")
@@ -165,7 +171,7 @@ class Acting:
         self.figures = {name: value for name, value in figures.items() if math.isfinite(value)}
 
     def _gain(self, made: Sequence[Trajectory], scores: Sequence[Score]) -> float:
-        """How much more the checks gave these runs than stored runs of the same kinds of task: comparable between iterations.
+        """How much more the checks gave these runs than the start's own runs of the same kinds of task: comparable between iterations.
 
         The plain mean is not: every iteration draws other tasks, and how hard they are moves it more than learning does.
         """
@@ -186,11 +192,35 @@ class Acting:
 
     def _worth(self, runs: Sequence[Trajectory], scores: Sequence[Score]) -> list[tuple[str, float]]:
         """(task, overall value by the checks) of every run where both are known."""
-        by_run: dict[str, list[Score]] = {}
-        for score in scores:
-            by_run.setdefault(score.trajectory, []).append(score)
-        values = [(run.task_id, overall(self.work.taskset.criteria, by_run.get(run.id, []))) for run in runs]
-        return [(task, value) for task, value in values if task and value is not None]
+        values = by_checks(self.work.taskset.criteria, scores)
+        return [(run.task_id, values[run.id]) for run in runs if run.task_id and run.id in values]
+
+
+def act(
+    model: Model, work: Workspace, pool: Pool, jobs: Sequence[Job], *, name: str, config: PPOConfig, seed: int
+) -> tuple[list[RolloutResult], list[Score]]:
+    """Runs of the policy as it is now, at PPO's temperature, and what the checks say of them.
+
+    Args:
+        name: who the runs say made them.
+        seed: of every token that is drawn.
+    """
+    generator = Generator(model.merged_copy(POLICY), model.dialect.stop_ids, model.dialect.pad_id)
+    policy = LocalPolicy(generator, model.dialect, name=name, temperature=config.temperature, seed=seed)
+    made = list(rollout(work.taskset, policy, jobs, seed=seed, pool=pool))
+    return made, score_trajectories(work.taskset, [result.trajectory for result in made], pool=pool)
+
+
+def learned_criterion(reward: AdapterCard) -> str:
+    """Whose preferences a reward model learned: "overall", or a criterion's "name@version"."""
+    return str(json.loads(reward.config).get("criterion", OVERALL))
+
+
+def answered(criteria: Sequence[Criterion], reward: AdapterCard) -> list[Criterion]:
+    """What the reward model answers: criteria of whole runs that only people or judges can; one alone where it learned that alone."""
+    learned = learned_criterion(reward)
+    open_ones = [one for one in criteria if one.kind != "check" and one.level == "trajectory" and not one.gate]
+    return [one for one in open_ones if learned in (OVERALL, one.key)]
 
 
 def _mean(values: Sequence[float]) -> float:

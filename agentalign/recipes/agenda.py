@@ -8,32 +8,12 @@ first iteration and one that does in the second, and in the third a policy asked
 import random
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from agentalign.environments.task import Task
-from agentalign.recipes.begun import kept
-from agentalign.recipes.workspace import Workspace
-from agentalign.records.trajectory import Trajectory
-from agentalign.training import ranks
-
-OPEN = 0.03
-"""Weight of a kind of task whose outcome is settled: it is still acted out now and then, so that forgetting shows."""
-WON = 0.6
-"""Overall value from which a run counts as won when tasks are weighed."""
-UNKNOWN = 0.25
-"""Weight of a kind of task without a scored run."""
-
-
-class Past(NamedTuple):
-    """What stored runs say of a kind of task."""
-
-    mean: float
-    """Overall value, by the checks."""
-    weight: float
-    """p (1 - p) + a little, p the share that went well: where runs both won and lost there is most to learn."""
+from agentalign.recipes.standing import OPEN, UNKNOWN, Past, kind_of
 
 
 class _Unit(NamedTuple):
@@ -42,11 +22,6 @@ class _Unit(NamedTuple):
     family: str
     tasks: tuple[int, ...]
     weight: float
-
-
-def kind_of(task: Task) -> str:
-    """Family and branch: what a success rate is estimated over."""
-    return f"{task.family}/{task.branch}"
 
 
 def draw_weights(tasks: Sequence[Task], past: Mapping[str, Past]) -> list[float]:
@@ -158,28 +133,3 @@ def _gone_round(units: Sequence[_Unit], hands: int, size: int) -> list[list[int]
             left.remove(place)
         dealt.append(hand)
     return dealt
-
-
-def past_by_kind(work: Workspace, past: Sequence[Trajectory], file: Path) -> dict[str, Past]:
-    """Per kind of task what its stored runs were worth, as it was when the training began: a rating saved since must not change its tasks.
-
-    Args:
-        file: where that is written down at the beginning.
-    """
-    return {kind: Past(*figures) for kind, figures in ranks.first(lambda: kept(file, lambda: _past_by_kind(work, past))).items()}
-
-
-def _past_by_kind(work: Workspace, past: Sequence[Trajectory]) -> dict[str, Past]:
-    tasks = work.tasks()
-    found: dict[str, list[float]] = {}
-    values = work.overalls(past)
-    for run in past:
-        value = values.get(run.id)
-        if run.task_id in tasks and value is not None:
-            found.setdefault(kind_of(tasks[run.task_id]), []).append(value)
-    return {kind: Past(float(np.mean(worth)), _openness([value >= WON for value in worth])) for kind, worth in found.items()}
-
-
-def _openness(won: Sequence[bool]) -> float:
-    share = sum(won) / len(won)
-    return share * (1 - share) + OPEN

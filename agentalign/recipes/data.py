@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agentalign.config.training import TrainingConfig
+from agentalign.environments.task import Task
 from agentalign.errors import AgentAlignError, DataError, TrainingError
 from agentalign.records.base import digest
 from agentalign.records.trajectory import Trajectory
@@ -67,12 +68,13 @@ def render_runs(runs: Sequence[Trajectory], store: Store, dialect: Dialect, conf
     return RunData(rendered, refused)
 
 
-def by_family(runs: Sequence[Trajectory], rendered: Mapping[str, Rendered]) -> list[list[Rendered]]:
-    """The rendered ones of these runs, a list per family."""
-    groups: dict[str, list[Rendered]] = {}
+def by_kind(runs: Sequence[Trajectory], rendered: Mapping[str, Rendered], tasks: Mapping[str, Task]) -> list[list[Rendered]]:
+    """The rendered ones of these runs, a list per family and side of its judgement: one side alone teaches to act always alike."""
+    groups: dict[tuple[str, str], list[Rendered]] = {}
     for run in runs:
         if run.id in rendered:
-            groups.setdefault(run.family, []).append(rendered[run.id])
+            task = tasks.get(run.task_id or "")
+            groups.setdefault((run.family, task.branch if task else ""), []).append(rendered[run.id])
     return list(groups.values())
 
 

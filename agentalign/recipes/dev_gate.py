@@ -13,7 +13,7 @@ from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError
-from agentalign.evaluation.evaluate import SUCCESS, Evaluation, summarise
+from agentalign.evaluation.evaluate import SUCCESS, Evaluation, Group, summarise
 from agentalign.recipes.workspace import Workspace
 from agentalign.records.criterion import Score
 from agentalign.rollouts.collect import spread
@@ -58,27 +58,33 @@ class DevGate:
     def _evaluated(self, step: int, first: Mapping[str, float]) -> Evaluated:
         """The team's overall value is what counts; what families and criteria lost since the first evaluation counts against it.
 
-        Without that a gain in one family pays for the collapse of another, or for never asking again. A family or criterion may lose one
-        task (or a quarter of fewer than four): a dev split has a handful of each, and one that flips is no collapse (a policy whose overall
-        value, rules kept and questions asked all rose was rolled back for four such single tasks). Of the criteria the worst loss alone:
-        each has its noise. Ties are broken by success, which alone counts where no overall value is known.
+        Without that a gain in one family pays for the collapse of another, or for never asking again. A family, a side of a judgement or
+        a criterion may lose one task (or a quarter of fewer than four): a dev split has a handful of each, and one that flips is no
+        collapse (a policy whose overall value, rules kept and questions asked all rose was rolled back for four such single tasks). Of
+        the criteria the worst loss alone: each has its noise. Ties are broken by success, which alone counts where no overall value is
+        known. A run that could not be scored, because a check broke, is worth nothing.
         """
         began = time.monotonic()
         maker = f"{self.name or self.adapter}/dev-{step}"
         evaluation = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool, maker=maker, keep=self.keep)
         found = evaluation.everything
         overall = found.overall.mean if found.overall else 0.0
-        families = {f"family/{group.name}": (group.n, group.success.mean) for group in evaluation.families}
+        families, sides = _rates("family", evaluation.families), _rates("branch", evaluation.branches)
         criteria = {f"criterion/{name}": (rate.n, rate.mean) for name, rate in found.criteria.items()}
         logger.info("dev after step %d: success %.3f, overall %.3f (%.0f s)", step, found.success.mean, overall, time.monotonic() - began)
-        _say_fallen(step, {name: mean for name, (_, mean) in criteria.items()}, first)
-        lost = sum(_losses(families, first)) / found.n
+        _say_fallen(step, {name: mean for name, (_, mean) in (criteria | sides).items()}, first)
+        lost = sum(_losses(_held(families, sides), first)) / found.n
         others = {name: value for name, value in criteria.items() if name != f"criterion/{SUCCESS}"}
         worst = max(_losses(others, first), default=0.0) / found.n
-        value = overall if found.overall else found.success.mean
+        known = found.n / (found.n + evaluation.unscored)
+        if evaluation.unscored:
+            logger.warning(
+                "dev after step %d: %d runs could not be scored and count as worth nothing; look at them", step, evaluation.unscored
+            )
+        value = known * (overall if found.overall else found.success.mean)
         figures = {"lost in families": lost, "lost in a criterion": worst, "success": found.success.mean, "overall": overall}
         figures["tokens"] = evaluation.cost.sampled_tokens or 0.0
-        means = {name: mean for name, (_, mean) in (families | criteria).items()}
+        means = {name: mean for name, (_, mean) in (families | sides | criteria).items()}
         return Evaluated(value - lost - worst + 0.01 * found.success.mean, figures | means)
 
 
@@ -97,6 +103,16 @@ def _say_fallen(step: int, now: Mapping[str, float], first: Mapping[str, float])
         if value < FELL * first.get(name, 0.0):
             text = "dev after step %d: %s fell from %.2f to %.2f, which success need not show; look at these runs before you promote"
             logger.warning(text, step, name, first[name], value)
+
+
+def _rates(what: str, groups: Sequence[Group]) -> dict[str, tuple[int, float]]:
+    return {f"{what}/{group.name}": (group.n, group.success.mean) for group in groups}
+
+
+def _held(families: Mapping[str, tuple[int, float]], sides: Mapping[str, tuple[int, float]]) -> dict[str, tuple[int, float]]:
+    """What must not fall: families, and in place of a judgement its sides: one may fall as the other rises, and the family show nothing."""
+    judgements = {f"family/{name.removeprefix('branch/').rpartition('/')[0]}" for name in sides}
+    return {name: rate for name, rate in families.items() if name not in judgements} | dict(sides)
 
 
 def _losses(now: Mapping[str, tuple[int, float]], first: Mapping[str, float]) -> list[float]:

@@ -23,7 +23,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.contrast import contrasts
-from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logprobs, render_runs, token_stats, whole
+from agentalign.recipes.data import Part, RunData, Turn, by_kind, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.preferences import choose_preferences
@@ -88,7 +88,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         begun = set(about.ids)
         preferences, replay_runs = [p for p in preferences if p.id in begun], [run for run in replay_runs if run.id in begun]
         data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
-        replay = by_family(replay_runs, data.rendered)
+        replay = by_kind(replay_runs, data.rendered, work.tasks())
         pairs = make_pairs(preferences, runs, data, config, set(about.labels))
         if dry_run:
             pairs = balanced(pairs, runs, work.tasks(), config)

@@ -133,8 +133,13 @@ def _policy_micro(members: Sequence[Experience | Rendered]) -> MicroBatch:
     return MicroBatch(tree, counts, PolicyRows(acted, old, reference, advantages), ids)
 
 
-def policy_loss(model: Model, micro: MicroBatch, config: PPOConfig) -> LossTerms:
-    """Clipped surrogate per token the policy sampled, and negative log-likelihood per token of replayed runs."""
+def policy_loss(model: Model, micro: MicroBatch, config: PPOConfig, share: float = 1.0) -> LossTerms:
+    """Clipped surrogate per token the policy sampled, and negative log-likelihood per token of replayed runs.
+
+    Args:
+        share: of the sampled tokens those that are learned from. The others have advantages of next to nothing and would have stood in
+            the mean: without it an iteration with little to learn would move the policy as far as any other, and away from the anchor.
+    """
     rows: PolicyRows = micro.data
     logprobs = model.token_logprobs(micro.tree)
     acted = rows.acted.to(logprobs.device)
@@ -145,7 +150,7 @@ def policy_loss(model: Model, micro: MicroBatch, config: PPOConfig) -> LossTerms
         losses, metrics = ppo_policy_loss(
             mine, old, rows.advantages.to(logprobs)[acted], clip_low=config.clip_low, clip_high=config.clip_high
         )
-        terms["policy"] = Term(losses)
+        terms["policy"] = Term(losses, share)
         metrics["kl_k3"] = kl_k3(mine.detach(), rows.reference.to(logprobs)[acted])
     if "nll" in micro.counts:
         terms["nll"] = Term(sft_loss(logprobs[~acted]), config.nll_coefficient)

@@ -18,7 +18,7 @@ from agentalign.config.project import Project
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
-from agentalign.recipes.data import Part, RunData, Turn, by_family, fixed_logprobs, render_runs, token_stats, whole
+from agentalign.recipes.data import Part, RunData, Turn, by_kind, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
@@ -74,7 +74,7 @@ def run(config: KTOConfig, project: Project, *, dry_run: bool = False) -> Traini
         rated, replayed = about.ids[: len(about.labels)], about.ids[len(about.labels) :]
         replay_runs, both = [both[id] for id in replayed], {id: both[id] for id in about.ids}
         data = render_runs(list(both.values()), work.store, Dialect.load(work.base), config)
-        replay = by_family(replay_runs, data.rendered)
+        replay = by_kind(replay_runs, data.rendered, work.tasks())
         good, bad = sides({id: about.labels[id] for id in rated}, data, config)
         total = config.max_steps or steps_for(2 * max(len(good), len(bad)), batch_size=config.batch_size, epochs=config.num_train_epochs)
         if dry_run:

@@ -18,10 +18,9 @@ from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
-from agentalign.recipes.acting import Acting
-from agentalign.recipes.agenda import past_by_kind
+from agentalign.recipes.acting import OVERALL, Acting, act, learned_criterion
 from agentalign.recipes.begun import TrainedOn, kept, write_whole
-from agentalign.recipes.data import RunData, by_family, render_runs, token_stats
+from agentalign.recipes.data import RunData, by_kind, render_runs, token_stats
 from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.experience import (
@@ -35,10 +34,12 @@ from agentalign.recipes.experience import (
     policy_loss,
     value_loss,
 )
+from agentalign.recipes.standing import Act, standing
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_adapter, resolve_start
 from agentalign.records.adapter import Training
-from agentalign.records.criterion import Criterion
+from agentalign.records.criterion import Criterion, Score
 from agentalign.records.trajectory import Trajectory
+from agentalign.rollouts.rollout import Job
 from agentalign.training import ranks
 from agentalign.training.batches import epoch_order, even_items, step_items
 from agentalign.training.checkpoint import load_checkpoint
@@ -58,7 +59,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
     # load
     with open_workspace(config, project) as work:
         config, parent = resolve_start(work, config, "ppo")
-        card, reward_folder = resolve_adapter(work, config.reward or work.adapter_name("reward"), "reward")
+        card, reward_folder = resolve_adapter(work, config.reward or newest_reward(work), "reward")
         config = config.model_copy(update={"reward": card.ref})
         # data
         past, replay_runs = past_runs(work), work.demonstrations()
@@ -76,19 +77,23 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         with work.recording(training, config.report_to) as report, WorkerPool(work.taskset) as pool:
             # model
             model = load_models(work, config, parent, reward_folder)
-            acting = Acting(model, work, pool, config, card, past_by_kind(work, past, folder / "past.json"), training.id)
+            look = first_look(model, work, pool, config, training.id)
+            runs_at_most = 2 * config.tasks_per_iteration * config.samples_per_task
+            start = standing(work, config.start or "", look, folder / "past.json", most=runs_at_most, seed=config.seed)
+            acting = Acting(model, work, pool, config, card, start, training.id)
             critic_steps = warm_critic(model, config, acting, data, past, folder)
-            replay = by_family(replay_runs, data.rendered) if config.nll_coefficient else []
+            replay = by_kind(replay_runs, data.rendered, work.tasks()) if config.nll_coefficient else []
 
             # loss
             def steps(start: int) -> Iterator[Sequence[Pass]]:
                 for iteration in range(start // config.num_mini_batches, config.iterations):
                     experience = acting.experience(iteration)
+                    loss = partial(policy_loss, config=config, share=acting.share)
                     for part, runs in enumerate(_shares(experience, config, iteration)):
                         step = iteration * config.num_mini_batches + part
                         again = even_items(replay, batch_size=config.replay, seed=config.seed, step=step) if replay else []
                         policy = partial(policy_batches, runs, again)
-                        learn = Pass(POLICY, policy, lambda m, micro: policy_loss(m, micro, config), acting.figures)
+                        learn = Pass(POLICY, policy, loss, acting.figures)
                         yield [learn, Pass(CRITIC, partial(critic_batches, runs), value_loss)]
 
             # train
@@ -110,8 +115,34 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             )
 
 
+def newest_reward(work: Workspace) -> str:
+    """The newest reward model that learned the overall value: one of a single criterion is for who names it."""
+    name = work.adapter_name("reward")
+    cards = [card for card in work.registry.list() if card.name == name]
+    whole = [card.ref for card in cards if learned_criterion(card) == OVERALL]
+    if cards and not whole:
+        raise DataError(
+            f"every reward model of taskset '{work.taskset.name}' learned one criterion alone ({cards[-1].ref}: "
+            f"{learned_criterion(cards[-1])}). Train one on the overall value (`agentalign train reward`), or name it in the settings: "
+            f"reward: {cards[-1].ref}."
+        )
+    return whole[-1] if whole else name
+
+
+def first_look(model: Model, work: Workspace, pool: WorkerPool, config: PPOConfig, training: str) -> Act:
+    """Lets the policy that PPO starts from act, and keeps its runs as made by "training/start"."""
+
+    def look(jobs: Sequence[Job]) -> tuple[Sequence[Trajectory], Sequence[Score]]:
+        logger.info("acting out %d tasks first, to see where the policy stands", len(jobs))
+        made, scores = act(model, work, pool, jobs, name=f"{training}/start", config=config, seed=config.seed)
+        work.keep(made, scores)
+        return [result.trajectory for result in made], scores
+
+    return look
+
+
 def past_runs(work: Workspace) -> list[Trajectory]:
-    """Stored rollouts of train tasks that no PPO training made: the critic's first lesson, and where outcomes are open."""
+    """Stored rollouts of train tasks that no PPO training made: the critic's first lesson."""
     trainings = {training.id for training in work.store.trainings(work.taskset.name) if training.recipe == "ppo"}
     return [r for r in work.train_runs(["rollout"]) if r.steps and r.origin.reference.split("/")[0] not in trainings]
 
@@ -191,8 +222,11 @@ def _teach_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData
 
 
 def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int) -> list[list[Experience]]:
-    """The iteration's runs in equal shares, drawn by chance, for one optimizer step each."""
-    order = epoch_order(len(experience), seed=config.seed, epoch=iteration)
+    """The iteration's runs in equal shares for one optimizer step each; each has of every task runs that went well and that did not."""
+    by_task: dict[tuple[int, ...], list[int]] = {}
+    for index in epoch_order(len(experience), seed=config.seed, epoch=iteration):
+        by_task.setdefault(tuple(experience[index].part.turns[0].context), []).append(index)
+    order = [index for some in by_task.values() for index in sorted(some, key=lambda index: experience[index].reward)]
     shares = [[experience[i] for i in order[part :: config.num_mini_batches]] for part in range(config.num_mini_batches)]
     if not all(shares):
         raise DataError(

@@ -127,8 +127,9 @@ An adjudicator ranks as a person here, because where one decided, the other answ
 def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | None:
     """One number in [0, 1] for a run, or None where it cannot be known.
 
-    0 if any gate failed, else 0.1 + 0.9 x the weighted mean over the criteria that apply. None where a gate has an error, a gate that a
-    check answers has no score of its current version, or nothing at all was scored. A gate that waits for people or a judge is no
+    0 if any gate failed, else 0.1 + 0.9 x the weighted mean over the criteria that apply. None where a criterion has nothing but errors
+    (left out, a check that broke would be worth more than one that failed), a gate that a check answers has no score of its current
+    version, or nothing at all was scored. A gate that waits for people or a judge is no
     veto until they speak. Per criterion the kind of rater with the highest rank counts; several raters of that kind are averaged.
     Step scores count through their mean. Where an adjudicator decided on a run or step, nobody else's answer there counts.
 
@@ -147,6 +148,7 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
             failed |= value is not None and value < criterion.gate_at
             continue
         value = _mean_value(criterion, answers)
+        missing |= value is None and any(answer.status == ScoreStatus.ERROR for answer in answers or ())
         if value is not None:
             weighted, total = weighted + criterion.weight * value, total + criterion.weight
     if failed:
