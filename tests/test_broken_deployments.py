@@ -29,6 +29,7 @@ from agentalign.deployment.serving.chat import Limits
 from agentalign.environments.team_code import TeamCode
 from agentalign.errors import AgentAlignError, RegistryError
 from agentalign.evaluation.compare import compare
+from agentalign.evaluation.evaluate import Evaluation
 from agentalign.evaluation.run_eval import EvalPlan, evaluate, stored_evaluation
 from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.rollouts.golden import make_golden
@@ -204,6 +205,20 @@ def test_what_is_worse_than_the_evaluation_beyond_chance_is_stopped(project: Pro
     assert not worse.passed
     assert "worse beyond chance" in worse.detail
     assert verdict(found, compare(found, perfect), 12).passed
+
+
+def test_a_criterion_of_one_task_is_no_claim(project: Project) -> None:
+    found = stored_evaluation(project, "toy_desk@2", "toy_desk", "test")
+    assert found is not None
+    name = found.criteria[0].split("@")[0]
+
+    def with_one(value: float) -> Evaluation:
+        tasks = [task.model_copy(update={"criteria": {name: value} if number == 0 else {}}) for number, task in enumerate(found.tasks)]
+        return found.model_copy(update={"tasks": tuple(tasks)})
+
+    check = verdict(with_one(1.0), compare(with_one(1.0), with_one(0.0)), 12)
+    assert (check.passed, check.figures[name]) == (True, -1.0)
+    assert f"below 10 tasks, so no claim is made of: {name} (1)" in check.detail
 
 
 def test_without_an_evaluation_tasks_are_not_measured(project: Project, sound: Running, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def project(made: Project, tmp_path: Path) -> Project:
     return Project(tmp_path / "copy")
 
 
-def evaluation(adapter: str, successes: list[bool], split: str = "test") -> Evaluation:
+def evaluation(project: Project, adapter: str, successes: list[bool], split: str = "test") -> Evaluation:
     criterion = Criterion(name="task_success", description="Done?", kind="check", check="done")
     runs = [
         Trajectory(
@@ -64,7 +64,8 @@ def evaluation(adapter: str, successes: list[bool], split: str = "test") -> Eval
         Score(trajectory=run.id, criterion=criterion.key, value=float(success), rater="check", rater_kind="check")
         for run, success in zip(runs, successes, strict=True)
     ]
-    return summarise(adapter, split, [criterion], runs, scores, {})
+    content = Registry(project.adapters).content(adapter)
+    return summarise(adapter, split, [criterion], runs, scores, {}, taskset_digest="as it is", content=content)
 
 
 def test_peft_loads_an_export_and_computes_what_training_computed(made: Project, tmp_path: Path) -> None:
@@ -150,7 +151,10 @@ def test_another_base_under_the_same_path_is_refused(project: Project, tmp_path:
 
 def test_the_gate_passes_a_sound_and_evaluated_adapter(made: Project) -> None:
     report = gate(
-        made, "hello@2", evaluation=evaluation("hello@2", [True] * 10), production=evaluation("hello@1", [False] * 5 + [True] * 5)
+        made,
+        "hello@2",
+        evaluation=evaluation(made, "hello@2", [True] * 10),
+        production=evaluation(made, "hello@1", [False] * 5 + [True] * 5),
     )
     assert report.passed, report
     assert report.adapter == "hello@2"
@@ -158,22 +162,27 @@ def test_the_gate_passes_a_sound_and_evaluated_adapter(made: Project) -> None:
 
 def test_the_gate_stops_what_is_worse_beyond_chance(made: Project) -> None:
     better, worse = [True] * 30, [False] * 25 + [True] * 5
-    report = gate(made, "hello@2", evaluation=evaluation("hello@2", worse), production=evaluation("hello@1", better))
+    before = evaluation(made, "hello@1", better)
+    report = gate(made, "hello@2", evaluation=evaluation(made, "hello@2", worse), production=before)
     assert [check.name for check in report.checks if not check.passed] == ["not worse than production"]
-    within = gate(made, "hello@2", evaluation=evaluation("hello@2", [False, *better[1:]]), production=evaluation("hello@1", better))
+    within = gate(
+        made, "hello@2", evaluation=evaluation(made, "hello@2", [False, *better[1:]]), production=evaluation(made, "hello@1", better)
+    )
     assert within.passed
 
 
 def test_the_gate_needs_an_evaluation_of_this_very_adapter_on_the_same_split(made: Project) -> None:
     assert not gate(made, "hello@2", evaluation=None).passed
-    assert not gate(made, "hello@2", evaluation=evaluation("hello@1", [True])).passed
-    assert not gate(made, "hello@2", evaluation=evaluation("hello@2", [True]), production=evaluation("hello@1", [True], "dev")).passed
+    assert not gate(made, "hello@2", evaluation=evaluation(made, "hello@1", [True])).passed
+    assert not gate(
+        made, "hello@2", evaluation=evaluation(made, "hello@2", [True]), production=evaluation(made, "hello@1", [True], "dev")
+    ).passed
     assert gate(made, "hello@2", evaluation=None, forced="first version").passed
 
 
 def test_what_is_in_production_must_have_been_measured_on_the_same_split(project: Project) -> None:
     def measured(ref: str, split: str) -> None:
-        write_report(project.state / "evaluations" / "hello" / f"{ref}-{split}", evaluation(ref, [True] * 10, split))
+        write_report(project.state / "evaluations" / "hello" / f"{ref}-{split}", evaluation(project, ref, [True] * 10, split))
 
     measured("hello@1", "test")
     assert promote(project, "hello@1", "production").passed, "nothing to beat"
@@ -187,7 +196,7 @@ def test_what_is_in_production_must_have_been_measured_on_the_same_split(project
 def test_production_must_have_been_measured_by_the_same_plan(project: Project) -> None:
     def measured(ref: str, successes: list[bool], limit: str | int = "all") -> None:
         settings: dict[str, str | int | float] = {"samples": 1, "tasks": limit, "temperature": 0.0}
-        found = evaluation(ref, successes).model_copy(update={"settings": settings})
+        found = evaluation(project, ref, successes).model_copy(update={"settings": settings})
         write_report(project.state / "evaluations" / "hello" / f"{ref}-test" / str(limit), found)
 
     measured("hello@1", [True] * 40)
@@ -204,9 +213,32 @@ def test_production_must_have_been_measured_by_the_same_plan(project: Project) -
     assert "on 40 tasks" in next(check.detail for check in report.checks if check.name == "evaluated")
 
 
+def test_what_a_single_task_says_is_not_beyond_chance(made: Project) -> None:
+    report = gate(made, "hello@2", evaluation=evaluation(made, "hello@2", [False]), production=evaluation(made, "hello@1", [True]))
+    assert report.passed, report
+
+
+def test_a_taskset_that_was_changed_in_between_compares_nothing(made: Project) -> None:
+    before = evaluation(made, "hello@1", [False] * 20).model_copy(update={"taskset_digest": "as it was"})
+    report = gate(made, "hello@2", evaluation=evaluation(made, "hello@2", [True] * 20), production=before)
+    (failed,) = [check for check in report.checks if not check.passed]
+    assert failed.name == "not worse than production"
+    assert "was changed between the evaluations" in failed.detail
+    assert "--against hello@1" in failed.detail
+
+
+def test_an_evaluation_of_other_files_or_of_nobody_knows_what_passes_no_gate(made: Project) -> None:
+    sound = evaluation(made, "hello@2", [True] * 20)
+    for changed in ({"content": Registry(made.adapters).content("hello@1")}, {"content": ""}, {"taskset_digest": ""}):
+        report = gate(made, "hello@2", evaluation=sound.model_copy(update=changed))
+        (failed,) = [check for check in report.checks if not check.passed]
+        assert failed.name == "evaluated"
+        assert "Run `agentalign eval hello@2` again" in failed.detail
+
+
 def test_the_gate_compares_nothing_that_was_measured_by_different_plans(made: Project) -> None:
-    half = evaluation("hello@1", [True] * 10).model_copy(update={"settings": {"tasks": 10}})
-    report = gate(made, "hello@2", evaluation=evaluation("hello@2", [True] * 20), production=half)
+    half = evaluation(made, "hello@1", [True] * 10).model_copy(update={"settings": {"tasks": 10}})
+    report = gate(made, "hello@2", evaluation=evaluation(made, "hello@2", [True] * 20), production=half)
     assert [check.name for check in report.checks if not check.passed] == ["not worse than production"]
 
 
@@ -215,7 +247,7 @@ def test_an_adapter_that_names_a_path_as_its_taskset_is_not_promoted(project: Pr
     files = project.state / "again"
     shutil.copytree(folder, files)
     card = Registry(project.adapters).save(card.model_copy(update={"version": 3, "taskset": "../elsewhere"}), files)
-    write_report(project.state / "elsewhere" / f"{card.ref}-test", evaluation(card.ref, [True]))
+    write_report(project.state / "elsewhere" / f"{card.ref}-test", evaluation(project, card.ref, [True]))
     with pytest.raises(TasksetError, match="is not the name of a taskset"):
         promote(project, card.ref, "production")
 
@@ -253,7 +285,7 @@ def republish(project: Project, change: str) -> str:
 )
 def test_the_gate_sees_weights_that_peft_would_load_in_silence(project: Project, change: str, words: str) -> None:
     ref = republish(project, change)
-    report = gate(project, ref, evaluation=evaluation(ref, [True]))
+    report = gate(project, ref, evaluation=evaluation(project, ref, [True]))
     failed, unchecked = [check for check in report.checks if not check.passed]
     assert (failed.name, unchecked.name) == ("weights", DEPLOY_CHECKED)
     assert words in failed.detail

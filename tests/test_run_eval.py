@@ -3,16 +3,18 @@
 from pathlib import Path
 
 import pytest
-from small_base import make_base
+from small_base import add_adapter, make_base
 
 from agentalign.config.project import Project
 from agentalign.environments.skeleton import copy_taskset
 from agentalign.errors import DataError
+from agentalign.evaluation.compare import compare
 from agentalign.evaluation.evaluate import Evaluation, summarise
 from agentalign.evaluation.report import write_report
 from agentalign.evaluation.run_eval import EvalPlan, Evaluated, evaluate, stored_evaluation, stored_evaluations
 from agentalign.records.criterion import Criterion, Score
 from agentalign.records.trajectory import Message, Origin, Trajectory
+from agentalign.store.registry import Registry
 from agentalign.store.store import Store
 
 
@@ -91,6 +93,45 @@ def test_evaluations_from_before_plans_had_folders_are_read(project: Project) ->
     again = found(2, "2026-01-03", tasks="all", temperature=0)
     write_report(folder / "all-of-now", again)
     assert stored_evaluation(project, "hello@1", "hello", "test") == again, "the same plan, newer"
+
+
+@pytest.mark.parametrize("edit", ["prompt", "check", "nothing"])
+def test_the_rival_is_acted_out_again_where_the_taskset_was_changed(project: Project, edit: str) -> None:
+    plan = EvalPlan(base=str(project.root / "base"), quantization="none")
+    add_adapter(project, project.root / "base")
+    before = measure(project, None).evaluation
+    folder = project.tasks / "hello"
+    if edit == "prompt":
+        told = folder / "taskset.yaml"
+        told.write_text(told.read_text().replace("system_prompt: ", "system_prompt: Be brief. "))
+        assert "Be brief" in told.read_text()
+    elif edit == "check":
+        (folder / "criteria.py").write_text((folder / "criteria.py").read_text() + "\n# mended\n")
+    else:
+        (folder / "recipes").mkdir()
+        (folder / "recipes" / "sft.yaml").write_text("learning_rate: 1e-4\n")
+    with Store(project.store_url) as store:
+        done = evaluate(project, store, "hello@1", against="base", plan=plan)
+    assert done.against is not None
+    assert (done.against.created == before.created) == (edit == "nothing")
+    assert done.evaluation.taskset_digest == done.against.taskset_digest != ""
+    assert (done.evaluation.content, done.against.content) == (Registry(project.adapters).content("hello@1"), "")
+    if edit != "nothing":
+        with pytest.raises(DataError, match="was changed between these evaluations"):
+            compare(before, done.evaluation)
+
+
+def test_what_was_measured_on_other_files_of_this_number_is_not_found(project: Project) -> None:
+    add_adapter(project, project.root / "base", seed=1)
+    add_adapter(project, project.root / "base", seed=2)
+    registry = Registry(project.adapters)
+    folder = project.state / "evaluations" / "hello" / "hello@1-test"
+    write_report(folder, found(3, "2026-01-01", tasks="all").model_copy(update={"content": registry.content("hello@1")}))
+    assert stored_evaluation(project, "hello@1", "hello", "test") is not None
+    (project.adapters / "hello" / "1").rename(project.root / "old")
+    card = registry.resolve("hello@2")[0].model_copy(update={"version": 1})
+    registry.save(card, project.adapters / "hello" / "2")
+    assert stored_evaluation(project, "hello@1", "hello", "test") is None
 
 
 def test_a_damaged_report_is_named(project: Project) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentalign.errors import DataError
-from agentalign.evaluation.statistics import Difference, mcnemar, paired_bootstrap, pass_k, rate, rates_by, won_lost
+from agentalign.evaluation.statistics import Difference, mcnemar, paired_bootstrap, pass_k, rate, rates_by, sign_flips, won_lost
 
 
 def test_pass_k_by_hand():
@@ -132,4 +132,24 @@ def test_won_and_lost_count_shared_tasks():
 
 def test_a_verdict_needs_the_whole_interval_on_one_side():
     for low, high, verdict in ((0.01, 0.1, "better"), (-0.2, -0.01, "worse"), (0.0, 0.1, "not shown"), (-0.1, 0.1, "not shown")):
-        assert Difference(delta=(low + high) / 2, low=low, high=high, n=10).verdict == verdict
+        assert Difference(delta=(low + high) / 2, low=low, high=high, n=10, p=0.01).verdict == verdict
+        assert Difference(delta=(low + high) / 2, low=low, high=high, n=10, p=0.06).verdict == "not shown"
+
+
+@pytest.mark.parametrize("n", [30, 360])
+def test_no_verdict_stands_beside_a_p_of_chance(n: int) -> None:
+    for won in range(13):
+        for lost in range(13):
+            after = [1.0] * won + [-1.0] * lost + [0.0] * (n - won - lost)
+            got = paired_bootstrap([{str(i): 0.0 for i in range(n)}], [{str(i): value for i, value in enumerate(after)}], resamples=1000)
+            assert got.p == mcnemar(won, lost)
+            assert got.verdict == "not shown" or got.p < 0.05, (won, lost)
+
+
+def test_signs_are_drawn_where_changes_differ_in_size() -> None:
+    rng = np.random.default_rng(6)
+    even = rng.normal(size=40)
+    assert sign_flips(even - even.mean()) > 0.9
+    assert sign_flips(even + 1.0) < 0.001
+    assert sign_flips(np.array([1.0] * 8 + [-0.1] * 8)) < 0.05, "eight large ones outweigh eight small ones"
+    assert sign_flips(np.zeros(5)) == 1.0

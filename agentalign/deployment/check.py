@@ -41,7 +41,7 @@ def gate(
         ("base", lambda: _fine(other_base(bundle), f"digest {bundle.base.digest[:12]}")),
         ("template", lambda: _fine(other_template(bundle), f"digest {bundle.card.template_digest[:12]}")),
         ("weights", lambda: _weights(bundle)),
-        ("evaluated", lambda: _evaluated(bundle, evaluation)),
+        ("evaluated", lambda: _evaluated(project, bundle, evaluation)),
         (DEPLOY_CHECKED, lambda: _deploy_checked(project, bundle.card.ref)),
     ]
     if evaluation is not None and production is not None:
@@ -51,7 +51,10 @@ def gate(
         problem = f"{rival} is in production and was not evaluated on split {evaluation.split} by the same plan. Compare them: "
         problem += f"`agentalign eval {bundle.card.ref} --against {rival} --split {evaluation.split}`."
         questions.append((NOT_WORSE, lambda: _fine(problem, "")))
-    return GateReport(adapter=bundle.card.ref, checks=tuple(_ask(name, question) for name, question in questions), forced=forced)
+    content = Registry(project.adapters).content(bundle.card.ref)
+    return GateReport(
+        adapter=bundle.card.ref, content=content, checks=tuple(_ask(name, question) for name, question in questions), forced=forced
+    )
 
 
 def promote(project: Project, ref: str, stage: str, *, forced: str = "", canary: float | None = None) -> GateReport:
@@ -84,6 +87,7 @@ def _speaking(found: Sequence[Evaluation], rivals: Sequence[Evaluation]) -> tupl
     """Of the evaluations over the most tasks the one that production has a match for, and the match; else the first of them."""
     largest = [one for one in found if one.settings.get("tasks") == found[0].settings.get("tasks")]
     pairs = [(one, rival) for one in largest for rival in rivals if rival.settings == one.settings]
+    pairs.sort(key=lambda pair: pair[0].taskset_digest != pair[1].taskset_digest)
     return pairs[0] if pairs else (largest[0] if largest else None, None)
 
 
@@ -134,11 +138,14 @@ def _deploy_checked(project: Project, ref: str) -> str:
     return "; ".join([f"green ({where})", *others])
 
 
-def _evaluated(bundle: Bundle, evaluation: Evaluation | None) -> str:
+def _evaluated(project: Project, bundle: Bundle, evaluation: Evaluation | None) -> str:
     if evaluation is None:
-        raise RegistryError(f"{bundle.card.ref} was never evaluated. Run `agentalign eval {bundle.card.ref}`.")
+        raise RegistryError(f"{bundle.card.ref} was never evaluated with these files. Run `agentalign eval {bundle.card.ref}`.")
     if evaluation.adapter != bundle.card.ref:
         raise RegistryError(f"the evaluation is about {evaluation.adapter}, not {bundle.card.ref}. Evaluate this one.")
+    if evaluation.content != Registry(project.adapters).content(bundle.card.ref) or not evaluation.taskset_digest:
+        why = "is about other files" if evaluation.content else "does not say which files it is about, nor how the taskset was"
+        raise RegistryError(f"the evaluation of {bundle.card.ref} {why}. Run `agentalign eval {bundle.card.ref}` again.")
     head = evaluation.headline
     return f"success {head.success.mean:.1%} on {head.n} tasks of {evaluation.taskset}, {evaluation.split}"
 
@@ -149,9 +156,14 @@ def _not_worse(before: Evaluation, after: Evaluation) -> str:
             f"production ({before.adapter}) was evaluated on {_plan(before)}, this one on {_plan(after)}; "
             f"evaluate both on one split by one plan: `agentalign eval {after.adapter} --against {before.adapter}`."
         )
+    if before.taskset_digest != after.taskset_digest:
+        raise RegistryError(
+            f"{after.taskset} was changed between the evaluations of {before.adapter} and {after.adapter}, so they cannot be compared. "
+            f"Evaluate both now: `agentalign eval {after.adapter} --against {before.adapter} --split {after.split}`."
+        )
     difference = compare(before, after).headline.success
     figures = f"{difference.delta:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}] against {before.adapter}"
-    if difference.high < 0:
+    if difference.verdict == "worse":
         raise RegistryError(f"success is {figures}: worse beyond chance. Keep production, or find out why it fell.")
     return f"success is {figures}"
 

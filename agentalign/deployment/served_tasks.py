@@ -12,6 +12,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.evaluation.compare import Comparison, compare
 from agentalign.evaluation.evaluate import Evaluation, summarise
 from agentalign.evaluation.run_eval import stored_evaluations
+from agentalign.evaluation.statistics import FEWEST
 from agentalign.records.adapter import GateCheck
 from agentalign.records.trajectory import StopReason
 from agentalign.rollouts.bundle import Bundle
@@ -32,7 +33,7 @@ def tasks_through_server(project: Project, bundle: Bundle, url: str, model: str,
     taskset = load_taskset(find_taskset(card.taskset, project.tasks), project.tasks)
     before = _evaluation(project, card.ref, taskset)
     if before is None:
-        said = f"{card.ref} has no evaluation at temperature 0 by the criteria in force now. Run `agentalign eval {card.ref}` first."
+        said = f"{card.ref} has no evaluation at temperature 0 by the taskset as it is now. Run `agentalign eval {card.ref}` first."
         return GateCheck(name=TASKS, passed=False, measured=False, detail=said)
     known = {task.id: task for task in taskset.tasks(before.split)}
     chosen = spread([known[result.task] for result in before.tasks if result.task in known], tasks)
@@ -44,26 +45,31 @@ def tasks_through_server(project: Project, bundle: Bundle, url: str, model: str,
     if broken or not runs:
         reason = (broken[0].error.strip().splitlines() or ["no reason was kept"])[-1][:200] if broken else "no task is left to act on."
         return GateCheck(name=TASKS, passed=False, detail=f"{len(broken)} of {len(runs)} runs broke off, the first with: {reason}")
-    after = summarise(policy.name, before.split, taskset.criteria, runs, scores, known, settings=before.settings)
+    after = summarise(
+        policy.name, before.split, taskset.criteria, runs, scores, known, settings=before.settings, taskset_digest=before.taskset_digest
+    )
     return verdict(before, compare(before, after), len(runs))
 
 
 def _evaluation(project: Project, ref: str, taskset: Taskset) -> Evaluation | None:
     """The largest one that a server's greedy answers can be held against."""
-    in_force = tuple(criterion.key for criterion in taskset.criteria)
     for split in ("test", "dev"):
         for found in stored_evaluations(project, ref, taskset.name, split):
-            if found.settings.get("temperature") == 0 and found.settings.get("samples") == 1 and found.criteria == in_force:
+            greedy = found.settings.get("temperature") == 0 and found.settings.get("samples") == 1
+            if greedy and found.taskset_digest == taskset.digest(split):
                 return found
     return None
 
 
 def verdict(before: Evaluation, found: Comparison, count: int) -> GateCheck:
-    """Failed where success, or a criterion, is lower with its whole interval."""
+    """Failed where success, or a criterion, is worse beyond chance; criteria of too few tasks to tell are named."""
     differences = {"success": found.everything.success, **found.criteria}
-    worse = [name for name, one in differences.items() if one.high < 0]
+    worse = [name for name, one in differences.items() if one.verdict == "worse"]
+    few = [f"{name} ({one.n})" for name, one in differences.items() if one.n < FEWEST]
     told: Sequence[str] = worse or ["success"]
     figures = ", ".join(f"{name} {one.delta:+.1%} [{one.low:+.1%}, {one.high:+.1%}]" for name in told for one in [differences[name]])
     text = f"{figures} against its evaluation on the same {count} tasks of {before.split}"
-    numbers = {name: one.delta for name, one in differences.items()}
-    return GateCheck(name=TASKS, passed=not worse, detail=f"{text}: {'worse' if worse else 'not worse'} beyond chance", figures=numbers)
+    text += f": {'worse' if worse else 'not worse'} beyond chance"
+    if few:
+        text += f"; below {FEWEST} tasks, so no claim is made of: {', '.join(few)}"
+    return GateCheck(name=TASKS, passed=not worse, detail=text, figures={name: one.delta for name, one in differences.items()})

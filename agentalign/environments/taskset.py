@@ -4,6 +4,7 @@
 `criteria.py`, `expert.py` and a generator are optional Python beside them. A taskset of YAML alone is fine: imported runs can be rated.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from agentalign import strict_yaml
 from agentalign.environments import team_code
 from agentalign.environments.task import Task as Task
 from agentalign.errors import TasksetError
-from agentalign.records.base import Record
+from agentalign.records.base import Record, digest
 from agentalign.records.criterion import Criterion
 
 T = TypeVar("T", bound=Record)
+_DECIDING = (".py", ".json", ".jsonl", ".csv")
+"""Files that tools, environments and checks are, or read."""
 
 
 class Limits(Record):
@@ -93,6 +96,21 @@ class Taskset:
             if task.id == task_id:
                 return task
         raise TasksetError(f"taskset '{self.name}' has no task '{task_id}'. `agentalign tasks show {self.name}` lists them.")
+
+    def digest(self, split: str) -> str:
+        """What decides how an agent does on a split: settings, criteria, the team's code and data files, and the tasks themselves.
+
+        Recipes, descriptions and other splits are not in it: they change between two versions of an adapter as a matter of course.
+        """
+        said = self.settings.model_dump(mode="json", exclude={"description", "tasks", "generator"})
+        files = sorted(path for path in self.folder.rglob("*") if path.suffix in _DECIDING and path.is_file())
+        whole: JsonValue = {
+            "settings": said,
+            "criteria": [criterion.model_dump(mode="json") for criterion in self.criteria],
+            "files": {path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+            "tasks": [task.model_dump(mode="json") for task in self.tasks(split)],
+        }
+        return digest(whole)
 
     def criterion(self, name: str) -> Criterion:
         """The criterion of this name; TasksetError where there is none."""

@@ -102,6 +102,11 @@ def _shared_tasks(evaluations: Sequence[Evaluation]) -> tuple[set[str], int]:
         raise DataError(
             "Success meant different things in these evaluations. Score and evaluate both sides with the criteria in force now."
         )
+    if len({one.taskset_digest for one in evaluations} - {""}) > 1:
+        raise DataError(
+            f"Taskset {evaluations[0].taskset} was changed between these evaluations (its tasks, prompt, limits, tools or checks), so a "
+            "difference would be of that too. Evaluate both sides now."
+        )
     tasks = [{result.task for result in one.tasks} for one in evaluations]
     shared = set.intersection(*tasks)
     return shared, len(set.union(*tasks)) - len(shared)

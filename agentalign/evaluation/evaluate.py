@@ -96,6 +96,10 @@ class Evaluation(Record):
     tasks: tuple[TaskResult, ...]
     settings: dict[str, str | int | float] = {}
     """How the runs were made (temperature, seed, samples), for the report."""
+    taskset_digest: str = ""
+    """What the taskset was like (`Taskset.digest`); empty in evaluations from before it was kept."""
+    content: str = ""
+    """The adapter's content hash; empty for the base, and in evaluations from before it was kept."""
     created: str
 
     @property
@@ -114,6 +118,8 @@ def summarise(
     *,
     sampled_tokens: Mapping[str, int] | None = None,
     settings: Mapping[str, str | int | float] | None = None,
+    taskset_digest: str = "",
+    content: str = "",
 ) -> Evaluation:
     """Figures of one adapter on one split.
 
@@ -154,6 +160,8 @@ def summarise(
         cost=_cost(runs, sampled_tokens or {}),
         tasks=tuple(results),
         settings=dict(settings or {}),
+        taskset_digest=taskset_digest,
+        content=content,
         created=now(),
     )
 

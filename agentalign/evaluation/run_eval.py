@@ -71,7 +71,7 @@ def evaluate(
     plan: EvalPlan = EvalPlan(),
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluated:
-    """Evaluate an adapter, and the one to compare it with unless that was evaluated in the same way before.
+    """Evaluate an adapter, and the one to compare it with unless that was evaluated in the same way before, by the taskset as it is now.
 
     Args:
         ref: an adapter, or "base".
@@ -85,7 +85,10 @@ def evaluate(
     before = None
     if len(names) == 2:
         before = stored_evaluation(project, names[1], tasks.name, plan.split, plan=plan)
-        if before is None or before.criteria != tuple(criterion.key for criterion in tasks.criteria):
+        if before is not None and not _still_holds(project, before, tasks):
+            logger.info("%s was evaluated before taskset %s or its own files were changed; evaluated again", names[1], tasks.name)
+            before = None
+        if before is None:
             before = _evaluate_one(project, store, names[1], tasks, plan, progress)
             write_report(_folder(project, names[1], tasks.name, plan), before)
             _keep(project, before)
@@ -103,13 +106,29 @@ def stored_evaluation(project: Project, adapter: str, taskset: str, split: str, 
 
 
 def stored_evaluations(project: Project, adapter: str, taskset: str, split: str) -> list[Evaluation]:
-    """The newest evaluation by each plan: over all tasks first, then over the most; of equals the newest first."""
+    """The newest evaluation by each plan: over all tasks first, then over the most; of equals the newest first.
+
+    What was measured on other files that had this adapter's number is left out.
+    """
     home = _home(project, adapter, taskset, split)
     # An evaluation from before plans had folders lies in `home` itself.
     reports = [path for path in (home / "report.json", *home.glob("*/report.json")) if path.is_file()]
-    by_age = sorted((_read(path, adapter) for path in reports), key=lambda one: one.created)
+    measured = [_read(path, adapter) for path in reports]
+    content = content_of(project, adapter) if any(one.content for one in measured) else ""
+    by_age = sorted((one for one in measured if one.content in ("", content)), key=lambda one: one.created)
     newest = {frozenset(one.settings.items()): one for one in by_age}
     return sorted(newest.values(), key=lambda one: (one.settings.get("tasks") == "all", len(one.tasks), one.created), reverse=True)
+
+
+def content_of(project: Project, adapter: str) -> str:
+    """The content hash that evaluations of "name@version" keep; empty for the base."""
+    return "" if adapter == BASE else Registry(project.adapters).content(adapter)
+
+
+def _still_holds(project: Project, evaluation: Evaluation, taskset: Taskset) -> bool:
+    """True where acting it all out again would ask the same: evaluations that do not say so are not trusted."""
+    asked = evaluation.taskset_digest, evaluation.content
+    return asked == (taskset.digest(evaluation.split), content_of(project, evaluation.adapter))
 
 
 def _keep(project: Project, evaluation: Evaluation) -> None:
@@ -118,7 +137,7 @@ def _keep(project: Project, evaluation: Evaluation) -> None:
         return
     registry = Registry(project.adapters)
     try:
-        registry.keep(evaluation.adapter, summary_of(evaluation, registry.content(evaluation.adapter)))
+        registry.keep(evaluation.adapter, summary_of(evaluation, evaluation.content))
     except RegistryError as error:  # the report is written: a registry that cannot be written to loses no evaluation
         logger.warning("no summary of the evaluation is kept beside %s: %s", evaluation.adapter, error)
 
@@ -134,6 +153,8 @@ def _evaluate_one(
     project: Project, store: Store, adapter: str, taskset: Taskset, plan: EvalPlan, progress: Callable[[int, int], None] | None
 ) -> Evaluation:
     jobs = choose_jobs(taskset, plan.split, limit=plan.limit, samples=plan.samples)
+    # Before it takes an hour: an edit meanwhile must not be taken for what was measured.
+    asked, content = taskset.digest(plan.split), content_of(project, adapter)
     if adapter == BASE:
         policy = base_policy(project, plan.base, plan.quantization, temperature=plan.temperature, seed=plan.seed)
     else:
@@ -144,8 +165,9 @@ def _evaluate_one(
         scores = score_trajectories(taskset, made.runs, tasks, pool=pool)
     store.add_scores(scores)
     return summarise(
-        adapter, plan.split, taskset.criteria, made.runs, scores, tasks, sampled_tokens=made.sampled_tokens, settings=plan.settings(adapter)
-    )
+        adapter, plan.split, taskset.criteria, made.runs, scores, tasks, sampled_tokens=made.sampled_tokens,
+        settings=plan.settings(adapter), taskset_digest=asked, content=content,
+    )  # fmt: skip
 
 
 def _named(project: Project, ref: str) -> str:

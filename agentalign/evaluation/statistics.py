@@ -46,14 +46,17 @@ class Difference(Record):
     """Tasks that both sides have."""
     seeds: int = 1
     """Repetitions of the whole training that were paired; the interval covers their spread too."""
+    p: float
+    """Chance of as large a difference if each task's change had gone either way by chance; see `sign_flips`."""
 
     @property
     def verdict(self) -> str:
-        """Either "better" or "worse" where the interval lies wholly on one side of 0, else "not shown".
+        """Either "better" or "worse" where the interval lies wholly on one side of 0 and `p` is small, else "not shown".
 
-        Below `FEWEST` tasks it is never shown: resampling two tasks that both changed gives an interval without width.
+        Below `FEWEST` tasks it is never shown: resampling two tasks that both changed gives an interval without width. Four tasks won
+        of 360 are as little: one resample in fifty draws none of them, and so the interval ends just above 0.
         """
-        if self.n < FEWEST:
+        if self.n < FEWEST or self.p >= 1 - CONFIDENCE:
             return "not shown"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "not shown"
 
@@ -108,7 +111,8 @@ def paired_bootstrap(
     means = _resampled_means(differences, np.random.default_rng(seed), resamples)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Difference(delta=float(differences.mean()), low=float(low), high=float(high), n=len(tasks), seeds=len(before))
+    p = sign_flips(differences.mean(axis=0), seed=seed)
+    return Difference(delta=float(differences.mean()), low=float(low), high=float(high), n=len(tasks), seeds=len(before), p=p)
 
 
 def _resampled_means(values: NDArray[np.float64], rng: np.random.Generator, resamples: int) -> NDArray[np.float64]:
@@ -125,6 +129,23 @@ def _resampled_means(values: NDArray[np.float64], rng: np.random.Generator, resa
         mixed = row_share @ values  # (R, T)
         means.append(np.take_along_axis(mixed, columns, axis=1).mean(axis=1))
     return np.concatenate(means)
+
+
+def sign_flips(differences: NDArray[np.float64], *, seed: int = 0) -> float:
+    """Two-sided p of a randomisation test: how often tasks that change as much, each up or down by chance, differ by as much in all.
+
+    Where all changes are equally large this is the sign test, and exact; else signs are drawn `RESAMPLES` times.
+
+    Args:
+        differences: (T,) after minus before.
+    """
+    changes = differences[differences != 0]
+    if np.allclose(np.abs(changes), np.abs(changes[:1])):
+        return mcnemar(int((changes > 0).sum()), int((changes < 0).sum()))
+    rng = np.random.default_rng(seed)
+    sums = [np.abs(rng.choice((-1.0, 1.0), size=(_CHUNK, len(changes))) @ changes) for _ in range(RESAMPLES // _CHUNK)]
+    as_large = int((np.concatenate(sums) >= abs(changes.sum()) - 1e-9).sum())
+    return (as_large + 1) / (RESAMPLES + 1)
 
 
 def mcnemar(won: int, lost: int) -> float:
