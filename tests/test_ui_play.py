@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import weakref
 from typing import Any
 
+import pytest
 from small_play import begin, clear_task, decide, deny_all, play_fixtures, rests, until
-from small_server import TINY
+from small_server import TINY, add_soft_adapter
 from starlette.testclient import TestClient
 
 from agentalign.config.project import Project
+from agentalign.deployment.serving import engine as serving
 from agentalign.environments.taskset import load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.records.trajectory import StopReason
@@ -213,7 +216,7 @@ def test_without_its_model_a_chat_says_so_and_can_still_be_kept(clients: dict[st
     assert lea.get("/api/play").json()["model"]["state"] == "empty"
     decide(ada, id, call, "deny")
     lane = rests(ada, id)["lanes"][0]
-    assert lane["state"] == "failed" and lane["problem"]
+    assert lane["state"] == "failed" and "no model is loaded" in lane["problem"]
     (run,) = ada.post(f"/api/play/chats/{id}/keep", json={}).json()["runs"]
     assert store.trajectory(run).steps[0].results[0].error
     lea.post("/api/play/model", json={"adapter": "toy_desk@2"})
@@ -352,3 +355,51 @@ def test_a_world_that_answers_otherwise_than_it_did_is_told_and_not_talked_in(ad
     chat = rests(ada, branch)
     assert "does not answer as it did" in chat["problem"] and chat["lanes"][0]["state"] == "failed"
     assert ada.post(f"/api/play/chats/{branch}/resume", json={}).status_code == 422
+
+
+# ---- memory
+
+
+def test_a_model_that_is_taken_away_is_gone_whoever_chatted_and_before_another_one_is_read(
+    ada: TestClient, clients: dict[str, TestClient], project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lea = clients["lea"]
+    other = shutil.copytree(TINY, project.state / "other")
+    config = json.loads((other / "config.json").read_text("utf-8"))
+    (other / "config.json").write_text(json.dumps({**config, "max_position_embeddings": config["max_position_embeddings"] // 2}), "utf-8")
+    add_soft_adapter(project, other, name="other", std=0.001, seed=1)
+    networks: list[weakref.ref[Any]] = []
+    alive: list[list[bool]] = []
+    really = serving.open_engine
+
+    def watched(*args: Any, **settings: Any) -> serving.Engine:
+        alive.append([one() is not None for one in networks])
+        found = really(*args, **settings)
+        networks.append(weakref.ref(found.generator.model))
+        return found
+
+    def load(adapter: str) -> None:
+        assert lea.post("/api/play/model", json={"adapter": adapter}).status_code == 200
+        assert until(lambda: lea.get("/api/play").json()["model"], lambda model: model["state"] != "loading")["state"] == "ready"
+
+    def chats(side: str) -> str:
+        """One that is kept and one that stays open; returns the second."""
+        ids = [begin(ada, sides=[side], tools="hand", words="I want a red kite.", ask=False) for _ in range(2)]
+        for id in ids:
+            rests(ada, id)
+        ada.post(f"/api/play/chats/{ids[0]}/keep", json={})
+        return ids[1]
+
+    monkeypatch.setattr(serving, "open_engine", watched)
+    lea.post("/api/play/model/unload")
+    load("toy_desk@1")
+    chats("toy_desk@1")
+    load("other@1")
+    assert alive == [[], [False]], "two bases in memory at once"
+    open_one = chats("other@1")
+    assert lea.post("/api/play/model/unload").status_code == 200
+    assert [one() is not None for one in networks] == [False, False], "unloaded, and still in memory"
+    (call,) = rests(ada, open_one)["lanes"][0]["proposals"]
+    decide(ada, open_one, call["id"], "answer", words="done")
+    assert "no model is loaded" in rests(ada, open_one)["lanes"][0]["problem"]
+    load("toy_desk@2")

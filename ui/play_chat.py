@@ -17,7 +17,7 @@ from agentalign.ui.play_lane import About, Lane, Proposal
 from agentalign.ui.play_sides import Sides
 
 if TYPE_CHECKING:
-    from agentalign.deployment.serving.engine import Engine
+    from agentalign.ui.play_model import Loaded
 
 Decision = Literal["approve", "edit", "deny", "answer"]
 NO_REWIND = "taskset '{}' does not say `replayable: true`, so its world cannot be taken back. Begin another chat."
@@ -58,7 +58,7 @@ class Chat:
         *,
         source: Trajectory | None,
         ask: bool,
-        engine: "Engine",
+        model: "Loaded",
         branched: Branch | None = None,
     ) -> None:
         self.owner, self.about, self.ask = owner, about, ask
@@ -76,7 +76,7 @@ class Chat:
         self.draft = "" if branched is None else branched.words
         """What was said next where it branched; for its person to say otherwise."""
         past = None if branched is None else branched.past
-        self.sides = Sides(about, taskset, drawn, source=source, ask=ask, engine=engine, past=past)
+        self.sides = Sides(about, taskset, drawn, source=source, ask=ask, model=model, past=past)
         self.lock, self.lanes = self.sides.lock, self.sides.lanes
 
     @property

@@ -69,7 +69,7 @@ class Room:
         Raises:
             DataError: nothing is loaded, or the wish contradicts itself.
         """
-        engine = self.stage.engine()
+        model = self.stage.loaded()
         known = self.stage.view().sides
         for side in wish.sides:
             if side not in known:
@@ -82,7 +82,7 @@ class Room:
             chat=self._new_id(), taskset=taskset.name, tools=taskset.tools if wish.source is None else wish.source.tools,
             tools_by=wish.tools_by, task=task, seed=secrets.randbits(31), temperature=wish.temperature,
         )  # fmt: skip
-        chat = Chat(owner, about, taskset, wish.sides, source=wish.source, ask=wish.ask, engine=engine)
+        chat = Chat(owner, about, taskset, wish.sides, source=wish.source, ask=wish.ask, model=model)
         self._admit(chat)
         chat.sides.start(wish.words)
         return chat
@@ -93,12 +93,12 @@ class Room:
         Raises:
             DataError: see `Chat.branch_at`; or the model that is loaded now is another one.
         """
-        engine, version = self.stage.engine(), chat.lanes[side].version if side < len(chat.lanes) else ""
+        model, version = self.stage.loaded(), chat.lanes[side].version if side < len(chat.lanes) else ""
         branched = chat.branch_at(side, step)
         if version not in (known := self.stage.view().sides):
             raise DataError(f"'{version}' does not go with the model that is loaded. Choose from: {', '.join(known)}.")
         about = replace(chat.about, chat=self._new_id(), seed=secrets.randbits(31), branch=(chat.id, step))
-        found = Chat(chat.owner, about, chat.taskset, [version], source=chat.source, ask=chat.ask, engine=engine, branched=branched)
+        found = Chat(chat.owner, about, chat.taskset, [version], source=chat.source, ask=chat.ask, model=model, branched=branched)
         self._admit(found)
         found.sides.start("")
         return found

@@ -18,7 +18,7 @@ from agentalign.ui.play_lane import AGAIN_TEMPERATURE, About, Lane, Proposal
 from agentalign.ui.play_replay import Replay, opening
 
 if TYPE_CHECKING:
-    from agentalign.deployment.serving.engine import Engine
+    from agentalign.ui.play_model import Loaded
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Sides:
     """One side or two, with what answers their calls, and the threads in which they act."""
 
     def __init__(
-        self, about: About, taskset: Taskset, versions: Sequence[str], *, source: Trajectory | None, ask: bool, engine: "Engine",
+        self, about: About, taskset: Taskset, versions: Sequence[str], *, source: Trajectory | None, ask: bool, model: "Loaded",
         past: Lane | None = None,
     ) -> None:  # fmt: skip
         """Begin nothing yet.
@@ -42,7 +42,7 @@ class Sides:
         """Why nothing could be begun."""
         self.closed = False
         self.lanes = [Lane(version, slot) for slot, version in enumerate(versions)] if past is None else [past]
-        self._about, self._ask, self._taskset, self._source, self._engine = about, ask, taskset, source, engine
+        self._about, self._ask, self._taskset, self._source, self._model = about, ask, taskset, source, model
         self._replays = [Replay(source) for _ in versions] if source is not None and about.tools_by == "replay" else []
         self._pool = WorkerPool(taskset, len(versions)) if about.tools_by == "live" else None
         self._held: list[str] = []
@@ -50,7 +50,7 @@ class Sides:
     @property
     def base(self) -> str:
         """Digest of the tokenizer and template that tokens belong to."""
-        return self._engine.dialect.digest
+        return self._model.base
 
     @property
     def may_rewind(self) -> bool:
@@ -77,9 +77,8 @@ class Sides:
         self.halt()
         with self.lock:
             self.closed = True
-            for version in self._held:
-                self._engine.adapters.release(version)
-            self._held = []
+            held, self._held = self._held, []
+            self._model.release(held)
         if self._pool is not None:
             self._pool.close()
 
@@ -98,7 +97,7 @@ class Sides:
     def _open(self, words: str) -> None:
         try:
             for version in dict.fromkeys(lane.version for lane in self.lanes):
-                if self._engine.adapters.acquire(version) is not None:
+                if self._model.engine().adapters.acquire(version) is not None:
                     self._held.append(version)
             for lane in self.lanes:
                 if self._about.branch is not None:
@@ -245,7 +244,7 @@ class Sides:
         with self.lock:
             if lane.halted:
                 return
-            pen = Pen(self._engine)
+            pen = Pen(self._model.engine())
             lane.state, lane.pen, lane.attempt = "writing", pen, lane.attempt + 1
             self.seen += 1
             # Both sides draw alike: what differs between them is the adapter.
