@@ -5,7 +5,7 @@ import json
 import pytest
 from small_desk import HOME
 from small_play import PASSWORD, begin, clear_task, decide, deny_all, play_fixtures, rests
-from small_server import TINY
+from small_server import SYSTEM, TINY
 from starlette.testclient import TestClient
 
 from agentalign.config.dpo import DPOConfig
@@ -18,7 +18,7 @@ from agentalign.recipes.data import render_runs, sft_batches
 from agentalign.recipes.preferences import choose_preferences
 from agentalign.recipes.workspace import open_workspace
 from agentalign.records.preference import Item
-from agentalign.records.trajectory import Message, ToolCall, Trajectory, TurnTokens
+from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory, TurnTokens
 from agentalign.scoring.stored import make_pairs, score_stored
 from agentalign.scoring.to_compare import comparable
 from agentalign.store.filters import RunFilter
@@ -153,10 +153,63 @@ def test_a_blind_pairs_correction_names_nobody_before_the_vote(ada: TestClient, 
     assert (proposal.parent, proposal.origin.reference) == ((kept["runs"][0], 0), "chat")
 
 
+# ---- a chat on a recorded run
+
+
+def imported(store: Store, said: str, **more: object) -> Trajectory:
+    """A run of somebody's logs, which a chat may replay."""
+    origin = Origin(kind="import", reference="f" * 32, task=str(more))
+    then = [
+        Message(role="system", content=SYSTEM),
+        Message(role="user", content=said),
+        Message(role="assistant", content="Of course."),
+    ]
+    found = Trajectory(taskset="toy_desk", messages=tuple(then), tools=ORDER, origin=origin, **more)  # type: ignore[arg-type]
+    store.add([found])
+    return found
+
+
+@pytest.mark.parametrize(("split", "named"), [("test", False), ("dev", False), ("test", True)])
+def test_what_is_made_of_a_held_out_run_is_held_out(ada: TestClient, store: Store, project: Project, split: str, named: bool) -> None:
+    source = imported(store, "I want a red kite.", split=split, task_id=clear_task() if named else None)
+    id = begin(ada, tools="replay", run=source.id, taskset="")
+    (call,) = rests(ada, id)["lanes"][0]["proposals"]
+    assert decide(ada, id, call["id"], "edit", arguments=PLAID).status_code == 200
+    rests(ada, id)
+    assert ada.post(f"/api/play/chats/{id}/keep", json={}).status_code == 200
+    made = [run for kind in ("chat", "proposal", "correction") for run in of_chat(store, id, kind)]
+    assert [run.split for run in made] == [split] * 3
+    config = SFTConfig(taskset="toy_desk", base=str(TINY), quantization="none", origins=("correction", "chat"))
+    with open_workspace(config, project) as work:
+        learned = {run.id for run in sft.choose_runs(work, config)} | set(choose_preferences(work, "overall")[1])
+    assert not learned & {run.id for run in made}
+
+
+def test_a_replay_of_a_run_of_train_is_of_train(ada: TestClient, store: Store) -> None:
+    source = imported(store, "I want a red kite, please.", split="train")
+    id = begin(ada, tools="replay", run=source.id, taskset="")
+    rests(ada, id)
+    (run,) = ada.post(f"/api/play/chats/{id}/keep", json={}).json()["runs"]
+    assert store.trajectory(run).split == "train"
+
+
+def test_who_is_forgotten_is_forgotten_in_the_chats_that_replayed_them(ada: TestClient, store: Store) -> None:
+    source = imported(store, "I want a red kite. My name is Grace.")
+    kept, late = (begin(ada, tools="replay", run=source.id, taskset="") for _ in range(2))
+    for id in (kept, late):
+        rests(ada, id)
+    (run,) = ada.post(f"/api/play/chats/{kept}/keep", json={}).json()["runs"]
+    assert store.trajectory(run).parent == (source.id, 0)
+    assert set(store.forget([source.id], reason="asked to").runs) == {source.id, run}
+    refused = ada.post(f"/api/play/chats/{late}/keep", json={})
+    assert refused.status_code == 422 and "forgotten" in refused.json()["detail"]
+    assert of_chat(store, late, "chat") == [] and not rests(ada, late)["kept"]
+
+
 # ---- a turn with several calls
 
 
-ABOUT = About(chat="c" * 32, taskset="toy_desk", tools=ORDER, tools_by="hand", task=None, seed=1, temperature=0.0)
+ABOUT = About(chat="c" * 32, taskset="toy_desk", tools=ORDER, tools_by="hand", task=None, split="", seed=1, temperature=0.0)
 
 
 def lane_with(*arguments: str) -> Lane:

@@ -207,6 +207,8 @@ class Chat:
             # Two sides are two runs of one thing, or their preference would be about nothing.
             is_attempt = self.about.tools_by == "live" and self._branched is None and all(lane.is_attempt for lane in self.lanes)
             parent = None if self._branched is None else self._branched.run()
+            if parent is None and self.source is not None:
+                parent = (self.source.id, 0)  # its words are repeated here, and go with it where it is forgotten
             seconds = time.monotonic() - self._began
             return tuple(lane.run(self.about, seconds, is_attempt=is_attempt, parent=parent) for lane in self.lanes)
 

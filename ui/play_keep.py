@@ -39,7 +39,7 @@ def keep(store: Store, chat: Chat, *, choice: Choice | None, scores: Sequence[Sc
         corrections: what was changed in calls is to be learned from.
 
     Raises:
-        DataError: there is nothing to keep yet, or a pair without a vote.
+        DataError: there is nothing to keep yet, a pair without a vote, or the run that it replays was forgotten.
     """
     if (choice is not None) != (len(chat.lanes) == 2):
         raise DataError("two sides are kept with a vote between them, and one side without. Send the one or the other.")
@@ -49,7 +49,8 @@ def keep(store: Store, chat: Chat, *, choice: Choice | None, scores: Sequence[Sc
     sides = zip(chat.lanes, runs, strict=True)
     changed = [one for lane, run in sides for one in changed_turns(lane, run, chat.owner, chat.sides.base)] if corrections else []
     made = [run for one in changed for run in (one.proposal, one.corrected)]
-    store.add([*runs, *made], [*chat.tokens_of(runs), *(record for one in changed for record in one.tokens)])
+    if store.add([*runs, *made], [*chat.tokens_of(runs), *(record for one in changed for record in one.tokens)]).forgotten:
+        raise DataError("this chat begins with words of a run that was forgotten meanwhile, so it cannot be kept. Discard it.")
     chat.runs = runs
     if scores:
         store.add_scores(scores)

@@ -181,7 +181,7 @@ class Lane:
         """What happened here, as a run.
 
         Args:
-            parent: run and step that it branched from.
+            parent: run and step that it branched from, or the run that it replays.
             is_attempt: the task may be judged by it. Else its checks would hold against the agent what people did.
         """
         task, stop = about.task, self.ended
@@ -201,7 +201,7 @@ class Lane:
             origin=Origin(kind="chat", reference=self.version, task=about.chat, seed=about.seed),
             task_id=attempted.id if attempted else None,
             family=attempted.family if attempted else "",
-            split=task.split if task else "",
+            split=about.split,
             stop_reason=stop,
             error=self.problem if stop is StopReason.ERROR else "",
             seconds=seconds,
@@ -224,6 +224,8 @@ class About:
     tools: str
     tools_by: Literal["live", "replay", "hand"]
     task: Task | None
+    split: str
+    """Of the task, or of the run that is replayed where that is held out of training: what is learned from a copy is learned from both."""
     seed: int
     temperature: float
     branch: tuple[str, int] | None = None

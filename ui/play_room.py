@@ -15,6 +15,7 @@ from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, find_taskset, load_taskset
 from agentalign.errors import DataError
 from agentalign.records.trajectory import Trajectory
+from agentalign.rollouts.ingest import LEARNED_FROM
 from agentalign.ui.api import House
 from agentalign.ui.play_chat import Chat
 from agentalign.ui.play_lane import About
@@ -80,7 +81,7 @@ class Room:
         task = self._task(taskset, wish)
         about = About(
             chat=self._new_id(), taskset=taskset.name, tools=taskset.tools if wish.source is None else wish.source.tools,
-            tools_by=wish.tools_by, task=task, seed=secrets.randbits(31), temperature=wish.temperature,
+            tools_by=wish.tools_by, task=task, split=_split(task, wish.source), seed=secrets.randbits(31), temperature=wish.temperature,
         )  # fmt: skip
         chat = Chat(owner, about, taskset, wish.sides, source=wish.source, ask=wish.ask, model=model)
         self._admit(chat)
@@ -169,3 +170,10 @@ class Room:
         for chat in [chat for chat in self._chats.values() if chat.touched < late]:
             del self._chats[chat.id]
             threading.Thread(target=chat.close, daemon=True).start()
+
+
+def _split(task: Task | None, source: Trajectory | None) -> str:
+    """What a chat's runs are of: held out of training where the task or the run that it begins with is."""
+    splits = [one.split for one in (task, source) if one is not None]
+    held_out = [split for split in splits if split not in LEARNED_FROM]
+    return "test" if "test" in held_out else next(iter(held_out or splits), "")

@@ -124,7 +124,7 @@ class Trajectory(Record):
     seconds: float | None = None
     """Wall-clock time of the rollout; None for imported runs."""
     parent: tuple[str, int] | None = None
-    """(trajectory id, step index) where this run was forked from or corrects."""
+    """(trajectory id, step index) where this run was forked from or corrects; step 0 of the run that a chat replays."""
     metadata: str = "{}"
     """Anything else the source recorded, as JSON text (labels of an import, task fields of a rollout)."""
     created: str = ""
