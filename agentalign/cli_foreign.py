@@ -59,8 +59,9 @@ def _check(arguments: argparse.Namespace) -> None:
     from agentalign.training.base import prepare_base
     from agentalign.training.base_layers import linear_layers
 
-    layers = linear_layers(prepare_base(arguments.base, Project.find().cache).folder)
-    found = {target: findings(arguments.folder, layers, target) for target in TARGETS}
+    base = prepare_base(arguments.base, Project.find().cache)
+    layers, names = linear_layers(base.folder), (arguments.base, str(base.folder))
+    found = {target: findings(arguments.folder, layers, target, base_names=names) for target in TARGETS}
     if arguments.json:
         show_json({target: [finding._asdict() for finding in rows] for target, rows in found.items()})
         return

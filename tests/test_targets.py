@@ -43,6 +43,18 @@ def test_plain_lora_may_go_everywhere(plain: Path, layers: dict[str, tuple[int, 
         require_deployable(plain, layers, target)
 
 
+def test_a_base_that_is_named_by_its_folder_is_the_one_that_was_chosen(
+    plain: Path, base: Path, tmp_path: Path, layers: dict[str, tuple[int, int]]
+) -> None:
+    folder = changed(plain, tmp_path / "a", base_model_name_or_path="./base")
+    for target in TARGETS:
+        assert findings(folder, layers, target, base_names=("./base", str(base))) == ()
+        assert [(one.number, one.verdict, one.detail) for one in findings(folder, layers, target)] == [(12, "unmeasured", "'./base'")]
+    whole = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").write_bytes(whole[:-64])
+    assert [one.number for one in findings(folder, layers, "peft", base_names=(str(base),))] == [11, 12], "its weights were looked at"
+
+
 @pytest.mark.parametrize("form", ["rslora", "patterns"])
 def test_only_llama_cpp_stops_other_scales_because_it_would_compute_them_wrongly_in_silence(
     form: str, base: Path, tmp_path: Path, layers: dict[str, tuple[int, int]]

@@ -5,6 +5,7 @@ is "unmeasured". `transformers` means weights that PEFT merged, since its server
 Surprise: the worst verdict is not "error" but "silent": llama.cpp converts rsLoRA, and then computes with another scale.
 """
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -13,7 +14,7 @@ from pydantic import JsonValue
 
 from agentalign.errors import AdapterRefusedError, Refusal
 from agentalign.training.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from agentalign.training.foreign_config import read_foreign_config, strict_object
+from agentalign.training.foreign_config import is_hub_name, read_foreign_config, strict_object
 from agentalign.training.foreign_folder import MAX_CONFIG_BYTES, read_header, read_values, require_plain_files, require_shapes
 
 Target = Literal["peft", "vllm", "llama.cpp", "transformers"]
@@ -115,11 +116,14 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-def findings(folder: Path, layers: Mapping[str, tuple[int, int]], target: Target) -> tuple[Finding, ...]:
+def findings(
+    folder: Path, layers: Mapping[str, tuple[int, int]], target: Target, *, base_names: tuple[str, ...] = ()
+) -> tuple[Finding, ...]:
     """What speaks against serving this folder on a target, worst known first asked; empty where nothing does.
 
     Args:
         layers: of the base: name -> (outputs, inputs), as `linear_layers` gives them.
+        base_names: what the team calls the base that it chose: one of these may be named in the folder even if it is a path.
     """
     place = TARGETS.index(target)
     found: list[Finding] = []
@@ -132,7 +136,12 @@ def findings(folder: Path, layers: Mapping[str, tuple[int, int]], target: Target
         if detail and row.verdicts[place] != "ok":
             found.append(Finding(row.number, row.question, row.verdicts[place], detail, row.action))
     # Whether tensors are complete can be known of plain forms only; of others the rows above have spoken.
-    found += [] if any(row.answer(settings) for row in QUESTIONS if row.number not in (3, 4, 7)) else _weights(folder, layers)
+    found += [] if any(row.answer(settings) for row in QUESTIONS if row.number not in (3, 4, 7)) else _weights(folder, layers, settings)
+    named = settings.get("base_model_name_or_path")
+    if named and not (named in base_names or is_hub_name(named)):
+        found.append(
+            Finding(12, "a base that is named by another place", "unmeasured", ascii(named)[:80], "be sure that it is the same base")
+        )
     return tuple(found)
 
 
@@ -157,9 +166,10 @@ def _settings(folder: Path) -> Settings:
     return strict_object(path.read_bytes(), CONFIG_FILE, Refusal.CONFIG)
 
 
-def _weights(folder: Path, layers: Mapping[str, tuple[int, int]]) -> list[Finding]:
+def _weights(folder: Path, layers: Mapping[str, tuple[int, int]], settings: Settings) -> list[Finding]:
     try:
-        form, _ = read_foreign_config((folder / CONFIG_FILE).read_bytes())
+        # Whatever base it names, it is held against the one that the team named; what is named is a finding of its own.
+        form, _ = read_foreign_config(json.dumps({**settings, "base_model_name_or_path": None}).encode())
         weights = folder / WEIGHTS_FILE
         if weights.is_symlink() or not weights.is_file():
             raise AdapterRefusedError(Refusal.FILE, f"{weights} is no plain file. Put the adapter's weights there.")

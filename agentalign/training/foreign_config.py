@@ -106,10 +106,15 @@ def _deeper(value: JsonValue, limit: int) -> bool:
     return bool(level)
 
 
+def is_hub_name(value: JsonValue) -> bool:
+    """Whether this names a repository of a hub, and no place on a machine."""
+    return isinstance(value, str) and bool(_HUB.fullmatch(value)) and ".." not in value
+
+
 def _base(value: JsonValue, base_names: tuple[str, ...]) -> str:
     if value is None or value == "":
         return ""
-    if isinstance(value, str) and (value in base_names or (_HUB.fullmatch(value) and ".." not in value)):
+    if isinstance(value, str) and (value in base_names or is_hub_name(value)):
         return value
     raise _no(
         Refusal.BASE,
