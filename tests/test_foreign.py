@@ -10,7 +10,7 @@ import pytest
 import torch
 from hostile_adapters import HOSTILE
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_base import make_base
 from small_server import TINY
 from transformers import AutoModelForCausalLM
@@ -19,7 +19,7 @@ from agentalign.cli import main
 from agentalign.config.project import Project
 from agentalign.deployment.check import gate
 from agentalign.deployment.foreign import add_foreign
-from agentalign.errors import AdapterRefusedError, Refusal
+from agentalign.errors import AdapterRefusedError, Refusal, RegistryError, TasksetError
 from agentalign.store.registry import Registry
 from agentalign.training.base_layers import linear_layers
 from agentalign.training.foreign_folder import read_foreign
@@ -160,6 +160,26 @@ def test_what_a_foreign_adapter_answers_here_is_recorded_when_it_comes_in(tmp_pa
     recorded = torch.tensor([dict(top)[token] for top, token in zip(turn.adapter, turn.completion, strict=True)])
     apart = own.gather(1, torch.tensor(turn.completion)[:, None])[:, 0] - recorded
     assert apart.abs().mean() < 0.05, "what PEFT itself computes"
+
+
+def test_finite_weights_whose_product_is_not_leave_a_version_without_golden_prompts(tmp_path: Path) -> None:
+    project = Project.create(tmp_path / "project")
+    (project.tasks / "toy_desk").symlink_to(TINY.parent / "toy_desk")
+    peft_folder(TINY, tmp_path / "theirs", r=4, lora_alpha=8, std=1e30)
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    save_file({name: value * 1e30 if "lora_A" in name else value for name, value in load_file(file).items()}, file)
+    added = add_foreign(project, tmp_path / "theirs", base=str(TINY), taskset="toy_desk", name="theirs")
+    assert added.card.ref == "theirs@1"
+    assert added.unrecorded and "\n" not in added.unrecorded
+
+
+def test_a_taskset_that_is_a_path_is_refused_before_anything_is_saved(sound: Path, base: Path, tmp_path: Path) -> None:
+    project = Project.create(tmp_path / "project")
+    with pytest.raises(TasksetError, match="must be one folder's name, not a path"):
+        add_foreign(project, sound, base=str(base), taskset="tasks/hello", name="theirs")
+    with pytest.raises(RegistryError, match="is not an adapter's name"):
+        add_foreign(project, sound, base=str(base), taskset="hello", name="theirs@1")
+    assert Registry(project.adapters).list() == []
 
 
 def test_a_flipped_bit_of_the_header_never_changes_what_is_computed(

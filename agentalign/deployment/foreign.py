@@ -64,7 +64,8 @@ def add_foreign(
         AdapterRefusedError: the folder is not plain LoRA for this base.
     """
     registry = Registry(project.adapters)
-    name = name or require_name(taskset)
+    taskset = require_name(taskset)  # whatever its own name: the card keeps this one, and every later step looks it up
+    name = name or taskset
     version = registry.next_version(name)
     prepared = prepare_base(base, project.cache, template=template)
     with tempfile.TemporaryDirectory(prefix="foreign-") as place:
@@ -93,6 +94,6 @@ def _why_unrecorded(project: Project, ref: str) -> str:
     """Record golden prompts; the version stands without them where that fails."""
     try:
         record_golden(project, ref)
-    except (AgentAlignError, RuntimeError, MemoryError) as error:
+    except (AgentAlignError, RuntimeError, MemoryError, ValueError) as error:  # ValueError: a record of what is no number
         return " ".join(str(error).split())[:300] or type(error).__name__
     return ""

@@ -49,7 +49,7 @@ def make_golden(model: Model, adapter: str, taskset: Taskset, pool: Pool, store:
     """The golden turns of an adapter in memory; None, said as a warning, where none could be made. It never ends a training."""
     try:
         return golden_turns(model, adapter, taskset, pool, store)
-    except (AgentAlignError, RuntimeError, MemoryError) as error:
+    except (AgentAlignError, RuntimeError, MemoryError, ValueError) as error:  # ValueError: a record of what is no number
         reason = " ".join(str(error).split())[:300]
         logger.warning("no golden prompts are kept beside the adapter, so a server cannot be held against it later: %s", reason)
         return None
