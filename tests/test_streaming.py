@@ -79,3 +79,23 @@ def test_a_silent_turn_never_completes_the_beginning_of_a_call(dialect: Dialect)
         silence.advance(token)
     assert silence.refuses(ids[-1])
     assert not silence.refuses(dialect.encode("x")[0])
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "Hello {you}.", "int main() { return 0; }", '{"name"}', '{"names": 2}', '{"a": {"of": []}}'])
+def test_a_silent_turn_of_a_form_whose_calls_are_json_may_hold_braces(dialect: Dialect, text: str) -> None:
+    form = TurnForm("llama3_json")
+    silence = Silence(form, dialect.decode)
+    for token in dialect.encode(text):
+        assert not silence.refuses(token)
+        silence.advance(token)
+    assert form.parse(text).content == text
+
+
+@pytest.mark.parametrize("text", ['{"name":', '{"parameters" :', 'So: { \n "type":', "<|python_tag|>", "{" + " " * 30 + '"name":'])
+def test_a_silent_turn_of_a_form_whose_calls_are_json_begins_no_call(dialect: Dialect, text: str) -> None:
+    silence = Silence(TurnForm("llama3_json"), dialect.decode)
+    *begun, last = dialect.encode(text)
+    for token in begun:
+        assert not silence.refuses(token)
+        silence.advance(token)
+    assert silence.refuses(last)

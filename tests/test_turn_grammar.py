@@ -15,6 +15,7 @@ from agentalign.training import special_text
 from agentalign.training.base import prepare_base
 from agentalign.training.constraints import Grammars
 from agentalign.training.dialect import Dialect
+from agentalign.training.parsers import TurnForm
 from agentalign.training.turn_grammar import ToolShape, TurnShape, turn_grammar
 
 OBJECT = {"type": "object"}
@@ -82,6 +83,18 @@ def test_an_answer_may_stand_beside_calls(dialect: Dialect, grammars: Grammars) 
     assert takes(grammars, dialect, shape, '{"ok": true}') == "whole"
     assert takes(grammars, dialect, shape, written(dialect, ("add", "{}"))) == "whole"
     assert takes(grammars, dialect, shape, "Hello") == ""
+
+
+@pytest.mark.parametrize("text", ["int main() { return 0; }", '{"a": 1}', "Hello."])
+def test_text_may_hold_what_begins_no_call_where_calls_are_json(
+    dialect: Dialect, grammars: Grammars, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(Dialect, "form", TurnForm("llama3_json"))
+    shape = TurnShape("may", TOOLS, parallel=False)
+    assert takes(grammars, dialect, shape, text) == "whole"
+    assert takes(grammars, dialect, shape, '{"name": "order", "parameters": {"item": "mug", "size": 1}}') == "whole"
+    assert takes(grammars, dialect, shape, '{"name": "order", "parameters": {"item": "mug", "size": 3}}').endswith('"size": ')
+    assert takes(grammars, dialect, shape, 'So: {"name": "order"') == 'So: {"name"'
 
 
 @settings(max_examples=30)

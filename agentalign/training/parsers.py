@@ -190,10 +190,17 @@ class TurnForm:
 
     @property
     def call_starts(self) -> tuple[str, ...]:
-        """Texts of which one stands where a call begins; where none of them stands there is no call. Empty where calls cannot be read."""
+        """Texts of which one stands where a call may begin; where none of them stands there is no call. Empty where none can be read."""
         if self.calls is not None:
             return (self.calls.marker,)
         return {"hermes": ("<tool_call>", "</tool_call>"), "llama3_json": ("{", "<|python_tag|>")}.get(self.call_format, ())
+
+    @property
+    def call_begun(self) -> tuple[str, ...]:
+        """Patterns of what is no text any more but the beginning of a call: a brace may become one, and is none yet."""
+        if self.call_format == "llama3_json" and self.calls is None:
+            return (_LLAMA_CALL.pattern, _escaped("<|python_tag|>"))
+        return tuple(map(_escaped, self.call_starts))
 
     @property
     def _parser(self) -> Parser:
@@ -211,6 +218,11 @@ class TurnForm:
             return "", text
         thought, _, rest = body[len(before) :].partition(after)
         return thought.strip(), rest.lstrip()
+
+
+def _escaped(text: str) -> str:
+    """As a pattern, for Python and for grammars alike."""
+    return "".join(f"\\{character}" if not character.isalnum() and character not in "_<> " else character for character in text)
 
 
 def strict_json(text: str) -> JsonValue:

@@ -5,6 +5,7 @@ it is closed, what may become a call until it is one or is not, white space that
 Surprise: nothing here reads calls. The one parser does that when the turn is over, so a streamed turn and a whole one cannot differ.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 from agentalign.training.parsers import TurnForm
@@ -12,6 +13,8 @@ from agentalign.training.parsers import TurnForm
 Decode = Callable[[Sequence[int]], str]
 WINDOW = 8
 """Ids that are decoded again with those after them: enough for one character in bytes."""
+BEGINNING = 48
+"""Ids that are looked back at for the beginning of a call: it is written in pieces, and some forms let white space stand in it."""
 
 
 def certain_text(form: TurnForm, text: str) -> str:
@@ -103,12 +106,13 @@ def without_words(text: str, words: Sequence[str]) -> str:
 
 
 class Silence:
-    """The constraint of a turn that may call nothing: no text that begins a call is ever completed."""
+    """The constraint of a turn that may call nothing: nothing that would be read as the beginning of a call is ever completed."""
 
     over = False
 
     def __init__(self, form: TurnForm, decode: Decode) -> None:
-        self._starts, self._decode = form.call_starts, decode
+        self._begun, self._decode = re.compile("|".join(form.call_begun)) if form.call_begun else None, decode
+        self._reach = max([BEGINNING, *map(len, form.call_starts)])
         self._recent: list[int] = []
 
     def allowed(self) -> None:
@@ -116,10 +120,8 @@ class Silence:
 
     def refuses(self, token: int) -> bool:
         """Whether the text would then hold the beginning of a call."""
-        text = self._decode([*self._recent, token])
-        return any(start in text for start in self._starts)
+        return bool(self._begun and self._begun.search(self._decode([*self._recent, token])))
 
     def advance(self, token: int) -> None:
         """Remember enough ids to see a beginning that is written in pieces; each id is at least one byte."""
-        longest = max(map(len, self._starts), default=0)
-        self._recent = [*self._recent, token][-longest:] if longest else []
+        self._recent = [*self._recent, token][-self._reach :] if self._begun else []

@@ -78,7 +78,7 @@ def _other_bodies(dialect: Dialect, words: _Words | None, shape: TurnShape, rule
     if shape.answer is not None:
         rules.append(f"answer: {_json(shape.answer)}")
         return [f"{_literal(dialect, form.text_lead)} answer {_literal(dialect, form.text_tail)}"]
-    outside = " & ".join(["/(?s:.*)/", *(f"~/(?s:.*){_escaped(start)}(?s:.*)/" for start in form.call_starts)])
+    outside = " & ".join(["/(?s:.*)/", *(f"~/(?s:.*){begun}(?s:.*)/" for begun in form.call_begun)])
     rules.append(f"PLAIN: {outside}")
     if words and form.call_format != "llama3_json" and words.lead:
         # Text and the words that begin a call are one lexeme: the lexer is greedy, and would never give a text back that went on to them.
@@ -166,7 +166,3 @@ def _literal(dialect: Dialect, text: str) -> str:
         place = match.end()
     parts.append(text[place:])
     return " ".join(part if index % 2 else json.dumps(part, ensure_ascii=False) for index, part in enumerate(parts) if part) or '""'
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\{character}" if not character.isalnum() and character not in "_<> " else character for character in text)
