@@ -12,6 +12,7 @@ from test_ui_browser import PATIENCE, Server, Watched, browser, saved, server, s
 
 from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
 from agentalign.store.store import Store
+from agentalign.ui.listing import PAGE
 
 pytestmark = [pytest.mark.hard, pytest.mark.browser]
 
@@ -116,3 +117,25 @@ def test_a_key_in_the_queue_is_one_request(watched: Watched, server: Server, sto
     assert told[0] == "POST /api/scores" and told[1].startswith("POST /api/queue/") and told[1].endswith("/done")
     # Then the next run stands, and what is read about it beside is read after it is shown.
     assert [one.split("/")[-1] for one in told[2:]] == ["corrections"]
+
+
+def test_the_lists_next_page_is_read_before_its_end_is_reached_and_once(watched: Watched, server: Server, store: Store) -> None:
+    store.add([make_run(answer=f"Answer {number}.", sample=number) for number in range(PAGE + 8)])
+    page = watched.page
+    page.goto(f"{server.url}/#/runs")
+    page.wait_for_selector("tbody tr")
+    expect(page.locator("tbody tr")).to_have_count(PAGE, timeout=PATIENCE)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.removeprefix(server.url)))
+
+    def lists() -> int:
+        return sum(one.startswith("/api/runs?") for one in asked)
+
+    page.locator("tbody tr").nth(PAGE - 4).click()
+    expect(page.locator(".run-head .position")).to_have_text(f"{PAGE - 3} / {PAGE + 8}", timeout=PATIENCE)
+    page.wait_for_load_state("networkidle")
+    assert lists() == 1, "three runs before the end of what was read"
+    for at in range(PAGE - 2, PAGE + 9):
+        page.keyboard.press("n")
+        expect(page.locator(".run-head .position")).to_have_text(f"{at} / {PAGE + 8}", timeout=PATIENCE)
+    assert lists() == 1

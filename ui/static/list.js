@@ -19,15 +19,26 @@ const SEARCHED = "Finds what stands in messages, reasoning, arguments and result
 
 /** What the last list showed, so that a run's page can go to its neighbours. */
 export const listed = { query: "", ids: [], next: null, total: 0, isExact: true };
+let underWay = { ids: null, rows: null };
 
-/** Read the next page of the list into `listed`; returns its rows. */
-export async function readMore(query) {
+/** Read the next page of the list into `listed`; returns its rows. Asked again before it is there, it is read once. */
+export function readMore(query) {
   if (listed.query !== query) Object.assign(listed, { query, ids: [], next: null, total: 0 });
+  if (underWay.ids !== listed.ids) {
+    const { ids } = listed;
+    const done = () => (underWay.ids === ids ? (underWay = { ids: null, rows: null }) : null);
+    underWay = { ids, rows: readPage(query, ids).finally(done) };
+  }
+  return underWay.rows;
+}
+
+/** One page into `ids`; nothing where the list has been read anew meanwhile. */
+async function readPage(query, ids) {
   const wanted = new URLSearchParams(query);
   if (listed.next) wanted.set("after", listed.next);
   const page = await read("/api/runs?" + wanted);
-  if (listed.query !== query) return [];
-  listed.ids.push(...page.rows.map((row) => row.id));
+  if (listed.ids !== ids || listed.query !== query) return [];
+  ids.push(...page.rows.map((row) => row.id));
   listed.next = page.next;
   listed.total = page.total;
   listed.isExact = page.is_exact;

@@ -300,14 +300,16 @@ function stepChips(run, marks, step) {
   return chips;
 }
 
-/** Where the run stands in the list it was opened from, reading on as needed. */
+const LEFT = 10;
+
+/** Where the run stands in the list it was opened from, reading on as needed: before its end is reached, so that nobody waits for it. */
 async function neighboursOf(id) {
   if (!listed.ids.includes(id)) await readMore(listed.query ?? "");
   let at = listed.ids.indexOf(id);
   if (at >= 0 && at === listed.ids.length - 1 && listed.next) {
     await readMore(listed.query);
     at = listed.ids.indexOf(id);
-  }
+  } else if (at >= 0 && at >= listed.ids.length - LEFT && listed.next) readMore(listed.query).catch(() => {}); // asked again at the end
   if (at < 0) return { before: null, next: listed.ids[0] ?? null, text: "" };
   return { before: listed.ids[at - 1] ?? null, next: listed.ids[at + 1] ?? null, text: `${at + 1} / ${listed.total.toLocaleString("en")}` };
 }
