@@ -8,7 +8,7 @@ import sys
 from small_desk import make_run
 from small_ui import desk_fixtures
 
-from agentalign.recipes.process import LOCK_FILE, read_process, write_process
+from agentalign.recipes.process import LAUNCH_FILE, LOCK_FILE, read_process, write_process
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Item, Preference
 from agentalign.training.metrics import write_plan, write_row
@@ -49,6 +49,17 @@ def test_a_training_whose_process_is_gone_was_interrupted(client, project, store
     assert client.get(f"/api/trainings/{ID}").json()["row"]["state"] == "interrupted"
     store.save_training(training(status="done", adapter="desk@1", note="kept step 2"))
     assert client.get(f"/api/trainings/{ID}").json()["row"]["state"] == "done"
+
+
+def test_a_training_that_was_started_here_and_did_not_begin_says_so(client, project, store):
+    folder = make_training(project, store, status="stopped", note=trainings.NOT_BEGUN)
+    assert client.get(f"/api/trainings/{ID}").json()["row"]["note"] == trainings.NOT_BEGUN, "nothing was launched yet"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        write_process(folder / LAUNCH_FILE, child.pid)
+        assert client.get(f"/api/trainings/{ID}").json()["row"]["state"] == "starting"
+        child.kill()
+    row = client.get(f"/api/trainings/{ID}").json()["row"]
+    assert (row["state"], row["note"]) == ("stopped", "ended before it began; its words say why")
 
 
 def test_a_pid_that_is_used_again_is_another_process(tmp_path):

@@ -31,7 +31,7 @@ from agentalign.recipes.begun import LABELS_FILE
 from agentalign.recipes.process import LAUNCH_FILE, LOCK_FILE, ask_to_stop, read_process, write_process
 from agentalign.records.adapter import RecipeName, Training
 from agentalign.store.store import Store
-from agentalign.ui.trainings import DATA_FILE, LOG_FILE, state_of
+from agentalign.ui.trainings import DATA_FILE, LOG_FILE, NOT_BEGUN, state_of
 
 CONFIGS: Mapping[RecipeName, type[TrainingConfig]] = {
     "sft": SFTConfig,
@@ -121,7 +121,7 @@ def start(project: Project, store: Store, plan: Plan) -> Training:
     _write(folder / DATA_FILE, json.dumps(plan.figures["data"]))
     settings = {**plan.config.model_dump(mode="json"), **json.loads(training.config), "training": training.id}
     _write(folder / SETTINGS_FILE, json.dumps(settings, indent=1))
-    frozen = training.model_copy(update={"status": "stopped", "note": "not begun yet; what it learns from is written down"})
+    frozen = training.model_copy(update={"status": "stopped", "note": NOT_BEGUN})
     store.save_training(known or frozen)
     _launch(project, training, folder)
     return training

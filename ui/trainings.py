@@ -27,6 +27,9 @@ DATA_FILE = "data.json"
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "output.log"
 """What a process that was started from the page said."""
+NOT_BEGUN = "not begun yet; what it learns from is written down"
+"""What the record of a training says that was started from the page, until its process says more."""
+ENDED_BEFORE = "ended before it began; its words say why"
 LAST_STEPS = 20
 """What is left to do is estimated from the seconds of so many steps."""
 
@@ -99,7 +102,7 @@ def row_of(project: Project, training: Training, rows: Sequence[Row]) -> Trainin
         total=total,
         seconds_left=sum(recent) / len(recent) * max(0, (total or 0) - step) if going else None,
         adapter=training.adapter,
-        note=training.note,
+        note=ENDED_BEFORE if state == "stopped" and training.note == NOT_BEGUN and (folder / LAUNCH_FILE).exists() else training.note,
         created=training.created,
     )
 

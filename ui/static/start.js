@@ -11,13 +11,15 @@ const FIRST = ["base", "start", "learning_rate", "batch_size", "num_train_epochs
 
 export async function showStart(view, { current }) {
   const form = await read("/api/trainings/form");
-  const screen = { recipe: "sft", taskset: form.tasksets[0] ?? "", values: {}, plan: null };
+  // `changes` counts how often the settings were changed: figures that were asked for before one are of other settings.
+  const screen = { recipe: "sft", taskset: form.tasksets[0] ?? "", values: {}, plan: null, changes: 0 };
   const dials = h("div", { class: "dials" });
   const outcome = h("div", { class: "outcome", role: "status" });
   const button = h("button", { type: "button", class: "main", onclick: () => plan() }, "See what it would learn from ", h("kbd", {}, "Enter"));
 
   const forget = () => {
     screen.plan = null;
+    screen.changes += 1;
     outcome.replaceChildren();
   };
   const draw = () => {
@@ -43,6 +45,7 @@ export async function showStart(view, { current }) {
   };
 
   const plan = async () => {
+    const asked = screen.changes;
     button.disabled = true;
     outcome.replaceChildren(h("p", { class: "dim" }, "Reading the runs and measuring this machine. A base that was never used here is converted first."));
     try {
@@ -52,15 +55,17 @@ export async function showStart(view, { current }) {
         told = await read("/api/trainings/plans/" + told.plan);
       }
       if (told.state === "refused") throw new Error(told.reason);
-      if (told.state === "ready") {
+      if (told.state === "ready" && asked === screen.changes) {
         screen.plan = told.plan;
         outcome.replaceChildren(...figures(told.figures), h("button", { type: "button", class: "main start", onclick: (event) => begin(event.target) }, "Start the training"));
-        outcome.querySelector(".start").focus();
+        // Nobody who types somewhere is to find a button under the next Space.
+        if ([button, document.body, null].includes(document.activeElement)) outcome.querySelector(".start").focus();
       }
     } catch (error) {
-      outcome.replaceChildren(h("pre", { class: "fault" }, visible(error.message)));
+      if (asked === screen.changes) outcome.replaceChildren(h("pre", { class: "fault" }, visible(error.message)));
     }
     button.disabled = false;
+    if (asked !== screen.changes) outcome.replaceChildren(h("p", { class: "dim" }, "The settings were changed while it looked. Ask again what these would learn from."));
   };
   const begin = async (pressed) => {
     pressed.disabled = true;
@@ -104,17 +109,17 @@ function dial(setting, screen, forget) {
 function figures(done) {
   const pair = (name, value) => [h("dt", {}, name), h("dd", {}, visible(String(value)))];
   const number = (value) => value.toLocaleString("en");
-  const share = Math.round((100 * done.stats.trainable) / done.stats.tokens);
+  const { tokens, trainable, longest } = done.stats;
   return [
     h("h2", {}, "What it would learn from"),
     h(
       "dl",
       {},
       Object.entries(done.items).map(([what, count]) => pair(what, number(count))),
-      pair("tokens", `${number(done.stats.tokens)}, ${share} % trained`),
-      pair("longest", `${number(done.stats.longest)} tokens`),
+      tokens ? pair("tokens", `${number(tokens)}, ${Math.round((100 * trainable) / tokens)} % trained`) : pair("tokens", "none stored; it learns from what it does"),
+      tokens ? pair("longest", `${number(longest)} tokens`) : [],
       pair("steps", number(done.steps)),
-      pair("time", `${duration(done.seconds)}, within a factor of two`),
+      pair("time", tokens ? `${duration(done.seconds)}, within a factor of two` : "not known before it acts"),
       pair("memory", `${done.memory_gb.toFixed(1)} GB`),
       pair("digest", done.training.data_digest.slice(0, 12)),
       pair("training", done.training.id),

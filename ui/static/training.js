@@ -93,13 +93,22 @@ function steps(row) {
 
 async function showTraining(view, { id, current, root }) {
   const training = await read("/api/trainings/" + encodeURIComponent(id));
-  const head = h("div", { class: "run-head" });
+  const facts = h("span", { class: "as-one" });
+  const acts = h("span", { class: "as-one" });
+  const head = h("div", { class: "run-head" }, h("a", { class: "back", href: "#/training", title: "Back to the list (l)" }, "‹"), h("h1", { title: id }, visible(id)), facts, h("span", { class: "grow" }), acts);
   const alarms = h("div", { class: "alarms", role: "status" });
   const charts = h("div", { class: "charts" });
   const more = h("div", { class: "more-figures" });
   const looks = h("div", { class: "looks" });
-  const screen = { id, root, seen: -1, extra: new Set(), training, nodes: { head, alarms, charts, more, looks }, redraw: () => look(screen, true) };
-  view.append(head, alarms, h("div", { class: "split" }, h("div", { class: "left" }, charts, more), h("aside", { class: "rating", "aria-label": "About" }, looks, about(training))));
+  const about = h("div", { class: "about" });
+  const nodes = { facts, acts, alarms, charts, more, looks, about };
+  const screen = { id, root, seen: -1, extra: new Set(), drawn: new Map(), nodes };
+  screen.redraw = async () => {
+    await look(screen, true);
+    await readWords(screen);
+  };
+  draw(screen, "about", training, () => words(training));
+  view.append(head, alarms, h("div", { class: "split" }, h("div", { class: "left" }, charts, more), h("aside", { class: "rating", "aria-label": "About" }, looks, about)));
   await look(screen, true);
   watch(view, screen, current);
   useKeys([{ keys: ["l"], label: "l", does: "back to the list", act: () => go("training") }]);
@@ -108,7 +117,7 @@ async function showTraining(view, { id, current, root }) {
 /** Look again every two seconds while it runs and the page is seen. */
 function watch(view, screen, current) {
   let timer = 0;
-  const busy = () => ["running", "starting"].includes(screen.state);
+  const busy = () => isGoing(screen);
   const next = () => {
     clearTimeout(timer);
     if (busy() && !document.hidden && current()) timer = setTimeout(again, POLL);
@@ -126,6 +135,14 @@ function watch(view, screen, current) {
   next();
 }
 
+/** Draw a part only where it shows something else than before: new nodes take the focus, a button that is held down, and a place in a text. */
+function draw(screen, part, shown, make) {
+  const key = JSON.stringify(shown);
+  if (screen.drawn.get(part) === key) return;
+  screen.drawn.set(part, key);
+  screen.nodes[part].replaceChildren(...make());
+}
+
 async function look(screen, anew) {
   const { nodes } = screen;
   const wanted = [...KNOWN, ...screen.extra].slice(0, MOST_NAMES);
@@ -134,17 +151,30 @@ async function look(screen, anew) {
   try {
     found = await read(`/api/trainings/${encodeURIComponent(screen.id)}/curves?${query}`);
   } catch (error) {
-    nodes.alarms.replaceChildren(h("p", { class: "alarm bad" }, visible(error.message)));
+    draw(screen, "alarms", error.message, () => [h("p", { class: "alarm bad" }, visible(error.message))]);
     return;
   }
+  const before = screen.state;
   screen.state = found.row.state;
-  nodes.head.replaceChildren(...head(found.row, screen));
+  draw(screen, "facts", found.row, () => facts(found.row));
+  draw(screen, "acts", [isGoing(found.row), screen.state === "done", found.row.adapter], () => acts(found.row, screen));
+  // Why it did not begin, or how it ended, is in its words; what it learns from is written down when it begins.
+  if (before !== undefined && before !== screen.state) await readWords(screen);
   if (found.unchanged) return;
   screen.seen = found.rows;
-  nodes.alarms.replaceChildren(...found.alarms.map((alarm) => h("p", { class: `alarm ${alarm.level}` }, h("b", {}, alarm.name), " ", h("span", { class: "dim" }, `step ${alarm.step}`), " ", visible(alarm.text))));
+  draw(screen, "alarms", found.alarms, () => found.alarms.map((alarm) => h("p", { class: `alarm ${alarm.level}` }, h("b", {}, alarm.name), " ", h("span", { class: "dim" }, `step ${alarm.step}`), " ", visible(alarm.text))));
   nodes.charts.replaceChildren(...figures(found, screen));
-  nodes.more.replaceChildren(...chooser(found.names, screen));
-  nodes.looks.replaceChildren(...evaluations(found.evaluations));
+  chooser(found.names, screen);
+  draw(screen, "looks", found.evaluations, () => evaluations(found.evaluations));
+}
+
+async function readWords(screen) {
+  try {
+    const training = await read("/api/trainings/" + encodeURIComponent(screen.id));
+    draw(screen, "about", training, () => words(training));
+  } catch (error) {
+    notice(screen.root, error.message);
+  }
 }
 
 function figures(found, screen) {
@@ -160,19 +190,21 @@ function figures(found, screen) {
 /** Every other metric, to be drawn on demand. */
 function chooser(names, screen) {
   const others = names.filter((name) => !KNOWN.has(name) && !QUIET.includes(name));
-  if (!others.length) return [];
   const toggle = (name) => {
     if (!screen.extra.delete(name)) screen.extra.add(name);
-    screen.redraw();
+    look(screen, true);
   };
+  const choice = (name) => h("button", { type: "button", class: "quiet", "data-name": name, onclick: () => toggle(name) }, visible(name.replace(/^eval\//, "dev: ")));
+  draw(screen, "more", others, () => (others.length ? [h("h2", {}, "More figures"), h("div", { class: "figure-names" }, others.map(choice))] : []));
   const room = MOST_NAMES - KNOWN.size;
-  return [
-    h("h2", {}, "More figures"),
-    h("div", { class: "figure-names" }, others.map((name) => h("button", { type: "button", class: "quiet", "aria-pressed": String(screen.extra.has(name)), disabled: !screen.extra.has(name) && screen.extra.size >= room, onclick: () => toggle(name) }, visible(name.replace(/^eval\//, "dev: "))))),
-  ];
+  for (const button of screen.nodes.more.querySelectorAll("button")) {
+    const chosen = screen.extra.has(button.dataset.name);
+    button.setAttribute("aria-pressed", String(chosen));
+    button.disabled = !chosen && screen.extra.size >= room;
+  }
 }
 
-function head(row, screen) {
+function acts(row, screen) {
   const ask = (what, body) => async (event) => {
     event.target.disabled = true;
     try {
@@ -186,20 +218,26 @@ function head(row, screen) {
     screen.watch();
   };
   const button = (text, act, title) => h("button", { type: "button", "data-act": text, onclick: act, title }, text);
-  const going = ["running", "starting"].includes(row.state);
+  const going = isGoing(row);
+  return [
+    going && button("Stop", ask("stop"), "It saves what it has and ends; Resume goes on from there"),
+    !going && row.state !== "done" && button("Resume", ask("resume"), "The same command again, on the data it began with"),
+    row.adapter && button("Check and promote", () => showChecks(screen.root, row.adapter, screen.redraw), "Run its deploy-check; if it passes its gate, agents get it"),
+  ].filter(Boolean);
+}
+
+function isGoing({ state }) {
+  return ["running", "starting"].includes(state);
+}
+
+function facts(row) {
   const fact = (value, name) => h("span", { class: "fact" }, h("b", {}, value), " ", name);
   return [
-    h("a", { class: "back", href: "#/training", title: "Back to the list (l)" }, "‹"),
-    h("h1", { title: row.id }, visible(row.id)),
     stateChip(row.state),
     (row.total !== null || row.step > 0) && fact(steps(row), "steps"),
     row.seconds_left !== null && fact(duration(row.seconds_left), "left, without evaluations"),
     row.adapter && h("span", { class: "fact" }, h("b", {}, visible(row.adapter))),
     row.note && h("span", { class: "dim note-line", title: row.note }, visible(row.note)),
-    h("span", { class: "grow" }),
-    going && button("Stop", ask("stop"), "It saves what it has and ends; Resume goes on from there"),
-    !going && row.state !== "done" && button("Resume", ask("resume"), "The same command again, on the data it began with"),
-    row.adapter && button("Check and promote", () => showChecks(screen.root, row.adapter, screen.redraw), "Run its deploy-check; if it passes its gate, agents get it"),
   ].filter(Boolean);
 }
 
@@ -221,11 +259,9 @@ function evaluations(found) {
   return [h("h2", {}, "Evaluations"), h("table", { class: "small" }, h("thead", {}, h("tr", {}, ["Step", "Score", "Success", "Runs"].map((name) => h("th", {}, name)))), h("tbody", {}, rows))];
 }
 
-function about(training) {
+function words(training) {
   const pair = (name, value) => [h("dt", {}, name), h("dd", {}, visible(value))];
-  return h(
-    "div",
-    { class: "about" },
+  return [
     h("h2", {}, "Data"),
     h(
       "dl",
@@ -237,8 +273,8 @@ function about(training) {
     ),
     h("h2", {}, "Settings"),
     h("dl", {}, training.settings.map(({ name, value }) => pair(name, value))),
-    training.log && [h("h2", {}, "Its words"), h("pre", { class: "log" }, visible(training.log))],
-  );
+    ...(training.log ? [h("h2", {}, "Its words"), h("pre", { class: "log" }, visible(training.log))] : []),
+  ];
 }
 
 /** Seconds as people say them. */
