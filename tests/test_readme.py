@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 import agentalign
-from agentalign.environments.check import check_taskset
-from agentalign.environments.taskset import load_taskset
+from agentalign.environments.check import check_taskset, result_of
+from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.environments.team_code import TeamCode
+from agentalign.records.base import canonical_json
+from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
+from agentalign.scoring.score import score_trajectories
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -118,14 +121,38 @@ def test_python_in_readme_parses_and_imports_public_names() -> None:
                 assert node.attr in agentalign.__all__
 
 
-def test_the_taskset_in_readme_keeps_its_promises(tmp_path: Path) -> None:
+def lights(folder: Path) -> Taskset:
     for block in blocks("yaml") + blocks("python"):
         place = re.match(r"# (tasks/lights/\S+)\n", block)
         if place:
-            (tmp_path / place.group(1)).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / place.group(1)).write_text(block, encoding="utf-8")
-    taskset = load_taskset("lights", tmp_path / "tasks")
+            (folder / place.group(1)).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place.group(1)).write_text(block, encoding="utf-8")
+    return load_taskset("lights", folder / "tasks")
+
+
+def test_the_taskset_in_readme_keeps_its_promises(tmp_path: Path) -> None:
+    taskset = lights(tmp_path)
     with TeamCode(taskset.folder) as pool:
         report = check_taskset(taskset, pool)
     assert report.problems == ()
     assert report.played == len(taskset.tasks()) == 3
+
+
+@pytest.mark.parametrize("mistake", ['{"on": true}', '["study"]', '{"room": "study", "o', '{"room": "cellar", "on": true}'])
+@pytest.mark.parametrize("then_right", [True, False])
+def test_the_checks_in_readme_judge_an_agent_that_fumbles_its_calls(tmp_path: Path, mistake: str, then_right: bool) -> None:
+    taskset = lights(tmp_path)
+    task = taskset.tasks()[0]
+    tried = [mistake, canonical_json({"room": task.values["room"], "on": True})] if then_right else [mistake]
+    messages = [Message(role="user", content="Light, please.")]
+    with TeamCode(taskset.folder) as pool:
+        pool.reset(0, task)
+        for number, arguments in enumerate(tried):
+            call = ToolCall(id=f"call_{number}", name="set_light", arguments=arguments)
+            messages += [Message(role="assistant", tool_calls=(call,)), result_of(pool, 0, call)]
+        assert messages[2].error
+        messages.append(Message(role="assistant", content="Done."))
+        run = Trajectory(taskset="lights", messages=tuple(messages), origin=Origin(kind="rollout", reference="a"), task_id=task.id)
+        scores = score_trajectories(taskset, [run], pool=pool)
+    found = {score.criterion.split("@")[0]: score.value for score in scores}
+    assert found == {"task_success": float(then_right), "nothing_else": 1.0}

@@ -64,7 +64,7 @@ def expert_run(taskset: Taskset, task: Task, pool: Pool, slot: int = 0) -> Traje
         message = pool.expert(slot, task, messages)
         messages.append(message)
         if message.tool_calls:
-            messages += [_result(pool, slot, call) for call in message.tool_calls]
+            messages += [result_of(pool, slot, call) for call in message.tool_calls]
         elif (words := pool.reply(slot, messages)) is not None:
             messages.append(words)
         else:
@@ -109,12 +109,13 @@ def _replay_problems(task: Task, run: Trajectory, pool: Pool) -> list[str]:
     if pool.reset(0, task) != opening:
         return [f"task '{task.id}': reset says something else the second time, but the taskset says `replayable: true`."]
     for step in run.steps:
-        if tuple(_result(pool, 0, call) for call in step.message.tool_calls) != step.results:
+        if tuple(result_of(pool, 0, call) for call in step.message.tool_calls) != step.results:
             return [f"task '{task.id}': step {step.index} has other results when replayed, but the taskset says `replayable: true`."]
     return []
 
 
-def _result(pool: Pool, slot: int, call: ToolCall) -> Message:
+def result_of(pool: Pool, slot: int, call: ToolCall) -> Message:
+    """What a tool says to a call, as the message that the agent reads."""
     try:
         return Message(role="tool", content=pool.call(slot, call), tool_call_id=call.id, name=call.name)
     except ToolError as error:

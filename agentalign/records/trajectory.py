@@ -151,6 +151,24 @@ class Trajectory(Record):
         """The assistant turns in order, each with its tool results."""
         return steps_of(self.messages)
 
+    def accepted_calls(self, tool: str) -> list[dict[str, JsonValue]]:
+        """The arguments of this tool's calls that were carried out, in order; what a tool refused, or no object of JSON, is not in it.
+
+        What a check should look at: agents write calls with arguments that are missing, misnamed or cut.
+        """
+        accepted = []
+        for step in self.steps:
+            results = {message.tool_call_id: message for message in step.results}
+            for call in step.message.tool_calls:
+                if call.name == tool and call.id in results and not results[call.id].error:
+                    try:
+                        arguments = call.parsed()
+                    except (ValueError, RecursionError):
+                        continue
+                    if isinstance(arguments, dict):
+                        accepted.append(arguments)
+        return accepted
+
     def same_task_key(self) -> str:
         """Equal for runs of one task: the task id, else a digest of tools and messages before the agent's first act."""
         if self.task_id is not None:
