@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,6 +197,48 @@ def test_check_finds_an_environment_that_does_not_replay_and_an_expert_that_neve
     assert report.played == 1
     assert any("did not end within 3 turns" in problem for problem in report.problems)
     assert any("other results when replayed" in problem for problem in report.problems)
+
+
+PLAYED = {
+    "expert_py": "from agentalign import Message\n\ndef act(task, messages):\n    return Message(role='assistant', content='Done.')\n",
+    "criteria_yaml": "task_success:\n  description: Done?\n  check: done\ntidy:\n  description: Tidy?\n  check: tidy\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("done", "tidy", "words"),
+    [
+        ("return True", "return 0", ""),
+        ("return True", "return None", ""),
+        ("return True", None, "criterion 'tidy': .* has no function or class `tidy`"),
+        ("return True", "return trajectory.nothing", "criterion 'tidy': (.|\n)*AttributeError"),
+        ("return True", "return 100", "criterion 'tidy': check 'tidy' returned 100, outside"),
+        ("return 100", "return 1", "criterion 'task_success': check 'done' returned 100, outside"),
+        ("return {0: 1.0}", "return 1", "criterion 'task_success': check 'done' returned values per step"),
+        ("return None", "return 1", "'task_success' applies to no task"),
+        ("return 0.5", "return 1", "the expert's run fails 'task_success'"),
+    ],
+)
+def test_check_asks_every_check_and_takes_only_what_can_be_scored(tmp_path: Path, done: str, tidy: str | None, words: str) -> None:
+    code = f"def done(trajectory, task):\n    {done}\n" + (f"def tidy(trajectory, task):\n    {tidy}\n" if tidy else "")
+    folder = lights(tmp_path, criteria_py=code, **PLAYED)
+    with TeamCode(folder) as pool:
+        problems = check_taskset(load_taskset(folder), pool).problems
+    assert len(problems) == bool(words)
+    assert not words or re.search(words, problems[0])
+
+
+def test_a_prompt_of_the_environments_own_is_replayed_like_the_rest(tmp_path: Path) -> None:
+    world = (
+        "from agentalign import Message\n\nclass Environment:\n    def reset(self, task):\n"
+        "        return [Message(role='system', content='House 7.'), Message(role='user', content='Light on')]\n"
+        "    def call(self, call):\n        return ''\n    def reply(self, messages):\n        return None\n"
+        "    def close(self):\n        pass\n"
+    )
+    code = "def done(trajectory, task):\n    return True\n\ntidy = done\n"
+    folder = lights(tmp_path, environment_py=world, criteria_py=code, taskset_yaml=YAML + "replayable: true\n", **PLAYED)
+    with TeamCode(folder) as pool:
+        assert check_taskset(load_taskset(folder), pool).problems == ()
 
 
 def test_check_says_where_no_adapter_can_be_called_after_a_taskset(tmp_path: Path) -> None:

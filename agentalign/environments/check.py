@@ -6,10 +6,14 @@ from typing import NamedTuple
 
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
-from agentalign.environments.team_code import Pool, TeamCodeError
-from agentalign.errors import ToolError
+from agentalign.environments.team_code import Answer, Pool, TeamCodeError
+from agentalign.errors import TasksetError, ToolError
 from agentalign.records.adapter import NAME
+from agentalign.records.criterion import Criterion
 from agentalign.records.trajectory import Message, Origin, StopReason, ToolCall, Trajectory
+
+_SUCCESS = "task_success"
+"""The criterion that evaluations take for success."""
 
 
 class TasksetReport(NamedTuple):
@@ -29,18 +33,25 @@ def check_taskset(taskset: Taskset, pool: Pool, tasks: Sequence[Task] | None = N
     """Play, replay and check all tasks (or those given) with the expert; without one, only see that tasks can be reset."""
     tasks = taskset.tasks() if tasks is None else list(tasks)
     problems = [problem] if (problem := adapter_name_problem(taskset.name)) else []
+    answered: set[str] = set()
     for task in tasks if taskset.has_environment else ():
         try:
-            problems += _task_problems(taskset, task, pool)
+            problems += _task_problems(taskset, task, pool, answered)
         except TeamCodeError as error:
             problems.append(f"task '{task.id}': {error}")
         finally:
             pool.release(0)
+    success = [criterion for criterion in taskset.criteria if criterion.name == _SUCCESS and criterion.kind == "check"]
+    played = len(tasks) if taskset.has_environment and taskset.has_expert else 0
+    if played and success and _SUCCESS not in answered and not problems:
+        problems.append(
+            f"check '{success[0].check}' of '{_SUCCESS}' applies to no task: no run has a known success. Let it return a value."
+        )
     return TasksetReport(
         taskset.name,
         {split: sum(task.split == split for task in tasks) for split in dict.fromkeys(task.split for task in tasks)},
         {family: sum(task.family == family for task in tasks) for family in dict.fromkeys(task.family for task in tasks)},
-        len(tasks) if taskset.has_environment and taskset.has_expert else 0,
+        played,
         tuple(problems),
     )
 
@@ -82,7 +93,26 @@ def expert_run(taskset: Taskset, task: Task, pool: Pool, slot: int = 0) -> Traje
     )
 
 
-def _task_problems(taskset: Taskset, task: Task, pool: Pool) -> list[str]:
+def answer_problem(criterion: Criterion, trajectory: Trajectory, answer: Answer) -> str:
+    """Why the answer cannot be a score; empty where it can."""
+    if isinstance(answer, dict) and criterion.level != "step":
+        return "returned values per step, but the criterion is about whole runs. Write `level: step`, or return one value."
+    if answer is not None and not isinstance(answer, dict) and criterion.level == "step":
+        return "returned one value, but the criterion is about steps. Return {step index: value}, or leave out `level: step`."
+    low, high = criterion.scale
+    values = answer.values() if isinstance(answer, dict) else [] if answer is None else [float(answer)]
+    wrong = [value for value in values if not low <= value <= high]
+    if wrong:
+        return (
+            f"returned {wrong[0]:g}, outside the criterion's scale [{low:g}, {high:g}]. Return a value on the scale, or change the scale."
+        )
+    unknown = sorted(set(answer) - set(range(len(trajectory.steps)))) if isinstance(answer, dict) else []
+    if unknown:
+        return f"returned a value for step {unknown[0]}, but the run has {len(trajectory.steps)} steps, counted from 0."
+    return ""
+
+
+def _task_problems(taskset: Taskset, task: Task, pool: Pool, answered: set[str]) -> list[str]:
     if not taskset.has_expert:
         pool.reset(0, task)
         return []
@@ -90,23 +120,40 @@ def _task_problems(taskset: Taskset, task: Task, pool: Pool) -> list[str]:
     problems = []
     if run.stop_reason != StopReason.ANSWERED:
         problems.append(f"task '{task.id}': the expert did not end within {taskset.limits.max_turns} turns.")
-    for criterion in taskset.criteria:
-        if criterion.kind != "check" or not (criterion.gate or criterion.name == "task_success"):
-            continue
-        answer = pool.check(criterion.check, run, task)
-        values = [] if answer is None else list(answer.values()) if isinstance(answer, dict) else [float(answer)]
-        if any(criterion.unit_value(value) < (criterion.gate_at if criterion.gate else 1) for value in values):
-            problems.append(f"task '{task.id}': the expert's run fails '{criterion.name}' ({answer}).")
+    problems += [f"task '{task.id}': {problem}" for problem in _check_problems(taskset, task, run, pool, answered)]
     if taskset.replayable:
-        problems += _replay_problems(task, run, pool)
+        problems += _replay_problems(taskset, task, run, pool)
     return problems
 
 
-def _replay_problems(task: Task, run: Trajectory, pool: Pool) -> list[str]:
+def _check_problems(taskset: Taskset, task: Task, run: Trajectory, pool: Pool, answered: set[str]) -> list[str]:
+    """What would keep the expert's run from being scored, and where it is not scored as a success; `answered` gets the others' names."""
+    problems = []
+    for criterion in taskset.criteria:
+        if criterion.kind != "check":
+            continue
+        try:
+            answer = pool.check(criterion.check, run, task)
+        except TasksetError as error:
+            problems.append(f"criterion '{criterion.name}': {error}")
+            continue
+        if problem := answer_problem(criterion, run, answer):
+            problems.append(f"criterion '{criterion.name}': check '{criterion.check}' {problem}")
+            continue
+        values = [] if answer is None else list(answer.values()) if isinstance(answer, dict) else [float(answer)]
+        if values:
+            answered.add(criterion.name)
+        least = criterion.gate_at if criterion.gate else 1 if criterion.name == _SUCCESS else 0
+        if any(criterion.unit_value(value) < least for value in values):
+            problems.append(f"the expert's run fails '{criterion.name}' ({answer}).")
+    return problems
+
+
+def _replay_problems(taskset: Taskset, task: Task, run: Trajectory, pool: Pool) -> list[str]:
     """The promise `replayable`: the same calls give the same results again."""
     first = run.steps[0].message_index if run.steps else len(run.messages)
-    opening = [message for message in run.messages[:first] if message.role != "system"]
-    if pool.reset(0, task) != opening:
+    # The taskset's own prompt is put before what `reset` says, which may begin with a system message too.
+    if pool.reset(0, task) != list(run.messages[1 if taskset.system_prompt else 0 : first]):
         return [f"task '{task.id}': reset says something else the second time, but the taskset says `replayable: true`."]
     for step in run.steps:
         if tuple(result_of(pool, 0, call) for call in step.message.tool_calls) != step.results:

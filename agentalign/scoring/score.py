@@ -5,9 +5,10 @@ A check that breaks is a score with status "error" and the reason as its note, n
 
 from collections.abc import Collection, Iterable, Mapping
 
+from agentalign.environments.check import answer_problem
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
-from agentalign.environments.team_code import Answer, Pool, TeamCodeError
+from agentalign.environments.team_code import Pool, TeamCodeError
 from agentalign.records.criterion import Criterion, Score, ScoreStatus
 from agentalign.records.trajectory import Trajectory
 
@@ -49,31 +50,12 @@ def _check(criterion: Criterion, trajectory: Trajectory, task: Task | None, pool
         answer = pool.check(criterion.check, trajectory, task)
     except TeamCodeError as error:
         return [_score(criterion, trajectory, error=str(error)[-MAX_NOTE:])]
-    problem = _problem(criterion, trajectory, answer)
+    problem = answer_problem(criterion, trajectory, answer)
     if problem:
         return [_score(criterion, trajectory, error=f"check '{criterion.check}' {problem}")]
     if isinstance(answer, dict) and answer:
         return [_score(criterion, trajectory, value=value, step=step) for step, value in sorted(answer.items())]
     return [_score(criterion, trajectory, value=None if answer is None or isinstance(answer, dict) else float(answer))]
-
-
-def _problem(criterion: Criterion, trajectory: Trajectory, answer: Answer) -> str:
-    """Why the answer cannot be a score; empty where it can."""
-    if isinstance(answer, dict) and criterion.level != "step":
-        return "returned values per step, but the criterion is about whole runs. Write `level: step`, or return one value."
-    if answer is not None and not isinstance(answer, dict) and criterion.level == "step":
-        return "returned one value, but the criterion is about steps. Return {step index: value}, or leave out `level: step`."
-    low, high = criterion.scale
-    values = answer.values() if isinstance(answer, dict) else [] if answer is None else [float(answer)]
-    wrong = [value for value in values if not low <= value <= high]
-    if wrong:
-        return (
-            f"returned {wrong[0]:g}, outside the criterion's scale [{low:g}, {high:g}]. Return a value on the scale, or change the scale."
-        )
-    unknown = sorted(set(answer) - set(range(len(trajectory.steps)))) if isinstance(answer, dict) else []
-    if unknown:
-        return f"returned a value for step {unknown[0]}, but the run has {len(trajectory.steps)} steps, counted from 0."
-    return ""
 
 
 def _score(criterion: Criterion, trajectory: Trajectory, *, value: float | None = None, step: int | None = None, error: str = "") -> Score:
