@@ -9,6 +9,7 @@ from agentalign.cli_team import _learned_from
 from agentalign.config.dpo import DPOConfig
 from agentalign.config.kto import KTOConfig
 from agentalign.config.sft import SFTConfig
+from agentalign.environments.worker import WorkerPool
 from agentalign.errors import TrainingError
 from agentalign.recipes import dpo, kto
 from agentalign.recipes.begun import LABELS_FILE, TrainedOn, write_whole
@@ -16,6 +17,9 @@ from agentalign.recipes.ppo import reward_rules
 from agentalign.recipes.standing import standing
 from agentalign.recipes.workspace import open_workspace
 from agentalign.records.criterion import Criterion, Score
+from agentalign.rollouts.policy import ExpertPolicy
+from agentalign.rollouts.rollout import Job, rollout
+from agentalign.scoring.score import score_trajectories
 from agentalign.store.store import Store
 from tests.small_project import DPO, SFT, make_scored
 
@@ -104,6 +108,19 @@ def test_a_past_that_cannot_be_read_is_a_sentence(project):
         file.write_text("{")
         with pytest.raises(TrainingError, match=re.escape(str(file))):
             standing(work, "expert", lambda jobs: ([], []), file, most=2, seed=0)
+
+
+def test_a_run_that_was_forgotten_while_its_training_was_down_is_made_again_and_not_kept(project):
+    with open_workspace(SFTConfig(**SFT), project) as work, WorkerPool(work.taskset) as pool:
+        jobs = [Job(task) for task in work.taskset.tasks("train")[:3]]
+        made = list(rollout(work.taskset, ExpertPolicy(pool), jobs, seed=9, pool=pool))
+        runs = [result.trajectory for result in made]
+        scores = score_trajectories(work.taskset, runs, pool=pool)
+        work.keep(made, scores)
+        work.store.forget([runs[0].id], reason="a test")
+        work.keep(made, scores)
+        assert work.store.scores([runs[0].id]) == []
+        assert len(work.store.scores([run.id for run in runs[1:]])) == len([s for s in scores if s.trajectory != runs[0].id])
 
 
 def test_forget_names_trainings_whose_data_cannot_be_read(tmp_path):

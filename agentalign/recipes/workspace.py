@@ -168,9 +168,11 @@ class Workspace:
         return done
 
     def keep(self, results: Sequence[RolloutResult], scores: Sequence[Score]) -> None:
-        """Store runs that a training made, with their tokens and scores."""
-        self.store.add([result.trajectory for result in results], [result.tokens for result in results if result.tokens])
-        self.store.add_scores(scores)
+        """Store runs that a training made, with their tokens and scores; what was forgotten meanwhile and is made again stays so."""
+        runs = [result.trajectory for result in results]
+        report = self.store.add(runs, [result.tokens for result in results if result.tokens])
+        gone = self.store.tombstones([run.id for run in runs]) if report.forgotten else {}
+        self.store.add_scores([score for score in scores if score.trajectory not in gone])
 
     @contextmanager
     def recording(self, training: Training, report_to: TrackerName) -> Iterator[Report]:
