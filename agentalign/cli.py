@@ -27,9 +27,11 @@ in the order of use:
   agentalign score hello                                   apply the criteria
   agentalign train sft --taskset hello                     a first adapter
   agentalign rollout hello --adapter hello --n 4           let it act
+  agentalign score hello                                   how good is what it did?
   agentalign pairs hello                                   which runs and steps are better?
   agentalign train dpo --taskset hello                     a better one
   agentalign eval hello --against hello@1                  is it really better?
+  agentalign deploy-check hello                            does it act outside of training as in it?
   agentalign promote hello production                      let agents have it
 
 `agentalign COMMAND --help` says more about each.

@@ -90,3 +90,11 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return value
 
     return whole_number
+
+
+def temperature(text: str) -> float:
+    """An argument type: from 0 to 2, as everywhere that something is sampled."""
+    value = float(text)
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2")
+    return value

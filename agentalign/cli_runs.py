@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from agentalign.cli_arguments import Commands, add_filters, add_json, at_least, command, run_filter, verbs
+from agentalign.cli_arguments import Commands, add_filters, add_json, at_least, command, run_filter, temperature, verbs
 from agentalign.cli_output import plain, progress, say, show, show_json, show_table
 from agentalign.config.project import Project
 from agentalign.errors import UsageError
@@ -95,7 +95,7 @@ def _add_rollout(commands: Commands) -> None:
     parser.add_argument("--tag", help="only tasks with this tag")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="so many tasks of the split, drawn by chance, always the same")
     parser.add_argument("--n", type=at_least(1), default=1, metavar="N", help="runs per task; default: %(default)s")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token; default: %(default)s")
+    parser.add_argument("--temperature", type=temperature, default=0.8, help="0 takes the likeliest token; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--batch", type=at_least(1), metavar="N", help="runs under way at once; default: what suits model and memory")
     add_base(parser)
@@ -299,11 +299,8 @@ def _runs_show(arguments: argparse.Namespace) -> None:
         show(f"\n{run.error}")
     show()
     rows = [(s.criterion, s.step, s.status.value if s.value is None else s.value, s.rater_kind, s.rater, s.note) for s in scores]
-    show_table(
-        ("criterion", "step", "value", "kind", "rater", "note"),
-        rows,
-        empty="Not scored yet: `agentalign score`, or rate it in `agentalign ui`.",
-    )
+    header = ("criterion", "step", "value", "kind", "rater", "note")
+    show_table(header, rows, empty="Not scored yet: `agentalign score`, or rate it in `agentalign ui`.")
 
 
 def _runs_export(arguments: argparse.Namespace) -> None:
@@ -339,9 +336,10 @@ def _pairs(arguments: argparse.Namespace) -> None:
         show_json({"pairs": len(made.preferences), **figures})
         return
     rows = [(group, name, count) for group, counts in made.counts.items() for name, count in counts.items()]
-    show_table(
-        ("by", "which", "pairs"), rows, empty=f"No pair is {arguments.margin} apart. Make more runs of the same tasks, or lower --margin."
-    )
+    empty = f"No pair is {arguments.margin} apart. Make more runs of the same tasks, or lower --margin."
+    if made.without_overall:
+        empty = f"No pair yet: {made.without_overall} of {made.runs} runs have no overall value. `agentalign score {taskset.name}` first."
+    show_table(("by", "which", "pairs"), rows, empty=empty)
     done = "counted only" if arguments.dry_run else f"{made.stored} stored, {made.known} known, {made.withdrawn} of before taken back"
     say(f"{len(made.preferences)} pairs from {made.runs} runs, {made.without_overall} of them without an overall value; {done}.")
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentalign.cli_arguments import Commands, add_json, at_least, command, verbs
+from agentalign.cli_arguments import Commands, add_json, at_least, command, temperature, verbs
 from agentalign.cli_output import duration, progress, say, show, show_json, show_table
 from agentalign.cli_runs import add_base
 from agentalign.config.project import Project
@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--split", default="test", help="choose by dev, report test; default: %(default)s")
     parser.add_argument("--samples", type=at_least(1), default=1, metavar="N", help="runs per task; default: %(default)s")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="so many tasks of the split, drawn by chance, always the same")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token; default: %(default)s")
+    parser.add_argument("--temperature", type=temperature, default=0.0, help="0 takes the likeliest token; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     add_base(parser)
     add_json(parser)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from small_base import make_base
 
 import agentalign
-from agentalign.cli import NOUNS, main, parse
+from agentalign.cli import NOUNS, ORDER, main, parse
 from agentalign.cli_output import duration, plain, progress
 from agentalign.cli_train import RECIPES
 from agentalign.config.project import Project
@@ -102,6 +103,15 @@ def test_every_help_says_what_it_does_and_its_examples_are_right(command: str, c
         assert parse(shlex.split(example)[1:]).run or "--help" in example
 
 
+def test_the_order_of_use_has_what_the_next_step_needs() -> None:
+    lines = [shlex.split(line)[1:] for line in re.findall(r"^  (agentalign .*?)  +", ORDER, re.MULTILINE)]
+    assert all(parse(words).run for words in lines)
+    done = [words[0] for words in lines]
+    assert done[done.index("pairs") - 1] == "score", "pairs are made of scores"
+    assert done[done.index("promote") - 1] == "deploy-check", "its gate asks for one"
+    assert done.index("eval") < done.index("promote")
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_help_of_a_recipe_names_its_dials_with_their_meaning(recipe: str, run: Say) -> None:
     help = run("train", recipe, "--help")
@@ -182,6 +192,12 @@ def test_an_import_says_what_will_not_be_trained_on(project: Project, run: Say) 
     said = run("import", "theirs.jsonl", "--taskset", "hello").splitlines()
     assert said[1] == "1 say of themselves that they are of another split than train: nothing is trained on them"
     assert json.loads(run("import", "theirs.jsonl", "--taskset", "hello", "--json"))["held_out"] == 1
+
+
+def test_pairs_of_runs_without_a_score_say_that_they_have_none(project: Project, run: Say, capsys: pytest.CaptureFixture[str]) -> None:
+    run("rollout", "hello", "--policy", "expert")
+    assert main(["pairs", "hello"]) == 0
+    assert "3 of 3 runs have no overall value. `agentalign score hello` first." in capsys.readouterr().err
 
 
 def test_init_leaves_what_is_there(project: Project, run: Say) -> None:
@@ -334,6 +350,9 @@ def test_outside_a_project_one_is_told_how_to_make_one(tmp_path: Path, monkeypat
         ["rollout", "hello"],
         ["runs", "--limit", "0"],
         ["export", "hello", "out", "--tasks", "-1"],
+        ["rollout", "hello", "--adapter", "hello@1", "--temperature", "-0.8"],
+        ["rollout", "hello", "--adapter", "hello@1", "--temperature", "nan"],
+        ["eval", "hello@1", "--temperature", "8"],
         ["train"],
         ["train", "grpo"],
         ["demo", "--quick", "--full"],

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import TeamCode
+from agentalign.errors import ConfigError
 from agentalign.records.trajectory import Message, StopReason, ToolCall
 from agentalign.rollouts.policy import EndpointPolicy, LocalPolicy, TurnRequest, openai_message, turn_seed
 from agentalign.rollouts.rollout import Job, RolloutResult, rollout
@@ -151,6 +152,12 @@ def test_the_run_s_length_is_a_limit_for_each_turn(dialect, taskset):
     policy.finish(0)
     (turn,) = policy.act([request_for(taskset, USER, max_tokens=length)])
     assert (turn.message, turn.stopped, turn.error) == (None, False, "")
+
+
+@pytest.mark.parametrize("temperature", [-0.8, 8, float("nan")])
+def test_a_temperature_that_nobody_samples_at_is_refused(dialect, temperature):
+    with pytest.raises(ConfigError, match="between 0 and 2"):
+        LocalPolicy(Generator(network(dialect), dialect.stop_ids), dialect, "base", temperature=temperature)
 
 
 def test_messages_that_the_template_refuses_end_their_run_alone(dialect, taskset):

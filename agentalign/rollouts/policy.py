@@ -22,7 +22,7 @@ from openai.types.chat import ChatCompletion
 
 from agentalign.environments.task import Task
 from agentalign.environments.team_code import Pool
-from agentalign.errors import ModelError, TasksetError, TemplateError
+from agentalign.errors import ConfigError, ModelError, TasksetError, TemplateError
 from agentalign.records.base import digest
 from agentalign.records.trajectory import Message, ToolCall, TurnTokens
 from agentalign.rollouts.streamed import Late, Sampling, read_chunks, write_in_pieces
@@ -108,6 +108,8 @@ class LocalPolicy:
     def __init__(
         self, generator: Generator, dialect: Dialect, name: str, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
     ) -> None:
+        if not 0 <= temperature <= 2:
+            raise ConfigError(f"temperature {temperature} is not between 0 and 2. 0 takes the likeliest token.")
         self.name, self.tokens_digest = name, dialect.digest
         self._dialect, self._generator, self._session = dialect, generator, generator.session()
         self._temperature, self._top_p, self._seed = temperature, top_p, seed
