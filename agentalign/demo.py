@@ -65,12 +65,12 @@ class Preset:
 
 
 SMALL_PPO = {
-    "iterations": 8,
+    "iterations": 6,
     "tasks_per_iteration": 12,
     "samples_per_task": 4,
     "num_mini_batches": 1,
     "critic_warmup_steps": 2,
-    "eval_every_steps": 4,
+    "eval_every_steps": 3,
 }
 """A third of the recipe's runs and fewer iterations: what CPU cores act out in minutes. It shows how PPO goes; so far it gained nothing."""
 
