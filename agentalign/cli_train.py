@@ -150,6 +150,12 @@ def _eval(arguments: argparse.Namespace) -> None:
     )
     with Store(project.store_url) as store, progress("eval") as tick:
         done = evaluate(project, store, arguments.name, against=arguments.against, taskset=arguments.taskset, plan=plan, progress=tick)
+    for one in (done.evaluation, done.against):
+        if one is not None:
+            for sentence in one.trouble:
+                say(f"{one.adapter}: {sentence}")
+    if done.comparison and done.comparison.unpaired:
+        say(f"{done.comparison.unpaired} tasks have a result on one side only; they are in no figure of the comparison.")
     if arguments.json:
         comparison = done.comparison.model_dump(mode="json") if done.comparison else None
         show_json({"evaluation": done.evaluation.model_dump(mode="json"), "comparison": comparison, "report": done.report.html})

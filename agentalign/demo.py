@@ -211,6 +211,8 @@ class _Demo:
     def _evaluated(self, adapter: str) -> float:
         tick = _progress(f"{adapter} on test")
         found = evaluate(self.project, self.store, adapter, taskset=self.name, plan=self.plan, progress=tick).evaluation
+        for sentence in found.trouble:
+            logger.warning("%s: %s", adapter, sentence)
         rate = found.headline.success
         logger.info(
             "%s: success %.1f %% [%.1f, %.1f] on %d held-out tasks", adapter, 100 * rate.mean, 100 * rate.low, 100 * rate.high, rate.n

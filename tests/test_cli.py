@@ -182,6 +182,19 @@ def test_the_way_with_a_model_from_training_to_export(project: Project, run: Say
     assert run("export", "hello@production", "served").strip() == str(project.root / "served")
 
 
+def test_eval_says_what_broke(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    make_base(project.root / "tiny")
+    checks = project.tasks / "hello" / "criteria.py"
+    code = checks.read_text().replace(
+        "if task is None:", "if task is not None and task.id == 'test-1':\n        raise KeyError('room')\n    if task is None:"
+    )
+    checks.write_text(code)
+    assert main(["eval", "base", "--taskset", "hello", "--base", str(project.root / "tiny"), "--quantization", "none"]) == 0
+    said = capsys.readouterr().err
+    assert "base: The success of 1 of 2 runs could not be known" in said
+    assert "KeyError: 'room'" in said
+
+
 def test_an_import_says_what_will_not_be_trained_on(project: Project, run: Say) -> None:
     chat = {
         "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],

@@ -98,6 +98,25 @@ def test_without_a_success_criterion_overall_of_a_half_is_success():
     assert got.headline.success.mean == pytest.approx(2 / 3)
 
 
+def test_runs_that_broke_and_checks_that_broke_are_told_with_the_first_reason():
+    runs = [
+        run("cancel-1"),
+        run("cancel-2"),
+        run("count-1", stop=StopReason.ERROR).model_copy(update={"error": "Traceback\nOSError: gone"}),
+    ]
+    scores = [check(runs[0], "task_success", 1), check(runs[2], "task_success", 0)]
+    scores.append(check(runs[1], "task_success", None).model_copy(update={"note": "Traceback\nKeyError: 'room'\n"}))
+    got = summarise("desk@1", "test", CRITERIA, runs, scores, TASKS)
+    assert got.trouble[0].startswith("1 of 3 runs broke; the first")
+    assert got.trouble[0].endswith("OSError: gone.")
+    assert "1 of 3 runs could not be known" in got.trouble[1]
+    assert got.trouble[1].endswith("KeyError: 'room'.")
+    assert got.unusable == pytest.approx(2 / 3)
+    assert (evaluation(OUTCOMES).trouble, evaluation(OUTCOMES).unusable) == ((), 0)
+    with pytest.raises(DataError, match=r"None of the 1 runs .*KeyError: 'room'"):
+        summarise("desk@1", "test", CRITERIA, runs[1:2], scores, TASKS)
+
+
 def test_a_run_whose_check_broke_is_unscored_and_no_failure():
     got = evaluation({**OUTCOMES, "cancel-2": (None, 1)})
     assert (got.unscored, got.headline.n, got.headline.success.mean) == (1, 2, 1.0)

@@ -227,6 +227,22 @@ def test_a_taskset_that_was_changed_in_between_compares_nothing(made: Project) -
     assert "--against hello@1" in failed.detail
 
 
+def test_an_evaluation_most_of_whose_runs_broke_or_were_not_scored_passes_no_gate(made: Project) -> None:
+    sound = evaluation(made, "hello@2", [True] * 40)
+    few = sound.model_copy(update={"unscored": 2, "stop_reasons": {"answered": 42}})
+    assert gate(made, "hello@2", evaluation=few).passed
+    for changed in ({"unscored": 20, "stop_reasons": {"answered": 60}}, {"stop_reasons": {"answered": 10, "error": 30}}):
+        many = sound.model_copy(update={**changed, "trouble": ("OSError: the desk is closed.",)})
+        (failed,) = [check for check in gate(made, "hello@2", evaluation=many).checks if not check.passed]
+        assert (failed.name, "the desk is closed" in failed.detail) == ("evaluated", True)
+
+
+def test_a_rest_of_easy_tasks_is_not_compared(made: Project) -> None:
+    before, after = evaluation(made, "hello@1", [True] * 10 + [False] * 10), evaluation(made, "hello@2", [True] * 10)
+    (failed,) = [check for check in gate(made, "hello@2", evaluation=after, production=before).checks if not check.passed]
+    assert (failed.name, "10 of 20 tasks have a result of" in failed.detail) == ("not worse than production", True)
+
+
 def test_an_evaluation_of_other_files_or_of_nobody_knows_what_passes_no_gate(made: Project) -> None:
     sound = evaluation(made, "hello@2", [True] * 20)
     for changed in ({"content": Registry(made.adapters).content("hello@1")}, {"content": ""}, {"taskset_digest": ""}):

@@ -148,6 +148,14 @@ def test_one_evaluation_has_a_report_of_its_own(tmp_path):
     assert "cancel-11 (cancel/shipped)" in page.text, "failed tasks are named"
 
 
+def test_tasks_that_only_one_side_has_are_counted(tmp_path):
+    before, after = evaluation("desk@1", 0.5, tasks=100), evaluation("desk@2", 0.8, tasks=100)
+    part = after.model_copy(update={"tasks": after.tasks[:-7], "trouble": ("7 runs broke.",)})
+    page = Checked(write_report(tmp_path, part, before).html.read_text())
+    assert "Tasks that only one side has a result of, in no figure: 7 (desk@1 → desk@2)" in page.text
+    assert "7 runs broke." in page.text
+
+
 def test_a_comparison_names_the_tasks_that_changed(tmp_path):
     before, after = evaluation("desk@1", 0.5, tasks=100), evaluation("desk@2", 0.8, tasks=100)
     paths = write_report(tmp_path, after, before)

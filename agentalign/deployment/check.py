@@ -10,7 +10,7 @@ from pathlib import Path
 from agentalign.config.project import Project
 from agentalign.errors import AgentAlignError, RegistryError
 from agentalign.evaluation.compare import compare
-from agentalign.evaluation.evaluate import Evaluation
+from agentalign.evaluation.evaluate import MOST_UNUSABLE, Evaluation
 from agentalign.evaluation.run_eval import stored_evaluations
 from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.rollouts.bundle import Bundle, open_bundle, other_base, other_template
@@ -146,6 +146,11 @@ def _evaluated(project: Project, bundle: Bundle, evaluation: Evaluation | None) 
     if evaluation.content != Registry(project.adapters).content(bundle.card.ref) or not evaluation.taskset_digest:
         why = "is about other files" if evaluation.content else "does not say which files it is about, nor how the taskset was"
         raise RegistryError(f"the evaluation of {bundle.card.ref} {why}. Run `agentalign eval {bundle.card.ref}` again.")
+    if evaluation.unusable > MOST_UNUSABLE:
+        said = " ".join(evaluation.trouble) or "Runs broke, or could not be scored."
+        raise RegistryError(
+            f"{evaluation.unusable:.0%} of its runs say nothing about {bundle.card.ref}. {said} Mend that and evaluate again."
+        )
     head = evaluation.headline
     return f"success {head.success.mean:.1%} on {head.n} tasks of {evaluation.taskset}, {evaluation.split}"
 
@@ -161,7 +166,14 @@ def _not_worse(before: Evaluation, after: Evaluation) -> str:
             f"{after.taskset} was changed between the evaluations of {before.adapter} and {after.adapter}, so they cannot be compared. "
             f"Evaluate both now: `agentalign eval {after.adapter} --against {before.adapter} --split {after.split}`."
         )
-    difference = compare(before, after).headline.success
+    found = compare(before, after)
+    tasks = found.everything.success.n + found.unpaired
+    if found.unpaired > MOST_UNUSABLE * tasks:
+        raise RegistryError(
+            f"{found.unpaired} of {tasks} tasks have a result of {before.adapter} or {after.adapter} only, so the rest decides nothing. "
+            "Find out why the others could not be scored, and evaluate again."
+        )
+    difference = found.headline.success
     figures = f"{difference.delta:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}] against {before.adapter}"
     if difference.verdict == "worse":
         raise RegistryError(f"success is {figures}: worse beyond chance. Keep production, or find out why it fell.")

@@ -10,7 +10,7 @@ from agentalign.config.project import Project
 from agentalign.environments.taskset import Taskset, find_taskset, load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.evaluation.compare import Comparison, compare
-from agentalign.evaluation.evaluate import Evaluation, summarise
+from agentalign.evaluation.evaluate import MOST_UNUSABLE, Evaluation, summarise
 from agentalign.evaluation.run_eval import stored_evaluations
 from agentalign.evaluation.statistics import FEWEST
 from agentalign.records.adapter import GateCheck
@@ -48,6 +48,8 @@ def tasks_through_server(project: Project, bundle: Bundle, url: str, model: str,
     after = summarise(
         policy.name, before.split, taskset.criteria, runs, scores, known, settings=before.settings, taskset_digest=before.taskset_digest
     )
+    if after.unusable > MOST_UNUSABLE:
+        return GateCheck(name=TASKS, passed=False, detail=" ".join(after.trouble))
     return verdict(before, compare(before, after), len(runs))
 
 

@@ -13,11 +13,14 @@ from agentalign.errors import DataError
 from agentalign.evaluation.statistics import Rate, pass_k, rate
 from agentalign.records.adapter import EvaluationSummary
 from agentalign.records.base import Record, now
-from agentalign.records.criterion import Criterion, Score, overall, unit_values
-from agentalign.records.trajectory import Trajectory
+from agentalign.records.criterion import Criterion, Score, ScoreStatus, overall, unit_values
+from agentalign.records.trajectory import StopReason, Trajectory
 
 SUCCESS = "task_success"
 """The criterion that means success where a taskset has one of this name."""
+
+MOST_UNUSABLE = 0.05
+"""Share of runs that broke or could not be scored beyond which an evaluation passes no gate: easy tasks may be all that is left of it."""
 
 _SUCCEEDS_AT = 0.5
 
@@ -92,6 +95,8 @@ class Evaluation(Record):
     """Named "family/branch", for families whose tasks go two ways."""
     stop_reasons: dict[str, int]
     """Runs per reason they ended, unscored ones included."""
+    trouble: tuple[str, ...] = ()
+    """Sentences on runs that broke and runs that could not be scored, each with the first reason; empty where all went well."""
     cost: Cost
     tasks: tuple[TaskResult, ...]
     settings: dict[str, str | int | float] = {}
@@ -106,6 +111,11 @@ class Evaluation(Record):
     def headline(self) -> Group:
         """The seen families where there are any, else everything."""
         return self.seen or self.everything
+
+    @property
+    def unusable(self) -> float:
+        """Share of the runs that broke, or whose success could not be known: they say something of environment and checks alone."""
+        return (self.stop_reasons.get(StopReason.ERROR.value, 0) + self.unscored) / max(1, sum(self.stop_reasons.values()))
 
 
 def summarise(
@@ -136,10 +146,11 @@ def summarise(
         if score.trajectory in by_run:
             by_run[score.trajectory].append(score)
     results, unscored = _task_results(criteria, runs, by_run, tasks)
+    trouble = _trouble(runs, by_run, unscored)
     if not results:
         raise DataError(
             f"None of the {len(runs)} runs of {adapter} on split '{split}' has a known success (no scores, or checks that broke). "
-            "Score them with `agentalign score` and read its errors."
+            f"{' '.join([*trouble, ''])}Score them with `agentalign score` and read its errors."
         )
     names = [criterion.name for criterion in criteria]
     seen, unseen = [r for r in results if not r.unseen], [r for r in results if r.unseen]
@@ -157,6 +168,7 @@ def summarise(
         families=_groups(results, names, lambda result: result.family),
         branches=_groups(results, names, lambda result: f"{result.family}/{result.branch}" if result.branch else ""),
         stop_reasons=dict(sorted(Counter(run.stop_reason.value for run in runs).items())),
+        trouble=trouble,
         cost=_cost(runs, sampled_tokens or {}),
         tasks=tuple(results),
         settings=dict(settings or {}),
@@ -210,6 +222,26 @@ def _task_results(
             )
         )
     return results, unscored
+
+
+def _trouble(runs: Sequence[Trajectory], scores: Mapping[str, Sequence[Score]], unscored: int) -> tuple[str, ...]:
+    broken = [run for run in runs if run.stop_reason == StopReason.ERROR]
+    reasons = [score.note for run in runs for score in scores[run.id] if score.status == ScoreStatus.ERROR]
+    said = []
+    if broken:
+        said.append(f"{len(broken)} of {len(runs)} runs broke; the first, {broken[0].id[:12]}: {_last_line(broken[0].error)}.")
+    if unscored:
+        first = _last_line(reasons[0]) if reasons else "it has no score"
+        said.append(
+            f"The success of {unscored} of {len(runs)} runs could not be known, so they are in no figure; the first reason: {first}."
+        )
+    elif reasons:
+        said.append(f"{len(reasons)} checks broke; the first: {_last_line(reasons[0])}.")
+    return tuple(said)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason was kept"])[-1].strip()[:200].rstrip(".")
 
 
 def _succeeded(criteria: Sequence[Criterion], units: Mapping[str, float], whole: float | None) -> bool | None:

@@ -212,6 +212,7 @@ def _reading(evaluation: Evaluation, notes: Sequence[str]) -> Section:
         f"Success means: {evaluation.success_means}.",
         "Samples of one task are averaged first; n counts tasks. Runs whose check broke are left out and counted as not scored.",
         f"Criteria in force: {', '.join(evaluation.criteria)}.",
+        *evaluation.trouble,
         *notes,
     )
     return Section("How to read this", items=items)

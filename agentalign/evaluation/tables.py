@@ -241,7 +241,10 @@ def comparison_table(comparisons: Sequence[tuple[str, Comparison]]) -> Table:
             )
             rows.append(Row(cells, kind="sub" if place else ""))
     heads = ("", "over", "difference, points", "won / lost", "exact p", "")
-    return Table("Paired by task; 95 % bootstrap over tasks, 10,000 resamples; p of the exact McNemar test.", heads, tuple(rows))
+    caption = "Paired by task; 95 % bootstrap over tasks, 10,000 resamples; p of the exact McNemar test."
+    if unpaired := [f"{one.unpaired} ({name})" for name, one in comparisons if one.unpaired]:
+        caption += f" Tasks that only one side has a result of, in no figure: {', '.join(unpaired)}."
+    return Table(caption, heads, tuple(rows))
 
 
 def cost_table(columns: Sequence[Column]) -> Table:
