@@ -127,13 +127,16 @@ def _as_json(done: "DryRun") -> dict[str, object]:
 def _show_dry_run(done: "DryRun") -> None:
     stats = done.stats
     show(f"{done.recipe}: {', '.join(f'{count} {what}' for what, count in done.items.items())}; {done.steps} optimizer steps")
-    show(
-        f"{stats.tokens} tokens in {stats.runs} runs, {stats.trainable / stats.tokens:.0%} of them trainable; the longest run has "
-        f"{stats.longest}; shared beginnings save a factor of {stats.sharing:.2f}"
-    )
+    if stats.tokens:
+        show(
+            f"{stats.tokens} tokens in {stats.runs} runs, {stats.trainable / stats.tokens:.0%} of them trainable; the longest run has "
+            f"{stats.longest}; shared beginnings save a factor of {stats.sharing:.2f}"
+        )
     show_table(("tokens up to", "runs"), stats.histogram, empty="")
-    show(f"training {done.training.id}, of {len(done.data)} ids with digest {done.training.data_digest[:12]}")
-    show(f"estimate: {duration(done.seconds)}, {done.memory_gb:.1f} GB (within a factor of two)")
+    show(f"training {done.training.id}, of {len(done.data.ids)} ids with digest {done.training.data_digest[:12]}")
+    # Without stored runs there are no tokens to reckon with: it learns from what it does.
+    seconds = duration(done.seconds) if stats.tokens else "time not known before it acts"
+    show(f"estimate: {seconds}, {done.memory_gb:.1f} GB (within a factor of two)")
     for refusal in done.refused[:10]:
         show(f"refused: {refusal.reason}")
     if len(done.refused) > 10:

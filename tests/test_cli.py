@@ -16,8 +16,12 @@ from small_base import make_base
 import agentalign
 from agentalign.cli import NOUNS, ORDER, main, parse
 from agentalign.cli_output import duration, plain, progress
-from agentalign.cli_train import RECIPES
+from agentalign.cli_train import RECIPES, _show_dry_run
 from agentalign.config.project import Project
+from agentalign.recipes.begun import TrainedOn
+from agentalign.recipes.data import token_stats
+from agentalign.recipes.dry_run import DryRun
+from agentalign.records.adapter import Training
 from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
 from agentalign.store.store import Store
 
@@ -144,6 +148,13 @@ def test_the_way_in_order_of_use_without_a_model(project: Project, run: Say) -> 
     run("backup", "all.db")
     run("restore", "all.db", "--force")
     assert json.loads(run("runs", "--json"))["total"] == 9
+
+
+def test_a_dry_run_without_stored_tokens_says_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    training = Training(id="desk-ppo-0123456789ab", recipe="ppo", taskset="desk", config="{}", data_digest="d" * 32)
+    _show_dry_run(DryRun("ppo", {"tasks": 9}, token_stats([], batch_size=1), [], 4, 0.0, 1.5, training, TrainedOn([])))
+    out = capsys.readouterr().out
+    assert "9 tasks; 4 optimizer steps" in out and "time not known before it acts, 1.5 GB" in out and "of 0 ids" in out
 
 
 def test_the_way_with_a_model_from_training_to_export(project: Project, run: Say, refused: Say) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from agentalign.environments.check import check_taskset, expert_run
 from agentalign.environments.taskset import Task, find_taskset, list_tasksets, load_taskset
-from agentalign.environments.team_code import TeamCode, TeamCodeError
+from agentalign.environments.team_code import TeamCode, TeamCodeError, generate
 from agentalign.errors import ConfigError, TasksetError, ToolError
 from agentalign.records.trajectory import Message, ToolCall
 
@@ -55,6 +55,18 @@ def test_a_folder_of_yaml_and_functions_is_a_taskset(tmp_path: Path) -> None:
         with pytest.raises(ToolError, match="there is no room attic"):
             code.call(0, ToolCall(id="2", name="switch", arguments='{"room": "attic"}'))
         assert code.reply(0, []) is None
+
+
+def test_what_team_code_prints_when_it_is_read_leaves_the_answer_of_a_command_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = lights(tmp_path)
+    (folder / "tools.py").write_text("print('3 rooms')\n" + (folder / "tools.py").read_text())
+    made = "from agentalign import Task\ndef generate():\n    print('a task')\n    return [Task(id='a', split='train')]\n"
+    (folder / "made.py").write_text(made)
+    load_taskset(folder)
+    generate(folder, "made.py", {})
+    assert capsys.readouterr() == ("", "3 rooms\na task\n")
 
 
 def test_what_team_code_raises_keeps_its_traceback(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 from small_desk import make_run
 from small_ui import desk_fixtures
 
+from agentalign import strict_yaml
 from agentalign.recipes.process import LAUNCH_FILE, LOCK_FILE, read_process, write_process
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Item, Preference
 from agentalign.training.metrics import write_plan, write_row
-from agentalign.ui import trainings
+from agentalign.ui import launch, trainings
 
 ID = "desk-sft-0123456789ab"
 
@@ -120,6 +122,40 @@ def test_votes_are_read_from_blind_comparisons_of_dev_runs(store):
     counted = [vote(start, later), vote(later, start), vote(later, start, tie=True)]
     others = [vote(later, other), vote(later, start, left=None)]
     assert trainings.votes(store, made, [*counted, *others]) == [(2, 0.0), (2, 1.0), (2, 0.5)]
+
+
+def test_what_the_machine_refuses_is_a_sentence(client, project, store, monkeypatch):
+    folder = make_training(project, store)
+    (folder / trainings.LOG_FILE).mkdir()
+    refused = client.post(f"/api/trainings/{ID}/resume", json={})
+    assert refused.status_code == 422 and "output.log" in refused.json()["detail"] and "mend the rights" in refused.json()["detail"]
+    store.save_training(training(status="running"))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        write_process(folder / LOCK_FILE, child.pid)
+        for error, words in ((PermissionError, "another account"), (ProcessLookupError, "ended just now")):
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "kill", Mock(side_effect=error))
+                refused = client.post(f"/api/trainings/{ID}/stop", json={})
+            assert refused.status_code == 422 and words in refused.json()["detail"]
+        child.kill()
+
+
+def test_settings_of_a_training_hold_every_character(client, project, store, monkeypatch):
+    config = json.dumps({"taskset": "desk", "base": "/models/\U00020bb7"})
+    made = training(config=config)
+    store.save_training(made)
+    (project.trainings / ID).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(launch, "_launch", lambda *_: None)
+    launch.resume(project, made)
+    assert strict_yaml.load(project.trainings / ID / launch.SETTINGS_FILE) == {**json.loads(config), "training": ID}
+
+
+def test_a_page_does_not_keep_what_is_started_from_it_off_the_hub():
+    program = "from agentalign.ui import pages; from agentalign.ui.launch import environment; print(environment().get('HF_HUB_OFFLINE'))"
+    outside = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    for own in ({}, {"HF_HUB_OFFLINE": "1"}):
+        done = subprocess.run([sys.executable, "-c", program], env=outside | own, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == own.get("HF_HUB_OFFLINE", "None")
 
 
 def test_what_is_not_there_is_404_and_nobody_is_told_anything(client, project, store):

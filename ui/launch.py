@@ -11,7 +11,8 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,7 +28,7 @@ from agentalign.config.training import TrainingConfig
 from agentalign.environments.taskset import list_tasksets
 from agentalign.errors import AgentAlignError, DataError
 from agentalign.recipes import process
-from agentalign.recipes.begun import LABELS_FILE
+from agentalign.recipes.begun import LABELS_FILE, write_whole
 from agentalign.recipes.process import LAUNCH_FILE, LOCK_FILE, ask_to_stop, read_process, write_process
 from agentalign.records.adapter import RecipeName, Training
 from agentalign.store.store import Store
@@ -98,6 +99,9 @@ class Plans:
                 plan.reason = done.stderr.decode("utf-8", "replace").strip()[-2000:] or f"the dry run ended with {done.returncode}"
             else:
                 plan.figures = json.loads(done.stdout)
+        except json.JSONDecodeError:
+            began = done.stdout.decode("utf-8", "replace").strip()[:200]
+            plan.reason = f"the dry run's answer is not JSON; it begins with: {began!r}. Something that it runs writes to its stdout."
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             plan.reason = f"the dry run gave no answer ({error})."
         finally:
@@ -115,15 +119,15 @@ def start(project: Project, store: Store, plan: Plan) -> Training:
     if known is not None and (known.status == "done" or state_of(project.trainings / known.id, known) in ("running", "starting")):
         raise DataError(f"training {training.id} exists: {known.status}. Open it, or change a setting, the seed say, for another one.")
     folder = project.trainings / training.id
-    folder.mkdir(parents=True, exist_ok=True)
-    if labels := plan.figures.get("labels"):
-        _write(folder / LABELS_FILE, json.dumps(labels))
-    _write(folder / DATA_FILE, json.dumps(plan.figures["data"]))
-    settings = {**plan.config.model_dump(mode="json"), **json.loads(training.config), "training": training.id}
-    _write(folder / SETTINGS_FILE, json.dumps(settings, indent=1))
     frozen = training.model_copy(update={"status": "stopped", "note": NOT_BEGUN})
-    store.save_training(known or frozen)
-    _launch(project, training, folder)
+    with _told_of_files(training):
+        folder.mkdir(parents=True, exist_ok=True)
+        if labels := plan.figures.get("labels"):
+            write_whole(folder / LABELS_FILE, labels)
+        write_whole(folder / DATA_FILE, plan.figures["data"])
+        _write_settings(folder, {**plan.config.model_dump(mode="json"), **json.loads(training.config), "training": training.id})
+        store.save_training(known or frozen)
+        _launch(project, training, folder)
     return training
 
 
@@ -133,9 +137,10 @@ def resume(project: Project, training: Training) -> None:
     state = state_of(folder, training)
     if state not in ("stopped", "failed", "interrupted"):
         raise DataError(f"training {training.id} is {state}, so there is nothing to go on with.")
-    if not (folder / SETTINGS_FILE).exists():  # begun on the command line
-        _write(folder / SETTINGS_FILE, json.dumps({**json.loads(training.config), "training": training.id}, indent=1))
-    _launch(project, training, folder)
+    with _told_of_files(training):
+        if not (folder / SETTINGS_FILE).exists():  # begun on the command line
+            _write_settings(folder, {**json.loads(training.config), "training": training.id})
+        _launch(project, training, folder)
 
 
 def stop(project: Project, training: Training) -> None:
@@ -145,7 +150,15 @@ def stop(project: Project, training: Training) -> None:
     pid = read_process(folder / (LOCK_FILE if state == "running" else LAUNCH_FILE)) if state in ("running", "starting") else None
     if pid is None:
         raise DataError(f"training {training.id} is {state}: there is no process to stop.")
-    ask_to_stop(pid)
+    try:
+        ask_to_stop(pid)
+    except ProcessLookupError:
+        raise DataError(f"training {training.id} ended just now: there is no process to stop. Look again.") from None
+    except PermissionError:
+        raise DataError(
+            f"process {pid} of training {training.id} belongs to another account of this machine, so it cannot be stopped from here. "
+            f"Its owner can: kill {pid}"
+        ) from None
 
 
 def presets(project: Project) -> list[dict[str, object]]:
@@ -190,7 +203,19 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+@contextmanager
+def _told_of_files(training: Training) -> Iterator[None]:
+    """A refusal of the machine as a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"training {training.id} was not started ({error}). Make room on the disk, or mend the rights of that file, and start it again."
+        ) from None
+
+
+def _write_settings(folder: Path, settings: Mapping[str, object]) -> None:
+    partial = folder / f".{SETTINGS_FILE}.partial"
+    # As it is, for YAML does not read a character beyond U+FFFF as the two escapes that JSON writes for it.
+    partial.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
+    partial.replace(folder / SETTINGS_FILE)

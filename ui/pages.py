@@ -6,9 +6,9 @@ agents wrote goes from /api straight into text nodes (static/*.js), and no Gradi
 
 import os
 
-# Read when Blocks are built: no telemetry, no version check, nothing from a hub.
+# Read when Blocks are built: no telemetry, no version check. Whether the hub may be asked is not for the page to say: trainings that are
+# started here inherit what is set, and fetch a base as they do on the command line.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import gradio as gr
 

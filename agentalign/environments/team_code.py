@@ -72,7 +72,8 @@ def module(folder: Path, file: str) -> ModuleType:
         parent.__path__ = [str(folder.resolve())]
         sys.modules[package] = parent
     try:
-        return importlib.import_module(f"{package}.{file.removesuffix('.py')}")
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is talk, and stdout may hold a command's answer
+            return importlib.import_module(f"{package}.{file.removesuffix('.py')}")
     except TasksetError:
         raise
     except Exception:  # noqa: BLE001 - it is the team's
@@ -92,7 +93,8 @@ def tools(folder: Path) -> dict[str, Tool]:
 def generate(folder: Path, file: str, settings: Mapping[str, JsonValue]) -> list[Task]:
     """Run the folder's task generator."""
     function = _function(folder, file, "generate")
-    tasks = _guarded(f"{folder / file}: generate", lambda: list(function(**settings)))
+    with contextlib.redirect_stdout(sys.stderr):
+        tasks = _guarded(f"{folder / file}: generate", lambda: list(function(**settings)))
     if not all(isinstance(task, Task) for task in tasks):
         raise TasksetError(f"{folder / file}: generate must return a list of agentalign Task records.")
     return cast(list[Task], tasks)
