@@ -223,11 +223,11 @@ class Batch:
         """Move the rows that write to the front: there a step gathers and copies nothing."""
         count = sum(row.pending == 1 for row in self.rows)
         behind = [place for place, row in enumerate(self.rows) if row.pending == 1 and place >= count]
-        for free in [place for place in range(count) if self.rows[place].pending != 1]:
-            other = behind.pop()
-            used = max(self.rows[free].held, self.rows[other].held)
-            self.cache.swap(free, other, used)
-            self.rows[free], self.rows[other] = self.rows[other], self.rows[free]
+        free = [place for place in range(count) if self.rows[place].pending != 1]
+        used = max((self.rows[place].held for place in (*free, *behind)), default=0)
+        self.cache.arrange([*free, *behind], [*behind, *free], used)
+        for one, other in zip(free, behind, strict=True):
+            self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
 
     # ------------------------------------------------------------------ computing
 

@@ -93,15 +93,18 @@ class KVCache:
             for tensor in stored:
                 tensor[row].zero_()
 
-    def swap(self, a: int, b: int, length: int) -> None:
-        """Exchange the first `length` suffix tokens of two rows."""
-        if a == b or not length:
+    def arrange(self, targets: Sequence[int], sources: Sequence[int], length: int) -> None:
+        """Give every target row the first `length` suffix tokens of its source row; all are read before any is written.
+
+        However many rows move, it is two kernels a tensor: on a GPU a launch costs more than what it copies.
+        """
+        if not targets or not length:
             return
+        device = next((keys.device for keys, _ in self.suffix.values()), None)
+        there, here = torch.tensor(targets, device=device), torch.tensor(sources, device=device)
         for stored in self.suffix.values():
             for tensor in stored:
-                kept = tensor[a, :, :length].clone()
-                tensor[a, :, :length] = tensor[b, :, :length]
-                tensor[b, :, :length] = kept
+                tensor[there, :, :length] = tensor[here, :, :length]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give a row the first `length` suffix tokens of another; both rows stand in the storage already."""

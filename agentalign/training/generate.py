@@ -148,7 +148,10 @@ class _BatchSession:
     def drop(self, slot: int) -> None:
         """See `Session.drop`."""
         if slot in self.held:
-            self._move(slot, len(self.slots) - 1)
+            here, last = self.slots.index(slot), self.slots[-1]
+            if slot != last:
+                self.cache.arrange([here], [len(self.slots) - 1], len(self.held[last]) - self.shared[last])
+                self.slots[here] = last
             self.slots.pop()
             del self.held[slot], self.shared[slot]
 
@@ -181,8 +184,11 @@ class _BatchSession:
         for slot, context in contexts.items():
             self._admit(slot, context)
         self.cache.reserve(len(self.slots), self.cache.capacity)
+        wanted = list(self.slots)
         for row, slot in enumerate(contexts):
-            self._move(slot, row)
+            other = wanted.index(slot)
+            wanted[row], wanted[other] = slot, wanted[row]
+        self._arrange(wanted)
 
     def _share_prefix(self, contexts: list[Sequence[int]]) -> None:
         """Compute what all contexts begin with, once; a session without slots keeps what new contexts still begin with."""
@@ -214,11 +220,13 @@ class _BatchSession:
         self.held[slot] = self.held[slot][:same]
         self.shared[slot] = min(self.shared[slot], same)
 
-    def _move(self, slot: int, row: int) -> None:
-        here, other = self.slots.index(slot), self.slots[row]
-        used = max(len(self.held[s]) - self.shared[s] for s in (slot, other))
-        self.cache.swap(here, row, used)
-        self.slots[here], self.slots[row] = other, slot
+    def _arrange(self, wanted: list[int]) -> None:
+        """Bring the slots into this order; rows whose slot stays are not touched."""
+        at = {slot: row for row, slot in enumerate(self.slots)}
+        moved = [row for row, slot in enumerate(wanted) if at[slot] != row]
+        used = max((len(self.held[wanted[row]]) - self.shared[wanted[row]] for row in moved), default=0)
+        self.cache.arrange(moved, [at[wanted[row]] for row in moved], used)
+        self.slots = wanted
 
     def _prefill(self, contexts: Mapping[int, Sequence[int]]) -> Tensor:
         """Compute what the slots do not hold; logits (n, V) after each context, in the order of `contexts`."""
@@ -264,8 +272,7 @@ class _BatchSession:
             ids, logprobs = sampler(logits, [turns[slot].random for slot in active])
             for slot, token, logprob in zip(active, ids, logprobs, strict=True):
                 turns[slot].add(token, logprob, stop_ids)
-            for slot in [slot for slot in active if turns[slot].over]:
-                active = self._retire(slot, active)
+            active = self._retire({slot for slot in active if turns[slot].over}, active)
             if not active:
                 return
             pieces = [Piece(row, self.shared[slot], len(self.held[slot]), 1) for row, slot in enumerate(active)]
@@ -275,10 +282,18 @@ class _BatchSession:
             for slot in active:
                 self.held[slot].append(turns[slot].ids[-1])
 
-    def _retire(self, slot: int, active: list[int]) -> list[int]:
-        """Move the slot behind the active rows; the last active one takes its place."""
-        self._move(slot, len(active) - 1)
-        return self.slots[: len(active) - 1]
+    def _retire(self, over: set[int], active: list[int]) -> list[int]:
+        """Move these slots behind the active rows; the last active ones take their places. Where nobody is left, nothing moves."""
+        left = len(active) - len(over)
+        if over and left:
+            wanted = list(self.slots)
+            behind = [row for row in range(left, len(active)) if wanted[row] not in over]
+            for row in range(left):
+                if wanted[row] in over:
+                    other = behind.pop()
+                    wanted[row], wanted[other] = wanted[other], wanted[row]
+            self._arrange(wanted)
+        return self.slots[:left]
 
 
 class _PlainSession:
