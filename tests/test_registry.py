@@ -237,6 +237,23 @@ def test_the_version_before_can_be_put_back_and_every_change_is_remembered(regis
     ]
 
 
+def test_a_version_that_is_not_whole_stands_in_no_other_ones_way(registry: Registry, files: Path) -> None:
+    """Such as one that is being copied in: stages are read, and production is put back, meanwhile."""
+    for version in (1, 2):
+        registry.save(card(version=version), files)
+        registry.promote(f"desk@{version}", "production", gate(f"desk@{version}"))
+    (registry.folder / "desk" / "3").mkdir()
+    assert registry.stages("desk") == {"production": 2, "previous": 1}
+    assert registry.roll_back("desk").version == 1
+    assert len(registry.history("desk")) == 3
+    assert registry.canary("desk") == 0
+    cards, (problem,) = registry.readable()
+    assert [one.version for one in cards] == [1, 2]
+    assert "desk@3 is damaged" in problem
+    with pytest.raises(RegistryError, match="desk@3 is damaged"):
+        registry.list()
+
+
 def test_a_number_that_was_in_production_is_not_given_again(registry: Registry, files: Path) -> None:
     registry.save(card(1), files)
     registry.save(card(2), files)

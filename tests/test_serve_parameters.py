@@ -75,6 +75,15 @@ def test_a_stop_text_inside_a_call_ends_nothing(server: Running) -> None:
     assert server.chat(messages=ASK, tools=[ORDER], stop=["\n", "{", "bako", "order"])["choices"][0] == free
 
 
+def test_a_stop_text_inside_a_call_that_cannot_be_read_cuts_nothing(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = '<tool_call>\n{"name": "order", "arguments": {bad}}\n</tool_call>'
+    monkeypatch.setattr(server.served.chat, "text", lambda _ids: broken)
+    choice = server.chat(messages=ASK, tools=[ORDER], stop=["\n", "order"])["choices"][0]
+    assert choice["malformed"]
+    assert choice["message"]["content"] == broken
+    assert "tool_calls" not in choice["message"]
+
+
 def test_a_conversation_goes_on_after_a_stop_text(server: Running, story: str) -> None:
     """What was sampled behind the stop text must not stand in the next prompt, though its ids were remembered once."""
     word = story[9:13].strip()

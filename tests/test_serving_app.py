@@ -1,9 +1,11 @@
 """The server beside its worker: clients that leave, versions that cannot be served, a base whose adapters cannot."""
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ import pytest
 
 pytest.importorskip("prometheus_client", reason="serving is an extra: pip install 'agentalign[serve]'")
 
+from small_base import make_base
 from small_server import TINY, Running, add_soft_adapter, held, promote, running, until
 
 from agentalign.config.project import Project
@@ -143,6 +146,33 @@ def test_a_conversation_is_bound_to_no_version_that_cannot_be_served(server: Run
     finally:
         Registry(project.adapters).roll_back("odd")
     assert say("c").json()["model"] == "odd@1"
+
+
+def test_a_version_that_is_being_copied_hides_no_other_one(server: Running, project: Project) -> None:
+    def names() -> set[str]:
+        answer = server.client.get("/v1/models")
+        assert answer.status_code == 200, answer.text
+        return {row["id"] for row in answer.json()["data"]}
+
+    coming = project.adapters / "odd" / "4"
+    before = names()
+    coming.mkdir()
+    try:
+        (coming / "adapter_config.json").write_text("{}")
+        assert names() == before - {"odd"}, "the bare name would be the newest version, which is not whole"
+        with running(project, settings=Settings(running=1)) as small:
+            assert small.chat(model="odd@production", max_tokens=1)["model"] == "odd@1"
+    finally:
+        shutil.rmtree(coming)
+    assert names() == before
+
+
+def test_a_bare_name_whose_newest_version_has_another_base_is_not_listed(server: Running, project: Project, tmp_path: Path) -> None:
+    for folder, seed in ((TINY, 1), (make_base(tmp_path / "other"), 2)):
+        add_soft_adapter(project, folder, name="moved", std=0.5, seed=seed)
+    ids = {row["id"] for row in server.client.get("/v1/models").json()["data"]}
+    assert {name for name in ids if name.startswith("moved")} == {"moved@1"}
+    server.chat(model="moved", expect=404)
 
 
 def test_a_server_whose_adapter_cannot_be_served_leaves_no_thread_behind(project: Project) -> None:

@@ -126,7 +126,7 @@ def read_keys(environment: Mapping[str, str]) -> list[str]:
 
 def _in_production(project: Project) -> list[str]:
     registry = Registry(project.adapters)
-    names = sorted({card.name for card in registry.list() if card.kind == "policy"})
+    names = sorted({card.name for card in registry.readable()[0] if card.kind == "policy"})
     found = [f"{name}@production" for name in names if "production" in registry.stages(name)]
     if not found:
         raise RegistryError("no adapter is in production. Name one: `agentalign serve NAME@VERSION`, or promote one: `agentalign promote`.")

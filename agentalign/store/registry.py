@@ -97,9 +97,7 @@ class Registry:
         Reads the card only; `verify` looks at the weights.
         """
         name, wanted = self._parse(ref)
-        versions = self._versions(name)
-        if not versions:
-            raise RegistryError(f"there is no adapter {name!r} in {self.folder}. {self._nearest(name)}")
+        versions = self._known(name)
         content = ""
         if wanted is None:
             version = versions[-1]
@@ -201,7 +199,7 @@ class Registry:
                 f"a rollback goes to the version that was in production before ({name}@previous), not to {name}@{wanted}. Name the adapter "
                 f"alone, or promote the version that you want: `agentalign promote {name}@VERSION production`."
             )
-        self.resolve(name)
+        self._known(name)
         with self._changing(name) as held:
             previous = held.stages.get("previous")
             if previous is None:
@@ -225,7 +223,9 @@ class Registry:
 
     def canary(self, name: str) -> float:
         """Share of the sessions that the candidate answers."""
-        return stages.read(self.folder / self.resolve(name)[0].name).canary
+        name, _ = self._parse(name)
+        self._known(name)
+        return stages.read(self.folder / name).canary
 
     def for_session(self, name: str, session: str) -> AdapterCard:
         """Who answers a session: production, or the candidate for its share. The same session always gets the same version.
@@ -238,12 +238,12 @@ class Registry:
 
     def stages(self, name: str) -> dict[str, int]:
         """Which version holds which stage; empty where none was promoted."""
-        self.resolve(name)
+        self._known(name)
         return dict(stages.read(self.folder / name).stages)
 
     def history(self, name: str) -> tuple[StageChange, ...]:
         """Every promotion, roll back and change of the canary's share, oldest first."""
-        self.resolve(name)
+        self._known(name)
         return stages.read(self.folder / name).history
 
     def _parse(self, ref: str) -> tuple[str, str | None]:
@@ -261,6 +261,13 @@ class Registry:
             return []
         found = (entry for entry in home.iterdir() if re.fullmatch("[1-9][0-9]{0,8}", entry.name))
         return sorted(int(entry.name) for entry in found if entry.is_dir() and not entry.is_symlink())
+
+    def _known(self, name: str) -> "list[int]":
+        """The versions that an adapter has, whole or not; RegistryError where there is no such adapter."""
+        versions = self._versions(self._parse(name)[0])
+        if not versions:
+            raise RegistryError(f"there is no adapter {name!r} in {self.folder}. {self._nearest(name)}")
+        return versions
 
     def _names(self) -> "list[str]":
         if not self.folder.is_dir():
@@ -305,6 +312,18 @@ class Registry:
     def list(self) -> "list[AdapterCard]":
         """Every version of every adapter, by name, oldest first."""
         return [self._read_card(name, version)[0] for name in self._names() for version in self._versions(name)]
+
+    def readable(self) -> "tuple[list[AdapterCard], list[str]]":
+        """The same without versions whose card cannot be read, such as one that is being copied in, and why each of those cannot."""
+        cards: list[AdapterCard] = []
+        problems: list[str] = []
+        for name in self._names():
+            for version in self._versions(name):
+                try:
+                    cards.append(self._read_card(name, version)[0])
+                except RegistryError as error:
+                    problems.append(str(error))
+        return cards, problems
 
 
 _RESTORE = "Copy it back from where it was trained or kept, or delete the version's folder."

@@ -5,10 +5,12 @@ to be told to the server. Surprise: a conversation is known by its id, or else b
 conversations whose histories are equal to the letter are one to the server.
 """
 
+import logging
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -23,6 +25,8 @@ from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle, require_runnable
 from agentalign.store.registry import Registry
 from agentalign.training.base import Base
 from agentalign.training.mixed_lora import MixedLora
+
+log = logging.getLogger(__name__)
 
 BASE = "base"
 """The bare base's name as a model, where no adapter is called so."""
@@ -43,6 +47,8 @@ class Adapters:
         """Loaded version -> requests that use it; least recently used first."""
         self._bound: OrderedDict[str, str] = OrderedDict()
         """Conversation -> version."""
+        self._told: set[str] = set()
+        """What is wrong with versions that are not listed; each is logged once."""
 
     def choose(self, ref: str, conversation: str | None) -> str:
         """The version, "name@version" or "base", that answers.
@@ -134,15 +140,29 @@ class Adapters:
         return list(self._used)
 
     def models(self) -> dict[str, AdapterCard]:
-        """Every name that this server answers to, and whose card it is: versions, stages, and the newest by the bare name."""
+        """Every name that this server answers to, and whose card it is: versions, stages, and the newest by the bare name.
+
+        A version that cannot be read, such as one that is being copied here, is missing; the others are served meanwhile.
+        """
+        cards, problems = self._registry.readable()
+        for problem in problems:
+            if problem not in self._told:
+                log.warning("not listed: %s", problem)
+        self._told = set(problems)
         found: dict[str, AdapterCard] = {}
-        for card in self._registry.list():
+        for card in cards:
             if self._unfit(card, self._project.adapters / card.name / str(card.version)):
                 continue
-            found[card.ref] = found[card.name] = card
+            found[card.ref] = card
             for stage, number in self._registry.stages(card.name).items():
                 if number == card.version:
                     found[f"{card.name}@{stage}"] = card
+        for name in {card.name for card in found.values()}:
+            # The bare name is the newest there is, which `choose` asks for too: not the newest of those that fit.
+            with suppress(RegistryError):
+                newest = self._registry.resolve(name)[0]
+                if newest.ref in found:
+                    found[name] = newest
         return found
 
 

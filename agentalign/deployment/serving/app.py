@@ -22,6 +22,7 @@ from agentalign.deployment.serving.guard import OWNER, Guard
 from agentalign.deployment.serving.metrics import Metrics
 from agentalign.deployment.serving.protocol import ChatRequest, ErrorReply
 from agentalign.deployment.serving.worker import Event
+from agentalign.errors import RegistryError
 from agentalign.training.continuous import Written
 
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorReply} for status in (400, 401, 403, 404, 413, 429, 500, 503, 504)}
@@ -53,7 +54,10 @@ def create_app(chat: Chat, metrics: Metrics, *, keys: Sequence[str] = (), max_bo
     @app.get("/v1/models", responses=ERRORS)
     def models() -> dict[str, Any]:
         """Every name that this server answers to."""
-        cards = chat.adapters.models()
+        try:
+            cards = chat.adapters.models()
+        except RegistryError as error:
+            raise RefusedError(500, str(error)) from None
         rows = [{"id": name, "object": "model", "created": 0, "owned_by": "agentalign", "root": card.ref} for name, card in cards.items()]
         return {"object": "list", "data": [*rows, {"id": BASE, "object": "model", "created": 0, "owned_by": "agentalign", "root": BASE}]}
 

@@ -166,8 +166,9 @@ class Chat:
         if parsed.malformed:
             reasoning, content = asked.form.split(text)
             content = content if stopped else certain_text(asked.form, text)
-        # Only the end of a turn tells that it held no call, and text behind it may say one of the words.
-        cut = text_before(content, asked.request.stops)
+        # Only the end of a turn tells that it held no call, and text behind it may say one of the words. What looks like a call and cannot
+        # be read is sent whole: a stop text within it is a word of its arguments.
+        cut = None if parsed.malformed and stopped else text_before(content, asked.request.stops)
         calls = tuple(ToolCall(id=f"call_{asked.first_call + i}", name=c.name, arguments=c.arguments) for i, c in enumerate(parsed.calls))
         content = content if cut is None else cut
         message = Message(role="assistant", content=content, reasoning=reasoning, tool_calls=calls, malformed=parsed.malformed)
