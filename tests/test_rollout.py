@@ -1,6 +1,7 @@
 """Rollouts: how runs go, end and break, whatever the policy is."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -142,6 +143,22 @@ def test_turns_tokens_and_seconds_are_limited(taskset, pool, tmp_path):
     home.mkdir()
     slow = make_taskset(home, taskset_yaml=FILES["taskset.yaml"].replace("max_seconds: 600", "max_seconds: 0"))
     assert run(slow, pool, lambda request: says(call("add"))).stop_reason == StopReason.MAX_SECONDS
+
+
+def test_under_default_limits_no_run_of_a_slow_batch_ends_by_time(tmp_path, pool, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def slow(request: TurnRequest) -> PolicyTurn:
+        clock[0] += 30.0  # a round of eight takes four minutes
+        return adds_then_answers(request)
+
+    home = tmp_path / "slow"
+    home.mkdir()
+    taskset = make_taskset(home, taskset_yaml=FILES["taskset.yaml"].replace("max_seconds: 600, ", ""))
+    jobs = [Job(taskset.task("one"), sample) for sample in range(8)]
+    made = [result.trajectory.stop_reason for result in rollout(taskset, Script(slow), jobs, pool=pool, batch=8)]
+    assert made == [StopReason.ANSWERED] * 8
 
 
 def test_a_broken_tool_ends_its_run_alone_with_the_traceback(taskset, pool):

@@ -35,8 +35,9 @@ class Limits(Record):
     """Tokens the agent may write in one turn."""
     max_tokens: int = 2048
     """Tokens of the whole run."""
-    max_seconds: float = 60
-    """Wall-clock time of the run; generation of a whole batch counts for each run in it."""
+    max_seconds: float = 3600
+    """Wall-clock time of the run. Generation of a whole batch counts for each run in it, so this only ends what hangs: a limit that runs
+    come near would make results depend on the machine's speed."""
     max_call_seconds: float = 10
     """Time for one tool call, reply or check before the worker is killed."""
     max_memory_mb: int = 4096
