@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,25 @@ def test_results_without_ids_answer_calls_in_order() -> None:
     )  # fmt: skip
     first, second, third = (c.id for c in run.messages[1].tool_calls)
     assert [m.tool_call_id for m in run.messages if m.role == "tool"] == [first, third, second]
+
+
+def test_a_line_of_very_many_calls_or_keys_takes_seconds_at_most(tmp_path: Path) -> None:
+    began = time.monotonic()
+    calls: list[JsonValue] = [call("x") for _ in range(20_000)]
+    made = read(USER, {"role": "assistant", "tool_calls": calls}, DONE).messages[1].tool_calls
+    assert [one.id for one in made[:3]] == ["x", "x_1", "x_2"]
+    assert len({one.id for one in made}) == len(calls)
+    numbered: list[JsonValue] = [call(f"c{number}") for number in range(20_000)]
+    by_id: list[JsonValue] = [{"role": "tool", "content": "1", "tool_call_id": f"c{number}"} for number in range(20_000)]
+    in_order: list[JsonValue] = [{"role": "tool", "content": "1"} for _ in range(20_000)]
+    for results in (by_id, in_order):
+        run = read(USER, {"role": "assistant", "tool_calls": numbered}, *results, DONE)
+        assert [message.tool_call_id for message in run.messages[2:-1]] == [f"c{number}" for number in range(20_000)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{" + "".join(f'"k{number}": 0, ' for number in range(200_000)) + '"z": 0, "z": 1}\n')
+    (row,) = read_rows(path)
+    assert "the key 'z' stands twice" in row.reason
+    assert time.monotonic() - began < 20, "each of these took minutes where time grew with the square"
 
 
 def test_arguments_that_are_no_json_are_kept_as_written() -> None:

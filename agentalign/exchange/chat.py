@@ -7,6 +7,7 @@ Surprise: call ids are made unique within a run, because some servers count from
 """
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -79,8 +80,12 @@ class _Reader:
         self._ids: dict[str, str] = {}
         """Id as written -> id in the run; the newest where an id comes again."""
         self._used: set[str] = set()
-        self._open: list[ToolCall] = []
-        """Calls of the last assistant message without a result so far."""
+        self._next: dict[str, int] = {}
+        """Id as written -> the number that makes it unique where it comes again."""
+        self._open: dict[str, ToolCall] = {}
+        """Calls of the last assistant message without a result so far, by their id in the run."""
+        self._in_order: dict[str, deque[str]] = {}
+        """Tool's name, or "" for all -> ids of that message's calls, for results without an id. Answered ones are dropped when met."""
         self._malformed = ""
         """Why a call of that message could not be read; a result without an id answers that call."""
 
@@ -117,10 +122,12 @@ class _Reader:
         calls = entry.get("tool_calls") or []
         if not isinstance(calls, list):
             self._refuse(number, f"has `tool_calls` that are {_kind(calls)}, not a list")
-        self._open, self._malformed = [self._call(number, call) for call in calls], self._optional(number, "malformed", entry)
-        return Message(
-            role="assistant", content=content, reasoning="".join(thoughts), tool_calls=tuple(self._open), malformed=self._malformed
-        )
+        made = tuple(self._call(number, call) for call in calls)
+        self._open, self._malformed = {call.id: call for call in made}, self._optional(number, "malformed", entry)
+        self._in_order = {"": deque(self._open)}
+        for call in made:
+            self._in_order.setdefault(call.name, deque()).append(call.id)
+        return Message(role="assistant", content=content, reasoning="".join(thoughts), tool_calls=made, malformed=self._malformed)
 
     def _call(self, number: int, call: JsonValue) -> ToolCall:
         function = call.get("function") if isinstance(call, dict) else None
@@ -136,9 +143,11 @@ class _Reader:
 
     def _new_id(self, written: JsonValue) -> str:
         wanted = written if isinstance(written, str) and written else f"call_{len(self._used)}"
-        unique, number = wanted, 1
+        unique = wanted
+        # Counted on from the last time: a line may hold hundreds of thousands of calls of one id.
         while unique in self._used:
-            unique, number = f"{wanted}_{number}", number + 1
+            self._next[wanted] = self._next.get(wanted, 0) + 1
+            unique = f"{wanted}_{self._next[wanted]}"
         self._used.add(unique)
         self._ids[wanted] = unique
         return unique
@@ -150,20 +159,23 @@ class _Reader:
         content, error = self._text(number, entry.get("content")), self._error(number, entry)
         if self._malformed and not written:
             return Message(role="tool", content=content, name=name or None, error=error)
-        matching = [call for call in self._open if self._answers(call, written, name)]
-        if not matching:
+        call = self._answered(written, name)
+        if call is None:
             wanted = f"the call id {json.dumps(written)[:60]}" if written else f"the tool '{name}'" if name else "no call"
             self._refuse(number, f"(tool) answers {wanted}, but no open call of the message before fits")
-        call = matching[0]
-        self._open.remove(call)
+        del self._open[call.id]
         # A name that is left out is the call's; an empty one is how `write_message` says that none was recorded.
         recorded = call.name if entry.get("name") is None else name or None
         return Message(role="tool", content=content, tool_call_id=call.id, name=recorded, error=error)
 
-    def _answers(self, call: ToolCall, written: JsonValue, name: str) -> bool:
+    def _answered(self, written: JsonValue, name: str) -> ToolCall | None:
+        """The open call of this id, else the first one of this name, or of all."""
         if written:
-            return isinstance(written, str) and self._ids.get(written) == call.id
-        return not name or call.name == name
+            return self._open.get(self._ids.get(written, "")) if isinstance(written, str) else None
+        waiting = self._in_order.get(name, deque())
+        while waiting and waiting[0] not in self._open:
+            waiting.popleft()
+        return self._open[waiting[0]] if waiting else None
 
     def _error(self, number: int, entry: Row) -> bool:
         value = entry.get("error")
