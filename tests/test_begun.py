@@ -12,7 +12,7 @@ from agentalign.config.sft import SFTConfig
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import TrainingError
 from agentalign.recipes import dpo, kto
-from agentalign.recipes.begun import LABELS_FILE, TrainedOn, write_whole
+from agentalign.recipes.begun import BESIDE_FILE, LABELS_FILE, TrainedOn, write_whole
 from agentalign.recipes.ppo import reward_rules
 from agentalign.recipes.standing import standing
 from agentalign.recipes.workspace import open_workspace
@@ -51,6 +51,14 @@ def test_a_run_that_was_rated_anew_makes_another_training_and_not_one_that_was_b
         assert "goes on with the data it began with; 1 newer items" in caplog.text
         work._done(begun, "adapter@1", "")
         assert work.frozen("kto", config, TrainedOn(ids, turned)) == TrainedOn(ids, turned)
+
+
+def test_what_changes_no_result_is_written_beside_for_who_goes_on(project):
+    config = SFTConfig(**SFT, report_to="tensorboard", gradient_checkpointing=True)
+    with open_workspace(config, project) as work:
+        begun, folder = work.begin("sft", config, TrainedOn(["a"]))
+        assert begun.id == work.planned("sft", SFTConfig(**SFT), TrainedOn(["a"])).id
+    assert json.loads((folder / BESIDE_FILE).read_text()) == {"report_to": "tensorboard", "gradient_checkpointing": True}
 
 
 def test_labels_that_say_nothing_leave_a_trainings_name_as_it_was(project):

@@ -10,6 +10,7 @@ from small_desk import make_run
 from small_ui import desk_fixtures
 
 from agentalign import strict_yaml
+from agentalign.recipes.begun import BESIDE_FILE, write_whole
 from agentalign.recipes.process import LAUNCH_FILE, LOCK_FILE, read_process, write_process
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Item, Preference
@@ -140,14 +141,16 @@ def test_what_the_machine_refuses_is_a_sentence(client, project, store, monkeypa
         child.kill()
 
 
-def test_settings_of_a_training_hold_every_character(client, project, store, monkeypatch):
+def test_settings_of_a_training_that_was_begun_elsewhere_are_those_that_were_given(client, project, store, monkeypatch):
     config = json.dumps({"taskset": "desk", "base": "/models/\U00020bb7"})
     made = training(config=config)
     store.save_training(made)
     (project.trainings / ID).mkdir(parents=True, exist_ok=True)
+    beside = {"report_to": "wandb", "gradient_checkpointing": True}
+    write_whole(project.trainings / ID / BESIDE_FILE, beside)
     monkeypatch.setattr(launch, "_launch", lambda *_: None)
     launch.resume(project, made)
-    assert strict_yaml.load(project.trainings / ID / launch.SETTINGS_FILE) == {**json.loads(config), "training": ID}
+    assert strict_yaml.load(project.trainings / ID / launch.SETTINGS_FILE) == {**json.loads(config), **beside, "training": ID}
 
 
 def test_a_page_does_not_keep_what_is_started_from_it_off_the_hub():

@@ -28,7 +28,7 @@ from agentalign.config.training import TrainingConfig
 from agentalign.environments.taskset import list_tasksets
 from agentalign.errors import AgentAlignError, DataError
 from agentalign.recipes import process
-from agentalign.recipes.begun import LABELS_FILE, write_whole
+from agentalign.recipes.begun import BESIDE_FILE, LABELS_FILE, write_whole
 from agentalign.recipes.process import LAUNCH_FILE, LOCK_FILE, ask_to_stop, read_process, write_process
 from agentalign.records.adapter import RecipeName, Training
 from agentalign.store.store import Store
@@ -139,7 +139,9 @@ def resume(project: Project, training: Training) -> None:
         raise DataError(f"training {training.id} is {state}, so there is nothing to go on with.")
     with _told_of_files(training):
         if not (folder / SETTINGS_FILE).exists():  # begun on the command line
-            _write_settings(folder, {**json.loads(training.config), "training": training.id})
+            beside = folder / BESIDE_FILE
+            known = json.loads(beside.read_text("utf-8")) if beside.exists() else {}
+            _write_settings(folder, {**json.loads(training.config), **known, "training": training.id})
         _launch(project, training, folder)
 
 

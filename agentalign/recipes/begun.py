@@ -22,6 +22,10 @@ DATA_FILE = "data.json"
 """In a training's folder: ids of what it learns from."""
 LABELS_FILE = "labels.json"
 """In a training's folder: what it learns of them beside their content; not there where it learns nothing of the kind."""
+BESIDE_FILE = "beside.json"
+"""In a training's folder: its `BESIDE` settings as they were given, for a page that goes on with it."""
+BESIDE = frozenset({"report_to", "gradient_checkpointing"})
+"""Settings that change no result: no part of what a training is, so its record does not hold them."""
 
 
 class TrainedOn(NamedTuple):
@@ -53,12 +57,16 @@ def read_begun(folder: Path, rules: JsonValue) -> TrainedOn | None:
         return None
 
 
-def write_begun(folder: Path, about: TrainedOn) -> None:
+def write_begun(folder: Path, about: TrainedOn, beside: Mapping[str, JsonValue]) -> None:
     """Write down what a training begins with.
+
+    Args:
+        beside: its settings that change no result.
 
     Raises:
         TrainingError: the disk is full or not writable; what was written before is untouched.
     """
+    write_whole(folder / BESIDE_FILE, dict(beside))
     if about.labels:
         write_whole(folder / LABELS_FILE, dict(about.labels))
     write_whole(folder / DATA_FILE, list(about.ids))  # last: a folder with it is whole

@@ -25,7 +25,7 @@ from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError, TasksetError, TrainingError, TrainingStoppedError
 from agentalign.recipes.adapter_card import about_base, about_training, write_golden, write_settings
-from agentalign.recipes.begun import TrainedOn, read_begun, write_begun
+from agentalign.recipes.begun import BESIDE, TrainedOn, read_begun, write_begun
 from agentalign.recipes.process import LOCK_FILE, write_process
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
@@ -139,9 +139,9 @@ class Workspace:
         if len(set(ranks.gathered(training.id))) > 1:
             raise TrainingError("the store changed while the processes of this training started; give the command again.")
         folder = self.project.trainings / training.id
-        return ranks.first(lambda: self._begun(training, folder, about)), folder
+        return ranks.first(lambda: self._begun(training, folder, about, config)), folder
 
-    def _begun(self, training: Training, folder: Path, about: TrainedOn) -> Training:
+    def _begun(self, training: Training, folder: Path, about: TrainedOn, config: TrainingConfig) -> Training:
         known = {one.id: one for one in self.store.trainings(self.taskset.name)}
         if training.id in known and known[training.id].status == "done":
             return known[training.id]
@@ -149,7 +149,7 @@ class Workspace:
             if card.training == training.id:  # killed between saving the adapter and saying so
                 return self._done(training, card.ref, "")
         self._mention_others(training, known.values())
-        write_begun(folder, about)
+        write_begun(folder, about, config.model_dump(mode="json", include=set(BESIDE)))
         self.store.save_training(training)
         return training
 
@@ -334,4 +334,4 @@ def resolve_adapter(work: Workspace, ref: str, kind: AdapterKind) -> tuple[Adapt
 
 def _settings(config: TrainingConfig) -> str:
     """As JSON text, without what changes no result: giving it otherwise must not make another training."""
-    return json.dumps(config.model_dump(mode="json", exclude={"report_to", "gradient_checkpointing", "training"}))
+    return json.dumps(config.model_dump(mode="json", exclude={*BESIDE, "training"}))
