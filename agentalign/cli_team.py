@@ -3,12 +3,20 @@
 import argparse
 import getpass
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from agentalign.cli_arguments import Commands, add_filters, add_json, at_least, command, run_filter, verbs
 from agentalign.cli_output import say, show, show_json, show_table
 from agentalign.config.project import Project
 from agentalign.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from agentalign.records.criterion import Criterion
+
+InForce: TypeAlias = "Mapping[str, tuple[Criterion, ...]]"
+"""Taskset -> its criteria as they are now."""
 
 
 def add(commands: Commands) -> None:
@@ -112,21 +120,21 @@ def _queue_add(arguments: argparse.Namespace) -> None:
     project = Project.find()
     with Store(project.store_url) as store:
         ids = _named(store, arguments) or _matching(store, arguments)
+        criteria = {name: load_criteria(find_taskset(name, project.tasks) / "criteria.yaml") for name in _tasksets(store, ids)}
         if arguments.gold and arguments.pairs:
-            added, changed = _add_gold_pair(store, ids, arguments.gold)
+            added, changed = _add_gold_pair(store, ids, arguments.gold, criteria)
         else:
-            criteria = {name: load_criteria(find_taskset(name, project.tasks) / "criteria.yaml") for name in _tasksets(store, ids)}
             overlap = arguments.overlap
             if arguments.pairs:
                 among = RunFilter(ids=tuple(ids))
                 added, changed = queue_pairs(store, among, criteria, per_task=arguments.pairs, overlap=overlap, newest=len(ids) or 1)
             else:
                 urgent = urgency(store, ids, criteria)
-                added, changed = store.queue_items.add(ids, overlap=overlap, gold=_gold(arguments.gold), priority=urgent)
+                added, changed = store.queue_items.add(ids, overlap=overlap, gold=_gold(arguments.gold, criteria), priority=urgent)
     say(f"{added} {'pairs' if arguments.pairs else 'runs'} added to the queue, {changed} changed.")
 
 
-def _add_gold_pair(store: "object", ids: list[str], said: list[str]) -> tuple[int, int]:
+def _add_gold_pair(store: "object", ids: list[str], said: list[str], criteria: "InForce") -> tuple[int, int]:
     from agentalign.store.store import Store
 
     assert isinstance(store, Store)
@@ -142,6 +150,8 @@ def _add_gold_pair(store: "object", ids: list[str], said: list[str]) -> tuple[in
             raise UsageError(
                 f"--gold {text}: write overall, or the criterion with its version, such as {criterion}@1={answer or ids[0][:6]}."
             )
+        if criterion != "overall":
+            _asked(criterion, criteria)
         known[criterion] = answer.replace("_", " ") if answer in ("tie", "both_bad") else store.resolve_id(answer)
     return store.pairs.add([(ids[0], ids[1])], gold=known)
 
@@ -176,7 +186,16 @@ def _matching(store: "object", arguments: argparse.Namespace) -> list[str]:
     return [run.id for run in store.trajectories(wanted)]
 
 
-def _gold(said: list[str]) -> dict[str, float]:
+def _asked(key: str, criteria: "InForce") -> "list[Criterion]":
+    """A criterion of each of the tasksets; DataError where raters of one would never meet it, so that nobody could be tested by it."""
+    for taskset, known in criteria.items():
+        if key not in [one.key for one in known]:
+            names = ", ".join(one.key for one in known)
+            raise DataError(f"{taskset} has no criterion {key} in force, so nobody would answer it. Name one of {names}.")
+    return [one for known in criteria.values() for one in known if one.key == key]
+
+
+def _gold(said: list[str], criteria: "InForce") -> dict[str, float]:
     found = {}
     for text in said:
         criterion, _, value = text.partition("=")
@@ -186,6 +205,9 @@ def _gold(said: list[str]) -> dict[str, float]:
             raise UsageError(f"--gold {text}: write the criterion with its version and the right value, such as tone@1=5.") from None
         if "@" not in criterion:
             raise UsageError(f"--gold {text}: write the criterion with its version, such as {criterion}@1={value}.")
+        for low, high in (one.scale for one in _asked(criterion, criteria)):
+            if not low <= found[criterion] <= high:
+                raise DataError(f"--gold {text}: {criterion} is answered from {low:g} to {high:g}. Give a value of that scale.")
     return found
 
 

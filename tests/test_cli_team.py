@@ -67,6 +67,22 @@ def test_pairs_of_one_task_are_queued_listed_and_closed(project, capsys):
     assert "nothing can be compared" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("gold", "word"),
+    [
+        ("toen@1=5", "has no criterion toen@1"),
+        ("tone@2=5", "has no criterion tone@2"),
+        ("tone@1=50", "from 1 to 5"),
+        ("tone@1=nan", "from 1 to 5"),
+    ],
+)
+def test_a_right_value_that_nobody_could_give_is_refused(project, capsys, gold, word):
+    assert main(["queue", "add", "--run", ids(project)[0], "--gold", gold]) == 1
+    assert word in capsys.readouterr().err
+    assert json.loads(said(capsys, "queue", "list", "--json").out) == []
+    said(capsys, "queue", "add", "--run", ids(project)[0], "--gold", "tone@1=5")
+
+
 def test_a_pair_with_a_known_answer_is_queued_and_what_people_say_is_counted_beside_runs(project, capsys):
     one, two, _ = ids(project)
     known = ("queue", "add", "--run", one, "--run", two, "--pairs", "1", "--gold")
@@ -76,6 +92,7 @@ def test_a_pair_with_a_known_answer_is_queued_and_what_people_say_is_counted_bes
     for wrong, word in (
         ("overall=better", "no run's id"),
         ("tone=tie", "tone@1=tie"),
+        ("toen@1=tie", "has no criterion toen@1"),
         (f"overall={ids(project)[2]}", "no answer about a pair"),
     ):
         assert main([*known, wrong]) != 0

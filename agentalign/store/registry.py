@@ -309,12 +309,8 @@ class Registry:
                 f"what stands beside {name}'s versions could not be written ({error}); it is as before. Free some space or fix the rights."
             ) from error
 
-    def list(self) -> "list[AdapterCard]":
-        """Every version of every adapter, by name, oldest first."""
-        return [self._read_card(name, version)[0] for name in self._names() for version in self._versions(name)]
-
     def readable(self) -> "tuple[list[AdapterCard], list[str]]":
-        """The same without versions whose card cannot be read, such as one that is being copied in, and why each of those cannot."""
+        """As `list`, without versions whose card cannot be read, such as one that is being copied in; and why each cannot."""
         cards: list[AdapterCard] = []
         problems: list[str] = []
         for name in self._names():
@@ -324,6 +320,10 @@ class Registry:
                 except RegistryError as error:
                     problems.append(str(error))
         return cards, problems
+
+    def list(self) -> "list[AdapterCard]":
+        """Every version of every adapter, by name, oldest first."""
+        return [self._read_card(name, version)[0] for name in self._names() for version in self._versions(name)]
 
 
 _RESTORE = "Copy it back from where it was trained or kept, or delete the version's folder."
