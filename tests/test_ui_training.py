@@ -14,6 +14,7 @@ from agentalign.recipes.begun import BESIDE_FILE, write_whole
 from agentalign.recipes.process import LAUNCH_FILE, LOCK_FILE, read_process, write_process
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Item, Preference
+from agentalign.store.store import Store
 from agentalign.training.metrics import write_plan, write_row
 from agentalign.ui import launch, trainings
 
@@ -159,6 +160,19 @@ def test_a_page_does_not_keep_what_is_started_from_it_off_the_hub():
     for own in ({}, {"HF_HUB_OFFLINE": "1"}):
         done = subprocess.run([sys.executable, "-c", program], env=outside | own, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == own.get("HF_HUB_OFFLINE", "None")
+
+
+def test_comparisons_are_read_for_a_training_that_has_runs_to_compare_and_not_at_every_look(client, project, store, monkeypatch):
+    make_training(project, store)
+    read, asked = Store.preferences, []
+    monkeypatch.setattr(Store, "preferences", lambda *arguments: asked.append(arguments) or read(*arguments))
+    look = f"/api/trainings/{ID}/curves"
+    assert client.get(look).status_code == 200 and asked == []
+    start, later = (make_run(policy=f"{ID}/dev-{step}", answer=str(step)).model_copy(update={"split": "dev"}) for step in (0, 2))
+    store.add([start, later])
+    store.add_preferences([Preference(taskset="desk", items=(Item(start.id), Item(later.id)), source="human", rater="r", left=start.id)])
+    assert [client.get(look).status_code for _ in range(2)] == [200, 200]
+    assert len(asked) == 1
 
 
 def test_what_is_not_there_is_404_and_nobody_is_told_anything(client, project, store):

@@ -12,7 +12,6 @@ from agentalign.config.load import describe
 from agentalign.environments.taskset import list_tasksets
 from agentalign.errors import DataError
 from agentalign.records.adapter import RecipeName, Training
-from agentalign.records.preference import in_force
 from agentalign.ui import launch, trainings
 from agentalign.ui.api import House, Rater, ascii_json
 from agentalign.ui.auth import require_lead
@@ -80,7 +79,7 @@ class StartIn(BaseModel):
 
 def add(app: FastAPI, house: House) -> None:
     """Add the routes."""
-    files = MetricsFiles()
+    files, votes = MetricsFiles(), trainings.Votes()
     _changing(app, house)
 
     @app.get("/api/trainings/form")
@@ -107,7 +106,7 @@ def add(app: FastAPI, house: House) -> None:
         _rater: Rater, id: TrainingId, name: Annotated[tuple[str, ...], Query(max_length=MOST_NAMES)] = (), seen: int = -1
     ) -> Response:
         """Its curves of these metrics, and what is wrong with it."""
-        return ascii_json(curves_view(house, files, stored_training(house, id), name, seen))
+        return ascii_json(curves_view(house, files, votes, stored_training(house, id), name, seen))
 
 
 def _changing(app: FastAPI, house: House) -> None:
@@ -156,7 +155,9 @@ def rows_of(house: House, files: MetricsFiles, training: Training) -> Sequence[R
     return files.rows(house.project.trainings / training.id / trainings.METRICS_FILE)
 
 
-def curves_view(house: House, files: MetricsFiles, training: Training, wanted: Sequence[str], seen: int) -> CurvesView:
+def curves_view(
+    house: House, files: MetricsFiles, votes: trainings.Votes, training: Training, wanted: Sequence[str], seen: int
+) -> CurvesView:
     """What the page draws."""
     from agentalign.evaluation.alarms import Vote, alarms  # its statistics take a second to import
 
@@ -164,8 +165,6 @@ def curves_view(house: House, files: MetricsFiles, training: Training, wanted: S
     row = trainings.row_of(house.project, training, rows)
     if len(rows) == seen:
         return CurvesView(row=row, rows=seen, unchanged=True, names=[], curves={}, evaluations=[], alarms=[])
-    human = [word for word in in_force(house.store.preferences(training.taskset, "overall", "human")) if word.is_answer]
-    votes = [Vote(*vote) for vote in trainings.votes(house.store, training, human)] if human else []
     return CurvesView(
         row=row,
         rows=len(rows),
@@ -173,5 +172,5 @@ def curves_view(house: House, files: MetricsFiles, training: Training, wanted: S
         names=names(rows),
         curves={name: curve(rows, name) for name in wanted},
         evaluations=trainings.evaluations(house.store, training, rows),
-        alarms=[AlarmView(**alarm._asdict()) for alarm in alarms(rows, votes)],
+        alarms=[AlarmView(**alarm._asdict()) for alarm in alarms(rows, [Vote(*vote) for vote in votes.of(house.store, training)])],
     )

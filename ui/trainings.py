@@ -5,6 +5,7 @@ its record says so *and* the process that its folder names is alive. Else it was
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from agentalign.config.project import Project
 from agentalign.errors import AgentAlignError
 from agentalign.recipes.process import LAUNCH_FILE, LOCK_FILE, read_process
 from agentalign.records.adapter import Training
-from agentalign.records.preference import Preference
+from agentalign.records.preference import Preference, in_force
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
@@ -30,6 +31,8 @@ LOG_FILE = "output.log"
 NOT_BEGUN = "not begun yet; what it learns from is written down"
 """What the record of a training says that was started from the page, until its process says more."""
 ENDED_BEFORE = "ended before it began; its words say why"
+VOTES_SECONDS = 30.0
+"""How long comparisons are not read again for a page that looks every two seconds."""
 LAST_STEPS = 20
 """What is left to do is estimated from the seconds of so many steps."""
 
@@ -167,6 +170,23 @@ def votes(store: Store, training: Training, compared: Sequence[Preference]) -> l
         later = 0 if steps[0] != 0 else 1
         found.append((steps[later] or 0, float(later == 0) if preference.decided else 0.5))
     return found
+
+
+class Votes:
+    """What people held of dev runs, by training, kept for a while: to find it, every comparison of the taskset is read."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[float, list[tuple[int, float]]]] = {}
+
+    def of(self, store: Store, training: Training) -> list[tuple[int, float]]:
+        """See `votes`; of comparisons that people stand by."""
+        if not store.count(RunFilter(taskset=training.taskset, policy=dev_policy(training.id, 0))):
+            return []  # every vote that counts is on a run of the start
+        told = self._kept.get(training.id)
+        if told is None or time.monotonic() - told[0] > VOTES_SECONDS:
+            human = [word for word in in_force(store.preferences(training.taskset, "overall", "human")) if word.is_answer]
+            told = self._kept[training.id] = time.monotonic(), votes(store, training, human) if human else []
+        return told[1]
 
 
 def _dev_step(training: str, policy: str) -> int | None:
