@@ -308,8 +308,10 @@ def _runs_export(arguments: argparse.Namespace) -> None:
     from agentalign.store.store import Store
 
     with Store(Project.find().store_url) as store:
-        count = write_runs(store, run_filter(arguments), arguments.file)
-    say(f"{count} runs are in {arguments.file}.")
+        written = write_runs(store, run_filter(arguments), arguments.file)
+    say(f"{written.runs} runs are in {arguments.file}.")
+    if written.left_out:
+        say(f"{written.left_out} corrected steps and proposals are left out: as runs they would break off. --kind correction writes them.")
 
 
 def _pairs(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from agentalign.environments.task import Task
 from agentalign.exchange.arrow import open_arrow
 from agentalign.exchange.chat import read_known_tools
 from agentalign.exchange.lines import look_through, read_rows
-from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
+from agentalign.records.trajectory import Message, Origin, StopReason, ToolCall, Trajectory
 from agentalign.rollouts.ingest import IngestReport, ingest, write_runs
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
@@ -101,9 +101,10 @@ def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Pat
         Message(role="tool", content="nothing there", tool_call_id="call_0", name="look", error=True),
     )
     schema = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
-    run = Trajectory(taskset="desk", messages=messages, tools=json.dumps([schema]), origin=Origin(kind="rollout", reference="base"))
+    origin = Origin(kind="rollout", reference="base")
+    run = Trajectory(taskset="desk", messages=messages, tools=json.dumps([schema]), origin=origin, stop_reason=StopReason.ERROR)
     store.add([run])
-    assert write_runs(store, RunFilter(), tmp_path / name) == 1
+    assert write_runs(store, RunFilter(), tmp_path / name) == (1, 0)
     assert [path.name for path in tmp_path.glob("*runs*")] == [name]
     with (
         open_arrow(tmp_path / name)
@@ -114,6 +115,27 @@ def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Pat
     [_, back] = store.trajectories()
     assert back.messages == run.messages
     assert back.content_digest == run.content_digest
+    assert back.stop_reason == StopReason.ERROR, "what broke stays out of pairs"
+
+
+def test_a_corrected_step_is_exported_as_a_run_only_where_it_is_asked_for(store: Store, tmp_path: Path) -> None:
+    call = ToolCall(id="call_0", name="look")
+    messages = Message(role="user", content="Where?"), Message(role="assistant", tool_calls=(call,))
+    run = Trajectory(taskset="desk", messages=messages, origin=Origin(kind="rollout", reference="base"))
+    made = {"messages": messages, "taskset": "desk", "parent": (run.id, 0)}
+    corrected = Trajectory(origin=Origin(kind="correction", reference="ada"), **made)  # type: ignore[arg-type]
+    proposal = Trajectory(origin=Origin(kind="proposal", reference="base"), **made)  # type: ignore[arg-type]
+    store.add([run, corrected, proposal])
+    assert write_runs(store, RunFilter(), tmp_path / "all.jsonl") == (1, 2)
+    assert write_runs(store, RunFilter(origin_kind="correction"), tmp_path / "corrected.jsonl") == (1, 0)
+
+
+@pytest.mark.parametrize("reason", ["stop", 7, None, ["error"]])
+def test_a_stop_reason_that_is_none_of_ours_is_a_label(store: Store, tmp_path: Path, reason: JsonValue) -> None:
+    (tmp_path / "runs.jsonl").write_text(chat("a", stop_reason=reason))
+    assert take(store, tmp_path / "runs.jsonl").stored == 1
+    [run] = store.trajectories()
+    assert run.stop_reason == StopReason.UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ whether or not the taskset knows its task: nothing that somebody tests with is l
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from agentalign.errors import DataError
 from agentalign.exchange.arrow import SUFFIX, is_arrow, open_arrow, write_arrow
 from agentalign.exchange.chat import Schemas, read_chat, read_known_tools, write_chat
 from agentalign.exchange.lines import Opened, Row, look_through, read_rows, write_lines
-from agentalign.records.trajectory import Origin, Trajectory
+from agentalign.records.trajectory import Origin, StopReason, Trajectory
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
 
@@ -57,6 +57,14 @@ class IngestReport(NamedTuple):
     refused: tuple[Refusal, ...]
     held_out: int
     """Rows, stored or known, that are out of training only because they say so themselves."""
+
+
+class Written(NamedTuple):
+    """What an export wrote."""
+
+    runs: int
+    left_out: int
+    """Steps that a person corrected, and proposals, which are no runs."""
 
 
 def import_file(
@@ -153,6 +161,8 @@ def _trajectory(row: Row, taskset: str, source_digest: str, tasks: Mapping[str, 
         raise DataError("it is nested too deeply.") from None
     labels = json.loads(trajectory.metadata)
     named, stated = labels.get("task_id"), _stated_split(labels.get("split"))
+    if (reason := labels.get("stop_reason")) in tuple(StopReason):
+        trajectory = trajectory.model_copy(update={"stop_reason": StopReason(reason)})
     task = tasks.get(named) if isinstance(named, str) else None
     if task is None:
         # A name that the taskset does not know may mean different tasks in different suites: then equal openings make one task.
@@ -191,20 +201,30 @@ def _store(store: Store, batch: list[tuple[int, Trajectory]]) -> tuple[tuple[int
     return (report.stored, report.known), found
 
 
-def write_runs(store: Store, wanted: RunFilter, target: Path) -> int:
-    """Write the runs that match, oldest first, as a file that `import` reads; returns how many. An existing file is refused.
+def write_runs(store: Store, wanted: RunFilter, target: Path) -> Written:
+    """Write the runs that match, oldest first, as a file that `import` reads. An existing file is refused.
 
-    Parquet where the name ends so, else JSON Lines.
+    Corrected steps and proposals are written where `wanted` names their kind: a file knows no run that they are a step of, so whoever
+    imported them had whole runs that break off after one call. Parquet where the name ends so, else JSON Lines.
     """
     if target.exists():
         raise DataError(f"{target} exists. Name another file.")
     partial = target.with_name(f".{target.name}.{os.getpid()}")
-    rows = (write_chat(run) for run in store.trajectories(wanted))
+    left_out = 0
+
+    def rows() -> Iterator[dict[str, JsonValue]]:
+        nonlocal left_out
+        for run in store.trajectories(wanted):
+            if run.is_one_step and wanted.origin_kind is None:
+                left_out += 1
+            else:
+                yield write_chat(run)
+
     try:
-        count = write_arrow(partial, rows) if target.suffix == SUFFIX else write_lines(partial, rows)
+        count = write_arrow(partial, rows()) if target.suffix == SUFFIX else write_lines(partial, rows())
         partial.rename(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror or error}). Choose a folder you may write to.") from None
     finally:
         partial.unlink(missing_ok=True)
-    return count
+    return Written(count, left_out)
