@@ -67,7 +67,12 @@ def _add_deploy_check(commands: Commands) -> None:
     parser.add_argument("--endpoint", metavar="URL", default="", help="an OpenAI-compatible server; default: this process")
     parser.add_argument("--model", metavar="NAME", default="", help="the adapter's name there; default: NAME@V or NAME")
     parser.add_argument("--control", metavar="NAME", default="", help="a zero adapter or the base there; default: zero, identity or base")
-    parser.add_argument("--quantization", metavar="HOW", default="", help="how the base is rounded there: nf4, int8, none, or another word")
+    parser.add_argument(
+        "--quantization",
+        metavar="HOW",
+        default="",
+        help="how the base is rounded there: nf4, int8, none, or another word; and what it computes in, after a slash: nf4/bfloat16",
+    )
     parser.add_argument(
         "--tasks", type=at_least(1), default=0, metavar="N", help="act out N held-out tasks through the server, paired with the evaluation"
     )

@@ -23,7 +23,7 @@ from agentalign.deployment.deploy_check import APPLIED, CONTROL, DISTANCE, TEMPL
 from agentalign.deployment.serve import Settings
 from agentalign.deployment.serving.chat import Limits
 from agentalign.environments.team_code import TeamCode
-from agentalign.errors import ModelError, RegistryError
+from agentalign.errors import ConfigError, ModelError, RegistryError
 from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.rollouts.golden import make_golden
 from agentalign.store.registry import Registry
@@ -39,6 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (project.tasks / "toy_desk").symlink_to(TINY.parent / "toy_desk")
     card = add_soft_adapter(project, TINY, name="toy_desk", std=0.15, seed=1)
     registry = Registry(project.adapters)
+    # The server computes in bfloat16 where this machine can: it passes all the same.
     model = Model.load(prepare_base(str(TINY), project.cache), quantization="none", device="cpu", dtype=torch.float32)
     model.load_adapter("policy", registry.resolve("toy_desk@1")[1])
     with TeamCode(TOY_DESK.folder) as pool, Store(project.store_url) as store:
@@ -185,6 +186,20 @@ def test_a_sound_server_passes(project: Project, server: Running) -> None:
     assert report.passed, report
     assert set(verdicts(report).values()) == {"passed"}
     assert "by token ids" in next(check.detail for check in report.checks if check.name == TEMPLATE)
+
+
+def test_a_server_of_another_precision_is_told_and_not_judged(project: Project, server: Running) -> None:
+    def asked(quantization: str) -> GateCheck:
+        report = deploy_check(project, "toy_desk@3", endpoint=f"{server.url}/v1", quantization=quantization)
+        (found,) = [check for check in report.checks if check.name == DISTANCE]
+        return found
+
+    unsaid, told = asked("none"), asked("none/bfloat16")
+    assert not unsaid.passed and "computed in float32 on cpu" in unsaid.detail and "--quantization none/bfloat16" in unsaid.detail
+    assert not asked("none/float32").passed
+    assert told.passed and "told and not judged" in told.detail
+    with pytest.raises(ConfigError, match="after the slash stands one of bfloat16, float16, float32"):
+        asked("none/bf16")
 
 
 def test_a_server_that_answers_as_the_base_is_seen(project: Project, behind: Callable[..., str]) -> None:

@@ -13,7 +13,7 @@ from agentalign.deployment.endpoint import Answer, Endpoint
 from agentalign.deployment.record_golden import read_golden
 from agentalign.deployment.served_tasks import tasks_through_server
 from agentalign.environments.taskset import find_taskset, load_taskset
-from agentalign.errors import ModelError
+from agentalign.errors import ConfigError, ModelError
 from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.records.golden import Golden, GoldenTurn, TopTokens
 from agentalign.rollouts.bundle import Bundle, open_bundle, require_runnable
@@ -25,6 +25,9 @@ from agentalign.training.top_tokens import apart, top_tokens
 
 LEAST_NOISE = 1e-5
 """Nats: log-probs are written with six digits."""
+HALF_NOISE = 5e-4
+"""Nats: bfloat16 rounds logits of 16 to 32 by up to 2^-4, and a divergence is about half the variance of such errors, 2^-8 / 3. Rounding
+the weights to int8 or NF4 costs far more."""
 DISTANCE, APPLIED, CONTROL, CALLS, TEMPLATE = "log-probs", "adapter applied", "control beside it", "tool calls", "template"
 GOLDEN = "golden prompts"
 FEW = 2
@@ -40,6 +43,7 @@ REMEDIES = {
 }
 """What to do about a check that failed."""
 CONTROLS = ("zero", "identity", "base")
+PRECISIONS = ("bfloat16", "float16", "float32")
 Tops = Sequence[Sequence[TopTokens]]
 
 
@@ -53,14 +57,20 @@ def deploy_check(
         endpoint: address of a server, such as "http://127.0.0.1:8000/v1"; empty: in this process.
         model: the adapter's name there; default "name@version" where it serves that, else "name".
         control: a zero adapter or the base on that server; default: the first of zero, identity, base that it serves.
-        quantization: how the base is rounded there; empty where nobody says.
+        quantization: how the base is rounded there, and after a slash what it computes in, such as "nf4/bfloat16"; empty where nobody
+            says. Where the second is not said, half precision is allowed for.
         tasks: so many held-out tasks are acted out through the server and held against the version's evaluation; 0 for none.
         told: what is being asked now, in words, since this takes a while.
 
     Raises:
         RegistryError: files, base or template are not what the card says; nothing is asked of such a version.
         ModelError: the server does not answer.
+        ConfigError: a precision that no server computes in.
     """
+    if quantization.partition("/")[2] not in ("", *PRECISIONS):
+        raise ConfigError(
+            f"{quantization!r} is no quantization: after the slash stands one of {', '.join(PRECISIONS)}. Give e.g. nf4/bfloat16."
+        )
     bundle = open_bundle(project, ref)
     require_runnable(project, bundle)
     registry = Registry(project.adapters)
@@ -139,8 +149,12 @@ def _asked_of_server(
                 _calls(alone, golden, dialect), _template(alone, golden), *acted]  # fmt: skip
     tops = [answer.tops for answer in alone]
     noise = max(golden.noise, _mean(tops, [answer.tops for answer in again]), LEAST_NOISE)
-    distance = _distance(tops, golden, noise, own=quantization == golden.quantization)
-    if not quantization:
+    how, _, precision = quantization.partition("/")
+    # A server's engine rounds in other places than ours; only where both are known to compute in float32 is that nothing.
+    rounded = noise if golden.dtype == precision == "float32" else max(noise, HALF_NOISE)
+    own = (how, precision or golden.dtype) == (golden.quantization, golden.dtype)
+    distance = _distance(tops, golden, rounded, own=own, hint="" if precision else _precision_hint(golden, how))
+    if not how:
         words = f"{distance.detail}. The server's quantization is unknown, so this cannot be judged: give --quantization."
         distance = distance.model_copy(update={"passed": False, "measured": False, "detail": words})
     return [
@@ -168,14 +182,21 @@ def _beside(server: Endpoint, name: str, control: str, turns: Sequence[GoldenTur
     return _measured(CONTROL, not wrong, f"{wrong} of {len(mixed)} answers changed when {name} and {control} were asked side by side")
 
 
-def _distance(served: Tops, golden: Golden, noise: float, *, own: bool) -> GateCheck:
+def _precision_hint(golden: Golden, how: str) -> str:
+    other = "bfloat16" if golden.dtype == "float32" else "float32"
+    hint = f". The record was computed in {golden.dtype} on {golden.device}; if the server computes in another precision, say so"
+    return f"{hint}, as in --quantization {how}/{other}"
+
+
+def _distance(served: Tops, golden: Golden, noise: float, *, own: bool, hint: str = "") -> GateCheck:
     found = _mean([turn.adapter for turn in golden.turns], served)
-    text = f"{found:.2g} nats from the training-time record; two runs of the same weights are {noise:.2g} apart"
+    text = f"{found:.2g} nats from the training-time record; two runs of the same weights are up to {noise:.2g} apart"
     if not own:
         return _measured(
             DISTANCE, True, f"{text}. The base is computed in another way here, so this is told and not judged", distance=found
         )
-    return _measured(DISTANCE, found <= 2 * noise, f"{text}; twice that is allowed", distance=found, noise=noise)
+    passed = found <= 2 * noise
+    return _measured(DISTANCE, passed, f"{text}; twice that is allowed{'' if passed else hint}", distance=found, noise=noise)
 
 
 def _applied(served: Tops, golden: Golden, noise: float) -> GateCheck:

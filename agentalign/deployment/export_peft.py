@@ -101,8 +101,9 @@ Ask the model `{ZERO}` for the base; it is an adapter that changes nothing. vLLM
 adapter that was trained on a rounded base is another policy there, and *Tried* says how far away.
 See whether the server does what was trained:
 
-    agentalign deploy-check {bundle.card.ref} --endpoint http://127.0.0.1:8000/v1 --quantization none
+    agentalign deploy-check {bundle.card.ref} --endpoint http://127.0.0.1:8000/v1 --quantization none/bfloat16
 
+What it computes in (`dtype` in vLLM's log) stands after the slash.
 """
 
 
