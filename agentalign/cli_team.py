@@ -3,7 +3,7 @@
 import argparse
 import getpass
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -318,20 +318,31 @@ def _forget(arguments: argparse.Namespace) -> None:
             show(f"{len(would.runs)} runs, {len(would.scores)} scores and {len(would.preferences)} preferences would go{account}.")
             say("Nothing was deleted. Give --yes to delete it for good.")
             return
+        made_by = _made_by(store, store.foreseen(ids, arguments.person).runs)
         gone = store.forget(ids, arguments.person, reason=arguments.reason)
     show(f"{len(gone.runs)} runs, {len(gone.scores)} scores and {len(gone.preferences)} preferences are deleted for good.")
-    for line in _learned_from(project.trainings, set(gone.ids)):
+    for line in _learned_from(project.trainings, set(gone.ids), made_by):
         show(f"  training {line}")
 
 
-def _learned_from(trainings: Path, gone: set[str]) -> list[str]:
+def _made_by(store: "object", ids: Collection[str]) -> set[str]:
+    """Trainings that acted some of these runs out: they learned from them as they came, and no list of what they began with has them."""
+    from agentalign.store.filters import RunFilter
+    from agentalign.store.store import Store
+
+    assert isinstance(store, Store)
+    made = (run.origin.reference.partition("/") for run in store.trajectories(RunFilter(ids=tuple(ids))))
+    return {training for training, _, iteration in made if iteration.isdigit()}
+
+
+def _learned_from(trainings: Path, gone: set[str], made_by: Collection[str] = ()) -> list[str]:
     """What to do about every training that learned from what is gone, or may have."""
     import json
 
     lines = []
     for path in sorted(trainings.glob("*/data.json")):
         try:
-            if gone & set(json.loads(path.read_text("utf-8"))):
+            if path.parent.name in made_by or gone & set(json.loads(path.read_text("utf-8"))):
                 undo = "Train anew and delete the adapter to undo it."
                 lines.append(f"{path.parent.name} learned from some of it; its adapter keeps that. {undo}")
         except (OSError, ValueError, TypeError) as error:

@@ -135,6 +135,7 @@ def test_forget_names_trainings_whose_data_cannot_be_read(tmp_path):
     for name, text in (("empty", ""), ("number", "7"), ("other", '["b"]'), ("whole", '["a", "b"]')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "data.json").write_text(text)
+    assert [line.split()[0] for line in _learned_from(tmp_path, {"c"}, {"other"})] == ["empty", "number", "other"]
     lines = _learned_from(tmp_path, {"a"})
     assert [line.split()[0] for line in lines] == ["empty", "number", "whole"]
     assert all("cannot be read" in line for line in lines[:2])

@@ -23,9 +23,9 @@ def project(tmp_path, monkeypatch):
     return found
 
 
-def a_run(text):
+def a_run(text, reference="base"):
     messages = (Message(role="user", content="Switch the lamp on."), Message(role="assistant", content=text))
-    return Trajectory(taskset="hello", messages=messages, origin=Origin(kind="rollout", reference="base", task=text))
+    return Trajectory(taskset="hello", messages=messages, origin=Origin(kind="rollout", reference=reference, task=text))
 
 
 def said(capsys, *words):
@@ -81,6 +81,19 @@ def test_a_right_value_that_nobody_could_give_is_refused(project, capsys, gold, 
     assert word in capsys.readouterr().err
     assert json.loads(said(capsys, "queue", "list", "--json").out) == []
     said(capsys, "queue", "add", "--run", ids(project)[0], "--gold", "tone@1=5")
+
+
+def test_forget_names_the_training_that_acted_a_run_out(project, capsys):
+    for training in ("hello-ppo-1", "hello-ppo-2"):
+        (project.trainings / training).mkdir(parents=True)
+        (project.trainings / training / "data.json").write_text("[]")
+    with Store(project.store_url) as store:
+        store.add([a_run("Lit.", "hello-ppo-1/3"), a_run("Unlit.", "hello-ppo-2/dev-1")])
+        made = {run.origin.reference: run.id for run in store.trajectories()}
+    out = said(capsys, "forget", "--run", made["hello-ppo-1/3"], "--run", made["hello-ppo-2/dev-1"], "--reason", "a test", "--yes").out
+    assert "2 runs" in out
+    assert "training hello-ppo-1 learned from some of it" in out
+    assert "hello-ppo-2" not in out
 
 
 def test_a_pair_with_a_known_answer_is_queued_and_what_people_say_is_counted_beside_runs(project, capsys):

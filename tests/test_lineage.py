@@ -99,6 +99,19 @@ def test_runs_lead_to_their_ratings_and_what_was_removed_is_said(project: Projec
     assert (lost.title, lost.detail) == ("1 more", "no longer in the store")
 
 
+def test_runs_that_a_training_made_itself_are_among_what_it_learned_from(project: Project, store: Store) -> None:
+    ref = save(project, store, "ppo", [])
+    training = "desk-ppo-000000000000"
+    runs = [
+        make_run(policy=policy, sample=n) for n, policy in enumerate((f"{training}/0", f"{training}/1", f"{training}/dev-1", ref, "base"))
+    ]
+    store.add([run.model_copy(update={"split": "dev" if "dev" in run.origin.reference else "train"}) for run in runs])
+    store.save_training(store.training(training).model_copy(update={"adapter": ref}))
+    found = graph(project, store, ref)
+    assert links(found)[("training", "own")] == 2
+    assert [node.title for node in found.nodes if node.id == "own"] == ["2 runs"]
+
+
 def test_without_the_trainings_folder_the_cards_counts_are_what_is_known(project: Project, store: Store) -> None:
     ref = save(project, store, "dpo", None, data_counts={"scores": 12}, parents=("gone@3",))
     missing = {node.title: node.detail for node in graph(project, store, ref).nodes if node.missing}

@@ -98,6 +98,18 @@ def test_without_a_start_a_recipe_does_not_build_on_its_own_result(project):
         assert resolve_start(work, config, "ppo")[0].start == first.adapter
 
 
+def test_a_start_is_found_in_one_walk_however_often_policies_and_reward_models_took_turns(project, monkeypatch):
+    with open_workspace(DPOConfig(**DPO), project) as work:
+        first, _ = work.registry.resolve("toy_desk@1")
+        cards = [first.model_copy(update={"version": 2, "parents": ("toy_desk@2",)})]  # by hand: its own parent
+        for version in range(3, 60):
+            ranked = f"toy_desk-reward@{version}"
+            cards.append(first.model_copy(update={"name": "toy_desk-reward", "version": version, "parents": (f"toy_desk@{version - 1}",)}))
+            cards.append(first.model_copy(update={"version": version, "parents": (f"toy_desk@{version - 1}", ranked)}))
+        monkeypatch.setattr(Registry, "list", lambda _: [*cards, first])
+        assert resolve_start(work, DPOConfig(**DPO), "dpo")[0].start == "toy_desk@1"
+
+
 def test_an_interrupted_training_goes_on_with_the_data_it_began_with(project, caplog):
     config = SFTConfig(**SFT, max_steps=2, seed=7)
     with open_workspace(config, project) as work:

@@ -302,8 +302,14 @@ def resolve_start(work: Workspace, config: C, recipe: RecipeName) -> tuple[C, Pa
     name = work.adapter_name("policy")
     cards = {card.ref: card for card in work.registry.list()}
 
+    # Each is asked about once: a policy and its reward model have the same parents, so that ways double with every round.
+    known: dict[str, bool] = {}
+
     def has_part(ref: str) -> bool:
-        return ref in cards and (cards[ref].recipe == recipe or any(has_part(parent) for parent in cards[ref].parents))
+        if ref not in known:
+            known[ref] = False  # also while its parents are asked about, since a card may name itself
+            known[ref] = ref in cards and (cards[ref].recipe == recipe or any(has_part(parent) for parent in cards[ref].parents))
+        return known[ref]
 
     others = [ref for ref, card in cards.items() if card.name == name and not has_part(ref)]
     card, folder = resolve_adapter(work, config.start or (others or [name])[-1], "policy")

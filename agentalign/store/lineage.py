@@ -106,6 +106,9 @@ def lineage(store: Store, registry: Registry, trainings: Path, ref: str) -> Line
         graph.add(Node(id="data", kind="data", title=counts, detail="which ones is not kept here", missing=True), trained)
     else:
         _data(graph, store, card, trained, set(ids), began)
+    own = _own_runs(store, card)
+    if own:
+        graph.add(Node(id="own", kind="data", title=f"{own} runs", detail="that it made itself"), trained, own)
     edges = tuple(Edge(start=start, end=end, count=count) for (start, end), count in graph.edges.items())
     return Lineage(adapter=card.ref, nodes=tuple(sorted(graph.nodes.values(), key=lambda node: COLUMNS.index(node.kind))), edges=edges)
 
@@ -115,6 +118,12 @@ def _training(store: Store, card: AdapterCard) -> Training | None:
         return store.training(card.training)
     except DataError:
         return None  # an adapter of another project
+
+
+def _own_runs(store: Store, card: AdapterCard) -> int:
+    """How many runs of train tasks the training acted out and learned from: those are in no list of what it began with."""
+    sampled = store.count(RunFilter(taskset=card.taskset, training=card.training, split="train"))
+    return sampled - store.count(RunFilter(taskset=card.taskset, policy=card.ref, split="train")) if sampled else 0
 
 
 def _learned(path: Path) -> list[str] | None:
