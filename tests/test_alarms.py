@@ -25,6 +25,8 @@ def test_kl_runs_away_by_its_size_or_by_its_pace():
     assert names(steps("kl", [0.1, 0.2, 0.1, 0.2, 0.1, 0.9])) == [], "from next to nothing everything is a multiple"
     (fast,) = alarms(steps("kl", [0.5, 0.5, 0.5, 0.5, 0.6, 4.0]))
     assert (fast.name, fast.level, fast.step) == ("KL runaway", "warn", 6)
+    (first,) = alarms(steps("kl", [0.0, 4.0]))
+    assert "4.0 nats per run, and was 0.00 on average up to then" in first.text
     (far,) = alarms(steps("kl", [KL_MOST, KL_MOST + 1]))
     assert (far.name, far.level) == ("KL runaway", "bad")
 

@@ -357,6 +357,12 @@ def test_a_world_that_answers_otherwise_than_it_did_is_told_and_not_talked_in(ad
     assert ada.post(f"/api/play/chats/{branch}/resume", json={}).status_code == 422
 
 
+def test_no_task_of_the_test_split_is_drawn(ada: TestClient, project: Project) -> None:
+    other_desk(project, "held", ("taskset.yaml", "  train: 120\n  dev: 30\n", "  train: 0\n  dev: 0\n"))
+    refused = ada.post("/api/play/chats", json={"sides": ["toy_desk@2"], "taskset": "held", "tools": "live"})
+    assert refused.status_code == 422 and "outside of its test split" in refused.json()["detail"]
+
+
 # ---- memory
 
 

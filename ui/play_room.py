@@ -150,9 +150,11 @@ class Room:
         if wish.tools_by == "live":
             if not taskset.has_environment:
                 raise DataError(f"taskset '{taskset.name}' has no tools that could run. Answer calls by hand.")
-            tasks = [task for task in taskset.tasks() if task.split != "test"] or taskset.tasks()
+            tasks = [task for task in taskset.tasks() if task.split != "test"]
             if not wish.task and not tasks:
-                raise DataError(f"taskset '{taskset.name}' has no tasks to set its world up by. Answer calls by hand.")
+                raise DataError(
+                    f"taskset '{taskset.name}' has no tasks outside of its test split to draw one from. Name one, or answer calls by hand."
+                )
             return taskset.task(wish.task) if wish.task else secrets.choice(tasks)
         if wish.tools_by == "replay":
             if wish.source is None:

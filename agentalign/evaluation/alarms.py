@@ -87,7 +87,9 @@ def _kl(rows: Rows) -> Alarm | None:
         text = f"KL to the reference is {now:.1f} nats per run; beyond {KL_MOST:g} a policy is another model. Stop, and raise kl_beta."
         return Alarm("KL runaway", "bad", step, text)
     if now > KL_SMALL and now > KL_FAST * before:
-        text = f"KL to the reference is {now:.1f} nats per run, {now / max(before, 1e-9):.0f} times its mean up to then."
+        # An estimate may be 0, or below, as at the first iteration: then it is a multiple of nothing.
+        pace = f"{now / before:.0f} times its mean up to then" if before > 0.01 else f"and was {before:.2f} on average up to then"
+        text = f"KL to the reference is {now:.1f} nats per run, {pace}."
         return Alarm("KL runaway", "warn", step, text)
     return None
 

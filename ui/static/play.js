@@ -37,6 +37,7 @@ function draw(screen, found) {
       draw(screen, await read("/api/play"));
     } catch (error) {
       notice(screen.place.root, error.message);
+      draw(screen, found); // it still loads as far as is known, so it is looked again
     }
   }, POLL);
 }
