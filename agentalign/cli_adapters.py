@@ -56,7 +56,7 @@ def _add_deploy_check(commands: Commands) -> None:
         more=(
             "The golden prompts that training left are asked again, in this process or of a server: log-probs, adapter applied, a control "
             "beside it, tool calls, template. The answer is kept beside the version, and promote asks for a green one. "
-            "Exit code 1 where a check fails or could not be measured."
+            "A server's key is read from AGENTALIGN_API_KEY. Exit code 1 where a check fails or could not be measured."
         ),
         examples=(
             "agentalign deploy-check order_desk@3\n"

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
 Run: TypeAlias = Callable[[argparse.Namespace], int | None]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+KINDS = ("rollout", "expert", "import", "correction", "capture", "chat", "proposal")
+STOPS = ("answered", "max_turns", "max_tokens", "max_seconds", "error", "unknown")
 FILTERS = {
     "taskset": ("NAME", "runs of this taskset"),
     "task": ("ID", "runs of this task"),
     "family": ("NAME", "runs of this family of tasks"),
     "split": ("NAME", "runs of train, dev or test tasks"),
     "policy": ("NAME", "runs that this made: an adapter such as hello@2, base, expert"),
-    "kind": ("KIND", "rollout, expert, import, correction or capture"),
-    "stop": ("REASON", "runs that ended so: answered, max_turns, max_tokens, max_seconds, error"),
+    "kind": ("KIND", ", ".join(KINDS)),
+    "stop": ("REASON", f"runs that ended so: {', '.join(STOPS)} (as imported runs do)"),
     "tool": ("NAME", "runs that called this tool"),
     "text": ("TEXT", "runs in which this stands: in messages, reasoning, arguments or results; case is ignored"),
     "training": ("ID", "runs that belong to this training"),
@@ -60,7 +62,7 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
     """Which runs."""
     for name, (metavar, help) in FILTERS.items():
         flags = ("--text", "--search") if name == "text" else (f"--{name}",)
-        parser.add_argument(*flags, metavar=metavar, help=help)
+        parser.add_argument(*flags, metavar=metavar, help=help, choices={"kind": KINDS, "stop": STOPS}.get(name))
     parser.add_argument("--errors", action="store_true", help="runs with a failed call, or one that could not be read")
     parser.add_argument("--unrated-by", metavar="PERSON", help="runs of which this person has scored nothing")
     parser.add_argument("--criterion", metavar="NAME@V", help="runs with a value by this criterion, such as tone@1")

@@ -15,8 +15,8 @@ def add(commands: Commands) -> None:
         run=_serve,
         more=(
             "One base, and every adapter trained on it by name, such as order_desk@production. Promoting and rolling back take effect at "
-            "the next conversation. It listens on this machine only, unless AGENTALIGN_API_KEYS holds keys. It is made for agents, tests "
-            "and small teams; for load it names the command for vLLM."
+            "the next conversation. It listens on this machine only; `--host 0.0.0.0` lets others in, and wants keys in "
+            "AGENTALIGN_API_KEYS. It is made for agents, tests and small teams; for load it names the command for vLLM."
         ),
         examples="agentalign serve\nagentalign serve order_desk@production order_desk@4 --port 8001",
     )

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from small_base import make_base
 
 import agentalign
 from agentalign.cli import NOUNS, ORDER, main, parse
+from agentalign.cli_arguments import KINDS, STOPS
 from agentalign.cli_output import duration, plain, progress
 from agentalign.cli_train import RECIPES, _show_dry_run
 from agentalign.config.project import Project
@@ -22,7 +24,7 @@ from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import token_stats
 from agentalign.recipes.dry_run import DryRun
 from agentalign.records.adapter import Training
-from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
+from agentalign.records.trajectory import Message, Origin, StopReason, ToolCall, Trajectory
 from agentalign.store.store import Store
 
 COMMANDS = [
@@ -114,6 +116,11 @@ def test_the_order_of_use_has_what_the_next_step_needs() -> None:
     assert done[done.index("pairs") - 1] == "score", "pairs are made of scores"
     assert done[done.index("promote") - 1] == "deploy-check", "its gate asks for one"
     assert done.index("eval") < done.index("promote")
+
+
+def test_a_filter_knows_every_kind_of_run_and_every_way_to_end() -> None:
+    assert get_args(Origin.model_fields["kind"].annotation) == KINDS
+    assert tuple(reason.value for reason in StopReason) == STOPS
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -373,6 +380,8 @@ def test_outside_a_project_one_is_told_how_to_make_one(tmp_path: Path, monkeypat
         ["tasks", "fly"],
         ["rollout", "hello"],
         ["runs", "--limit", "0"],
+        ["runs", "list", "--kind", "rolout"],
+        ["forget", "--stop", "answerd", "--reason", "x"],
         ["export", "hello", "out", "--tasks", "-1"],
         ["rollout", "hello", "--adapter", "hello@1", "--temperature", "-0.8"],
         ["rollout", "hello", "--adapter", "hello@1", "--temperature", "nan"],

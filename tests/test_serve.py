@@ -12,9 +12,11 @@ pytest.importorskip("prometheus_client", reason="serving is an extra: pip instal
 from small_server import ORDER, SYSTEM, TINY, Running, add_soft_adapter, promote, running
 
 from agentalign.config.project import Project
+from agentalign.deployment.endpoint import Endpoint
 from agentalign.deployment.serve import Settings, read_keys, serve
 from agentalign.deployment.serving.chat import Limits
-from agentalign.errors import ConfigError, RegistryError
+from agentalign.errors import ConfigError, ModelError, RegistryError
+from agentalign.rollouts.policy import EndpointPolicy
 from agentalign.training import constraints
 
 needs_llguidance = pytest.mark.skipif(not constraints.installed(), reason="llguidance is an extra: pip install 'agentalign[constrained]'")
@@ -248,6 +250,10 @@ def test_a_stranger_to_this_machine_is_refused(server: Running) -> None:
 def test_keys_open_everything_but_health(project: Project) -> None:
     with running(project, keys=("a-key-of-enough-length",)) as locked:
         assert locked.client.get("/v1/models").status_code == 401
+        with pytest.raises(ModelError, match="API key"):
+            EndpointPolicy(f"{locked.url}/v1", "").served()
+        with pytest.raises(ModelError, match="AGENTALIGN_API_KEY"):
+            Endpoint(f"{locked.url}/v1", api_key="none", max_new_tokens=1, dialect=locked.served.chat.dialect).models()
         assert locked.client.get("/metrics", headers={"Authorization": "Bearer a-key-of-enough-lengtH"}).status_code == 401
         assert locked.client.get("/health").status_code == 200
         assert locked.client.get("/v1/models", headers={"Authorization": "Bearer a-key-of-enough-length"}).status_code == 200

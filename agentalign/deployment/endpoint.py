@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from openai import BadRequestError, OpenAI, OpenAIError, UnprocessableEntityError
+from openai import AuthenticationError, BadRequestError, OpenAI, OpenAIError, PermissionDeniedError, UnprocessableEntityError
 
 from agentalign.errors import ModelError
 from agentalign.records.golden import GoldenTurn, TopTokens
@@ -41,6 +41,8 @@ class Endpoint:
         """Every name that it serves; ModelError where it does not answer."""
         try:
             return [model.id for model in self._client.models.list()]
+        except (AuthenticationError, PermissionDeniedError) as error:
+            raise ModelError(f"{self.url}: the server does not take this API key, or wants one. Set AGENTALIGN_API_KEY.") from error
         except (OpenAIError, ValueError, AttributeError) as error:
             raise ModelError(f"{self.url}: the server does not say what it serves ({type(error).__name__}). Is it running?") from error
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import httpx
-from openai import OpenAI, OpenAIError
+from openai import AuthenticationError, OpenAI, OpenAIError, PermissionDeniedError
 from openai.types.chat import ChatCompletion
 
 from agentalign.environments.task import Task
@@ -225,6 +225,8 @@ class EndpointPolicy:
         """Every name that the server answers to; ModelError where it does not say."""
         try:
             return [model.id for model in self._client.models.list()]
+        except (AuthenticationError, PermissionDeniedError) as error:
+            raise ModelError(f"{self._client.base_url}: the server does not take this API key, or wants one. Give api_key.") from error
         except (OpenAIError, ValueError, AttributeError) as error:
             where = self._client.base_url
             raise ModelError(f"{where}: the server does not say what it serves ({type(error).__name__}). Is it running?") from error
