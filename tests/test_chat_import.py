@@ -174,6 +174,7 @@ def test_tools_named_only_are_looked_up() -> None:
         ([USER | {"error": True}, DONE], "the field 'error'"),
         ([USER, DONE | {"malformed": True}], "`malformed` that is a truth value"),
         ([USER, DONE | {"reasoning": "a", "reasoning_content": "b"}], "different texts"),
+        ([USER, DONE | {"refusal": "No."}], "both `content` and `refusal`"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_with_its_place(messages: JsonValue, words: str) -> None:

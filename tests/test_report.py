@@ -154,6 +154,11 @@ def test_tasks_that_only_one_side_has_are_counted(tmp_path):
     page = Checked(write_report(tmp_path, part, before).html.read_text())
     assert "Tasks that only one side has a result of, in no figure: 7 (desk@1 → desk@2)" in page.text
     assert "7 runs broke." in page.text
+    fewer = before.model_copy(update={"seen": before.headline.model_copy(update={"n": 93})})
+    assert (
+        "Of other sides: 93 (desk@3)"
+        in Checked(write_report(tmp_path, fewer.model_copy(update={"adapter": "desk@3"}), before).html.read_text()).text
+    )
 
 
 def test_a_comparison_names_the_tasks_that_changed(tmp_path):

@@ -33,6 +33,7 @@ from agentalign.records.trajectory import Message, ToolCall, Trajectory
 
 LOG = logging.getLogger(__name__)
 START_SECONDS = 120
+_FASTER = "Make it faster, or raise limits.max_call_seconds."
 """Time for a worker to import the team's files."""
 MAX_ANSWER = 8_000_000
 """Longest answer of team code, in characters of JSON."""
@@ -205,10 +206,10 @@ class _Process:
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0, start_new_session=True
             )
             self._rest = b""
-            self._exchange(self._child, b"", START_SECONDS, f"{self._folder}: importing the team's files")
+            self._exchange(self._child, b"", START_SECONDS, f"{self._folder}: importing the team's files", "Do less on import.")
         return self._child
 
-    def _exchange(self, child: "subprocess.Popen[bytes]", request: bytes, seconds: float, what: str) -> bytes:
+    def _exchange(self, child: "subprocess.Popen[bytes]", request: bytes, seconds: float, what: str, advice: str = _FASTER) -> bytes:
         assert child.stdin is not None
         assert child.stdout is not None
         deadline = time.monotonic() + seconds
@@ -217,9 +218,7 @@ class _Process:
             return self._read_line(child.stdout, deadline)
         except TimeoutError:
             self.end()
-            raise TeamCodeError(
-                f"{what} did not answer within {seconds:g} s, so its worker was ended. Make it faster, or raise limits.max_call_seconds."
-            ) from None
+            raise TeamCodeError(f"{what} did not answer within {seconds:g} s, so its worker was ended. {advice}") from None
         except (EOFError, BrokenPipeError):
             self.end()
             code = child.returncode

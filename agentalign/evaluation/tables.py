@@ -141,6 +141,9 @@ def overview_table(columns: Sequence[Column], seconds: Sequence[float] = (), con
     first = columns[0][1]
     unseen_text = f", and {first.unseen.n} of unseen families" if first.unseen and first.seen else ""
     caption = f"{first.headline.n} tasks of the {first.split} split{unseen_text}; 95 % Wilson intervals over tasks."
+    # Where checks broke, sides have results of different tasks.
+    if other := [f"{one.headline.n} ({name})" for name, one in columns[1:] if one.headline.n != first.headline.n]:
+        caption += f" Of other sides: {', '.join(other)}."
     return Table(caption, (*heads, *(("took",) if staged else ())), tuple(rows))
 
 

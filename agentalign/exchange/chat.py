@@ -115,7 +115,9 @@ class _Reader:
             self.notes[str(number)] = extra
 
     def _assistant(self, number: int, entry: Row) -> Message:
-        content = self._text(number, entry.get("content")) or self._optional(number, "refusal", entry)
+        content, refusal = self._text(number, entry.get("content")), self._optional(number, "refusal", entry)
+        if content and refusal:
+            self._refuse(number, "has both `content` and `refusal`; keep what the agent said")
         thoughts = {text for key in ("reasoning_content", "reasoning") if (text := self._optional(number, key, entry))}
         if len(thoughts) > 1:
             self._refuse(number, "has different texts in `reasoning_content` and `reasoning`; keep one")
@@ -127,7 +129,9 @@ class _Reader:
         self._in_order = {"": deque(self._open)}
         for call in made:
             self._in_order.setdefault(call.name, deque()).append(call.id)
-        return Message(role="assistant", content=content, reasoning="".join(thoughts), tool_calls=made, malformed=self._malformed)
+        return Message(
+            role="assistant", content=content or refusal, reasoning="".join(thoughts), tool_calls=made, malformed=self._malformed
+        )
 
     def _call(self, number: int, call: JsonValue) -> ToolCall:
         function = call.get("function") if isinstance(call, dict) else None
