@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from agentalign.errors import TemplateError
 from agentalign.records.trajectory import Message, ToolCall
@@ -133,6 +135,19 @@ def test_a_turn_also_ends_where_the_bases_settings_say(tmp_path):
     (tmp_path / "base" / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 0]}))
     dialect = Dialect.load(prepare_base(str(tmp_path / "base"), tmp_path / "cache"))
     assert dialect.stop_ids == {0, 2} and dialect.pad_id not in dialect.stop_ids
+
+
+@pytest.mark.parametrize("text", ["Hello.", "\u00e9", "\u4f60\u597d", "so \U0001f600\n\ttoo", "\ufffd"])
+def test_the_bytes_of_tokens_are_those_of_the_text_however_characters_are_cut(dialect, text):
+    ids = dialect.encode(text)
+    assert b"".join(map(dialect.token_bytes, ids)).decode() == text == dialect.decode(ids)
+
+
+def test_a_token_that_is_a_byte_by_name_is_that_byte():
+    words = Tokenizer(models.BPE(vocab={"a": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}}, merges=[], byte_fallback=True))
+    words.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    dialect = Dialect(PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|im_end|>"), FORGETFUL)
+    assert b"".join(dialect.token_bytes(1 + byte) for byte in "\u4f60".encode()).decode() == "\u4f60"
 
 
 def test_call_ids_are_numbered_from_where_the_run_stands(dialect):

@@ -30,6 +30,10 @@ from agentalign.training.turn_text import TurnText, turn_text
 DEFAULT_TODAY = "2026-01-01"
 """The date that templates with a clock see where the base's config names none: a fixed one, or no prompt would ever repeat."""
 
+_SHOWN = (*range(33, 127), *range(161, 173), *range(174, 256))
+_BYTES = {chr(byte): byte for byte in _SHOWN} | {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if b not in _SHOWN)}
+"""Sign -> byte, as GPT-2's byte-level vocabularies write bytes (`bytes_to_unicode` in its encoder.py)."""
+
 
 class Dialect:
     """Messages to tokens and back, for one tokenizer under one template."""
@@ -225,6 +229,17 @@ class Dialect:
         """The text of these ids, special tokens included, nothing cleaned up."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for, in bytes: the text of one that is a part of a character does not say which part."""
+        text = self.decode([token])
+        if "\ufffd" in text:
+            piece = str(self.tokenizer.convert_ids_to_tokens(token))
+            single = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+            found = bytes([int(single[1], 16)]) if single else bytes(_BYTES[sign] for sign in piece if sign in _BYTES)
+            if found.decode("utf-8", "replace") == text:
+                return found
+        return text.encode("utf-8", "replace")
 
     def parse(self, text: str, *, first_call: int = 0) -> Message:
         """The assistant message that a turn's text says; `malformed` tells why where a call could not be read. Never raises.

@@ -119,6 +119,5 @@ def _logprobs(chat: Chat, written: list[Written]) -> dict[str, Any]:
 
 
 def _entry(chat: Chat, token: int, logprob: float) -> dict[str, Any]:
-    text = chat.dialect.decode([token])
     # JSON has no minus infinity; the API itself writes -9999 for "as good as never".
-    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode("utf-8", "replace"))}
+    return {"token": chat.dialect.decode([token]), "logprob": max(logprob, -9999.0), "bytes": list(chat.dialect.token_bytes(token))}
