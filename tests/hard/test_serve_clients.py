@@ -84,9 +84,11 @@ def test_the_openai_sdk_streams_text_and_calls(client: OpenAI) -> None:
         whole = stream.get_final_completion()
     calls = whole.choices[0].message.tool_calls or []
     assert [call.function.name for call in calls] == ["order"]
-    talk: list = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "I want a bako."}]
+    result = {"role": "tool", "tool_call_id": calls[0].id, "content": "ticket zida"}
+    talk: list = [*messages, whole.choices[0].message.model_dump(include={"role", "content", "tool_calls"}), result]
     chunks = list(client.chat.completions.create(model="toy_desk@production", messages=talk, tools=[ORDER], stream=True))
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+    assert "".join(pieces) == "Your ticket zida." and len(pieces) > 1
 
 
 def test_a_pydantic_ai_agent_works_to_the_end(server: Running) -> None:
