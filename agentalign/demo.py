@@ -72,7 +72,7 @@ SMALL_PPO = {
     "critic_warmup_steps": 2,
     "eval_every_steps": 3,
 }
-"""A third of the recipe's runs and fewer iterations: what CPU cores act out in minutes. It shows how PPO goes; so far it gained nothing."""
+"""A third of the runs of the recipe and half of its iterations: what CPU cores act out in minutes. It shows how PPO goes, no more."""
 
 PRESETS = {
     "quick": Preset(
