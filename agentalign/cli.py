@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from agentalign import cli_adapters, cli_agreement, cli_project, cli_runs, cli_serve, cli_team, cli_train
+from agentalign import cli_adapters, cli_agreement, cli_project, cli_queue, cli_runs, cli_serve, cli_team, cli_train
 from agentalign.cli_arguments import Help
 from agentalign.cli_output import say, show
 from agentalign.errors import AgentAlignError, UsageError
@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_agreement.add(commands)
     cli_train.add(commands)
     cli_adapters.add(commands)
+    cli_queue.add(commands)
     cli_team.add(commands)
     cli_serve.add(commands)
     cli_project.add_last(commands)

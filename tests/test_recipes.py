@@ -61,8 +61,9 @@ def test_a_policy_leaves_golden_turns_and_what_identifies_its_base(project):
     for turn in golden.turns:
         assert len(turn.adapter) == len(turn.base) == len(turn.completion) > 0
         assert {top[0][1] <= 0 for top in turn.adapter} == {True}
-    # Ten steps on a two-layer model: in bf16 the least of all differences that is seen.
-    assert any(apart(turn.adapter, turn.base) > 20 * max(golden.noise, 1e-6) for turn in golden.turns)
+    # Ten steps on a two-layer model: rounded to bf16, what they changed is seen at fewer places.
+    least = (100 if golden.dtype == "float32" else 20) * max(golden.noise, 1e-6)
+    assert any(apart(turn.adapter, turn.base) > least for turn in golden.turns)
     assert "model.safetensors" in card.base_files and card.quantization_recipe["dtype"] and card.seed == 0
     assert "tokenizer_config.json" in card.files and card.dev_scores
 
@@ -225,6 +226,9 @@ def test_a_ppo_that_was_interrupted_tells_what_one_that_was_not_tells(project, t
             **PPO, start="toy_desk@1", reward=ranked.adapter, iterations=2, tasks_per_iteration=4, samples_per_task=2,
             critic_warmup_steps=2, eval_every_steps=2, save_every_steps=1, replay=2,
         )  # fmt: skip
+        foreseen = ppo.run(config, copy, dry_run=True)
+        # Without runs of its own the start is looked at first, but for no more runs than two iterations make.
+        assert foreseen.items["runs to see where it stands"] == (0 if past == "past runs" else 16)
         ends, logger = Ends(), logging.getLogger("agentalign")
         if interrupted:
             logger.addHandler(ends)
@@ -238,6 +242,7 @@ def test_a_ppo_that_was_interrupted_tells_what_one_that_was_not_tells(project, t
     whole, torn = card("whole", False), card("torn", True)
     assert torn.data_counts == whole.data_counts
     assert (torn.data_counts["rollouts"], torn.data_counts["critic warm-up steps"]) == (16, 2 if past == "past runs" else 0)
+    assert torn.data_counts["runs of the start"] == (0 if past == "past runs" else 16)
     clocks = {"seconds", "tokens_per_second", "peak_memory_gib"}
     assert {name: value for name, value in torn.metrics.items() if name not in clocks} == pytest.approx(
         {name: value for name, value in whole.metrics.items() if name not in clocks}

@@ -9,11 +9,8 @@ from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Answer, Pool, TeamCodeError
 from agentalign.errors import TasksetError, ToolError
 from agentalign.records.adapter import NAME
-from agentalign.records.criterion import Criterion
+from agentalign.records.criterion import SUCCESS, Criterion
 from agentalign.records.trajectory import Message, Origin, StopReason, ToolCall, Trajectory
-
-_SUCCESS = "task_success"
-"""The criterion that evaluations take for success."""
 
 
 class TasksetReport(NamedTuple):
@@ -41,12 +38,10 @@ def check_taskset(taskset: Taskset, pool: Pool, tasks: Sequence[Task] | None = N
             problems.append(f"task '{task.id}': {error}")
         finally:
             pool.release(0)
-    success = [criterion for criterion in taskset.criteria if criterion.name == _SUCCESS and criterion.kind == "check"]
+    success = [criterion for criterion in taskset.criteria if criterion.name == SUCCESS and criterion.kind == "check"]
     played = len(tasks) if taskset.has_environment and taskset.has_expert else 0
-    if played and success and _SUCCESS not in answered and not problems:
-        problems.append(
-            f"check '{success[0].check}' of '{_SUCCESS}' applies to no task: no run has a known success. Let it return a value."
-        )
+    if played and success and SUCCESS not in answered and not problems:
+        problems.append(f"check '{success[0].check}' of '{SUCCESS}' applies to no task: no run has a known success. Let it return a value.")
     return TasksetReport(
         taskset.name,
         {split: sum(task.split == split for task in tasks) for split in dict.fromkeys(task.split for task in tasks)},
@@ -143,7 +138,7 @@ def _check_problems(taskset: Taskset, task: Task, run: Trajectory, pool: Pool, a
         values = [] if answer is None else list(answer.values()) if isinstance(answer, dict) else [float(answer)]
         if values:
             answered.add(criterion.name)
-        least = criterion.gate_at if criterion.gate else 1 if criterion.name == _SUCCESS else 0
+        least = criterion.gate_at if criterion.gate else 1 if criterion.name == SUCCESS else 0
         if any(criterion.unit_value(value) < least for value in values):
             problems.append(f"the expert's run fails '{criterion.name}' ({answer}).")
     return problems

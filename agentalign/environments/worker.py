@@ -33,8 +33,8 @@ from agentalign.records.trajectory import Message, ToolCall, Trajectory
 
 LOG = logging.getLogger(__name__)
 START_SECONDS = 120
-_FASTER = "Make it faster, or raise limits.max_call_seconds."
 """Time for a worker to import the team's files."""
+_FASTER = "Make it faster, or raise limits.max_call_seconds."
 MAX_ANSWER = 8_000_000
 """Longest answer of team code, in characters of JSON."""
 

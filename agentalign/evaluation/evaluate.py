@@ -13,11 +13,8 @@ from agentalign.errors import DataError
 from agentalign.evaluation.statistics import Rate, pass_k, rate
 from agentalign.records.adapter import EvaluationSummary
 from agentalign.records.base import Record, now
-from agentalign.records.criterion import Criterion, Score, ScoreStatus, overall, unit_values
+from agentalign.records.criterion import SUCCESS, Criterion, Score, ScoreStatus, overall, unit_values
 from agentalign.records.trajectory import StopReason, Trajectory
-
-SUCCESS = "task_success"
-"""The criterion that means success where a taskset has one of this name."""
 
 MOST_UNUSABLE = 0.05
 """Share of runs that broke or could not be scored beyond which an evaluation passes no gate: easy tasks may be all that is left of it."""
@@ -178,12 +175,12 @@ def summarise(
     )
 
 
-def summary_of(evaluation: Evaluation, content: str) -> EvaluationSummary:
-    """Its headline figures, as they are kept beside the version of this content hash."""
+def summary_of(evaluation: Evaluation) -> EvaluationSummary:
+    """Its headline figures, as they are kept beside the version that it is about."""
     head = evaluation.headline
     versions = {key.split("@")[0]: key for key in evaluation.criteria}
     return EvaluationSummary(
-        content=content, taskset=evaluation.taskset, split=evaluation.split, settings=evaluation.settings, tasks=head.n,
+        content=evaluation.content, taskset=evaluation.taskset, split=evaluation.split, settings=evaluation.settings, tasks=head.n,
         success=(head.success.mean, head.success.low, head.success.high),
         criteria={versions.get(name, name): rate.mean for name, rate in head.criteria.items()}, time=evaluation.created,
     )  # fmt: skip

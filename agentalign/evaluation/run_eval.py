@@ -137,7 +137,7 @@ def _keep(project: Project, evaluation: Evaluation) -> None:
         return
     registry = Registry(project.adapters)
     try:
-        registry.keep(evaluation.adapter, summary_of(evaluation, evaluation.content))
+        registry.keep(evaluation.adapter, summary_of(evaluation))
     except RegistryError as error:  # the report is written: a registry that cannot be written to loses no evaluation
         logger.warning("no summary of the evaluation is kept beside %s: %s", evaluation.adapter, error)
 

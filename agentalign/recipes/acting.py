@@ -20,7 +20,7 @@ from agentalign.recipes.standing import Past, by_checks, kind_of
 from agentalign.recipes.token_notes import note_experience
 from agentalign.recipes.workspace import Workspace
 from agentalign.records.adapter import AdapterCard
-from agentalign.records.criterion import Criterion, Score, overall
+from agentalign.records.criterion import SUCCESS, Criterion, Score, overall
 from agentalign.records.trajectory import StopReason, Trajectory
 from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, RolloutResult, rollout
@@ -148,7 +148,7 @@ class Acting:
         scores: Sequence[Score],
         written: float,
     ) -> None:
-        success = [s.value for s in scores if s.criterion.startswith("task_success@") and s.value is not None]
+        success = [s.value for s in scores if s.criterion.startswith(f"{SUCCESS}@") and s.value is not None]
         gaps = [float((e.old_logprobs - _sampled(e)).abs().mean()) for e in found if len(_sampled(e)) == len(e.old_logprobs)]
         figures = {
             "reward/mean": _mean(worth),

@@ -13,9 +13,9 @@ from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError
-from agentalign.evaluation.evaluate import SUCCESS, Evaluation, Group, summarise
+from agentalign.evaluation.evaluate import Evaluation, Group, summarise
 from agentalign.recipes.workspace import Workspace
-from agentalign.records.criterion import Score
+from agentalign.records.criterion import SUCCESS, Score
 from agentalign.rollouts.collect import spread
 from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, RolloutResult, rollout

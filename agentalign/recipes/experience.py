@@ -133,7 +133,7 @@ def _policy_micro(members: Sequence[Experience | Rendered]) -> MicroBatch:
     return MicroBatch(tree, counts, PolicyRows(acted, old, reference, advantages), ids)
 
 
-def policy_loss(model: Model, micro: MicroBatch, config: PPOConfig, share: float = 1.0) -> LossTerms:
+def policy_loss(model: Model, micro: MicroBatch, config: PPOConfig, share: float) -> LossTerms:
     """Clipped surrogate per token the policy sampled, and negative log-likelihood per token of replayed runs.
 
     Args:

@@ -34,12 +34,13 @@ from agentalign.recipes.experience import (
     policy_loss,
     value_loss,
 )
-from agentalign.recipes.standing import Act, standing
+from agentalign.recipes.standing import Act, standing, to_look_at
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_adapter, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.criterion import Criterion, Score
 from agentalign.records.trajectory import Trajectory
 from agentalign.rollouts.rollout import Job
+from agentalign.store.filters import RunFilter
 from agentalign.training import ranks
 from agentalign.training.batches import epoch_order, even_items, step_items
 from agentalign.training.checkpoint import load_checkpoint
@@ -78,8 +79,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             # model
             model = load_models(work, config, parent, reward_folder)
             look = first_look(model, work, pool, config, training.id)
-            runs_at_most = 2 * config.tasks_per_iteration * config.samples_per_task
-            start = standing(work, config.start or "", look, folder / "past.json", most=runs_at_most, seed=config.seed)
+            start = standing(work, config.start or "", look, folder / "past.json", most=most_looks(config), seed=config.seed)
             acting = Acting(model, work, pool, config, card, start, training.id)
             critic_steps = warm_critic(model, config, acting, data, past, folder)
             replay = by_kind(replay_runs, data.rendered, work.tasks()) if config.nll_coefficient else []
@@ -101,7 +101,13 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             outcome = train(model, learners(config), steps, plan_of(config), folder=folder, report=report, evaluate=gate, best_of=POLICY)
             # save
             made = acting.made(outcome.steps // config.num_mini_batches)
-            counts = {"rollouts": made, "critic warm-up steps": critic_steps, "replay": sum(len(family) for family in replay)}
+            looks = work.store.count(RunFilter(policy=look_of(training.id)))
+            counts = {
+                "rollouts": made,
+                "runs of the start": looks,
+                "critic warm-up steps": critic_steps,
+                "replay": sum(len(family) for family in replay),
+            }
             return work.publish(
                 training,
                 folder,
@@ -129,12 +135,22 @@ def newest_reward(work: Workspace) -> str:
     return whole[-1] if whole else name
 
 
+def look_of(training: str) -> str:
+    """What made the runs that a training acts out before its first iteration."""
+    return f"{training}/start"
+
+
+def most_looks(config: PPOConfig) -> int:
+    """Runs that may be made before the first iteration: as many as two iterations make."""
+    return 2 * config.tasks_per_iteration * config.samples_per_task
+
+
 def first_look(model: Model, work: Workspace, pool: WorkerPool, config: PPOConfig, training: str) -> Act:
     """Lets the policy that PPO starts from act, and keeps its runs as made by "training/start"."""
 
     def look(jobs: Sequence[Job]) -> tuple[Sequence[Trajectory], Sequence[Score]]:
         logger.info("acting out %d tasks first, to see where the policy stands", len(jobs))
-        made, scores = act(model, work, pool, jobs, name=f"{training}/start", config=config, seed=config.seed)
+        made, scores = act(model, work, pool, jobs, name=look_of(training), config=config, seed=config.seed)
         work.keep(made, scores)
         return [result.trajectory for result in made], scores
 
@@ -222,7 +238,7 @@ def _teach_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData
 
 
 def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int) -> list[list[Experience]]:
-    """The iteration's runs in equal shares for one optimizer step each; each has of every task runs that went well and that did not."""
+    """The iteration's runs in equal shares for one optimizer step each: every task's runs, from the worst to the best, in turn to each."""
     by_task: dict[tuple[int, ...], list[int]] = {}
     for index in epoch_order(len(experience), seed=config.seed, epoch=iteration):
         by_task.setdefault(tuple(experience[index].part.turns[0].context), []).append(index)
@@ -248,7 +264,9 @@ def _dry_run(work: Workspace, config: PPOConfig, data: RunData, about: TrainedOn
         quantization=config.quantization,
         micro_batch_tokens=config.micro_batch_tokens,
     )
-    items = {"train tasks": len(work.taskset.tasks("train")), "runs to make": runs * config.iterations, "past runs": len(data.rendered)}
+    _, looks = to_look_at(work, config.start or "", most=most_looks(config), seed=config.seed)
+    items = {"train tasks": len(work.taskset.tasks("train")), "runs to see where it stands": len(looks)}
+    items |= {"runs to make": runs * config.iterations, "past runs": len(data.rendered)}
     return DryRun(
         "ppo",
         items,

@@ -14,7 +14,7 @@ import numpy as np
 from agentalign.environments.task import Task
 from agentalign.recipes.begun import kept
 from agentalign.recipes.workspace import Workspace
-from agentalign.records.criterion import Criterion, Score, overall
+from agentalign.records.criterion import Criterion, Score, overall_by_run
 from agentalign.records.trajectory import Trajectory
 from agentalign.rollouts.rollout import Job
 from agentalign.store.filters import RunFilter
@@ -62,14 +62,21 @@ def standing(work: Workspace, start: str, act: Act, file: Path, *, most: int, se
     return {kind: Past(*figures) for kind, figures in found.items()}
 
 
+def to_look_at(work: Workspace, start: str, *, most: int, seed: int) -> tuple[dict[str, list[float]], list[Job]]:
+    """What the start's stored runs were worth by kind, and the jobs that it was not seen at; see `standing`."""
+    tasks = work.taskset.tasks("train")
+    named = {task.id for task in tasks}
+    own = [run for run in work.store.trajectories(RunFilter(taskset=work.taskset.name, policy=start)) if run.task_id in named]
+    worth = _by_kind(work, own, work.store.scores([run.id for run in own]))
+    if not any(criterion.kind == "check" for criterion in work.taskset.criteria):
+        return worth, []
+    return worth, missing_jobs(tasks, {kind: len(values) for kind, values in worth.items()}, most=most, seed=seed)
+
+
 def _looked(work: Workspace, start: str, act: Act, most: int, seed: int) -> dict[str, Past]:
-    tasks = {task.id: task for task in work.taskset.tasks("train")}
-    own = [run for run in work.store.trajectories(RunFilter(taskset=work.taskset.name, policy=start)) if run.task_id in tasks]
-    worth = _by_kind(work, tasks, own, work.store.scores([run.id for run in own]))
-    if any(criterion.kind == "check" for criterion in work.taskset.criteria):
-        jobs = missing_jobs(list(tasks.values()), {kind: len(values) for kind, values in worth.items()}, most=most, seed=seed)
-        for kind, values in (_by_kind(work, tasks, *act(jobs)) if jobs else {}).items():
-            worth.setdefault(kind, []).extend(values)
+    worth, jobs = to_look_at(work, start, most=most, seed=seed)
+    for kind, values in (_by_kind(work, *act(jobs)) if jobs else {}).items():
+        worth.setdefault(kind, []).extend(values)
     return {kind: Past(float(np.mean(values)), openness([value >= WON for value in values])) for kind, values in worth.items()}
 
 
@@ -102,15 +109,12 @@ def openness(won: Sequence[bool]) -> float:
 
 def by_checks(criteria: Sequence[Criterion], scores: Sequence[Score]) -> dict[str, float]:
     """Overall value by run id, by the checks' scores alone; only runs where it is known."""
-    by_run: dict[str, list[Score]] = {}
-    for score in scores:
-        if score.rater_kind == "check":
-            by_run.setdefault(score.trajectory, []).append(score)
-    values = {run: overall(criteria, found) for run, found in by_run.items()}
+    values = overall_by_run(criteria, (score for score in scores if score.rater_kind == "check"))
     return {run: value for run, value in values.items() if value is not None}
 
 
-def _by_kind(work: Workspace, tasks: Mapping[str, Task], runs: Sequence[Trajectory], scores: Sequence[Score]) -> dict[str, list[float]]:
+def _by_kind(work: Workspace, runs: Sequence[Trajectory], scores: Sequence[Score]) -> dict[str, list[float]]:
+    tasks = work.tasks()
     values = by_checks(work.taskset.criteria, scores)
     worth: dict[str, list[float]] = {}
     for run in runs:

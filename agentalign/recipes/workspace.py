@@ -29,7 +29,7 @@ from agentalign.recipes.begun import BESIDE, TrainedOn, read_begun, write_begun
 from agentalign.recipes.process import LOCK_FILE, write_process
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
-from agentalign.records.criterion import Score, overall
+from agentalign.records.criterion import Score, overall_by_run
 from agentalign.records.trajectory import Trajectory
 from agentalign.rollouts.golden import make_golden
 from agentalign.rollouts.rollout import RolloutResult
@@ -82,10 +82,7 @@ class Workspace:
 
     def overalls(self, runs: Sequence[Trajectory]) -> dict[str, float | None]:
         """Overall value by run id; None where it cannot be known, absent where nobody scored it."""
-        scores: dict[str, list[Score]] = {}
-        for score in self.store.scores([run.id for run in runs]):
-            scores.setdefault(score.trajectory, []).append(score)
-        return {run: overall(self.taskset.criteria, found) for run, found in scores.items()}
+        return overall_by_run(self.taskset.criteria, self.store.scores([run.id for run in runs]))
 
     # ------------------------------------------------------------------ writing
 

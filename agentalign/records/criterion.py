@@ -117,6 +117,9 @@ class Score(Record):
             object.__setattr__(self, "id", digest(content))
 
 
+SUCCESS = "task_success"
+"""The criterion that means success where a taskset has one of this name."""
+
 RATER_RANK = {"adjudicator": 3, "human": 3, "judge": 2, "check": 1, "reward_model": 0}
 """Whose answer counts when several kinds of rater answered one criterion: people before judges before checks.
 
@@ -129,9 +132,9 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
 
     0 if any gate failed, else 0.1 + 0.9 x the weighted mean over the criteria that apply. None where a criterion has nothing but errors
     (left out, a check that broke would be worth more than one that failed), a gate that a check answers has no score of its current
-    version, or nothing at all was scored. A gate that waits for people or a judge is no
-    veto until they speak. Per criterion the kind of rater with the highest rank counts; several raters of that kind are averaged.
-    Step scores count through their mean. Where an adjudicator decided on a run or step, nobody else's answer there counts.
+    version, or nothing at all was scored. A gate that waits for people or a judge is no veto until they speak. Per criterion the kind of
+    rater with the highest rank counts; several raters of that kind are averaged. Step scores count through their mean. Where an
+    adjudicator decided on a run or step, nobody else's answer there counts.
 
     Args:
         scores: in the order they were stored; see `in_force`.
@@ -156,6 +159,14 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
     if missing or total == 0:
         return None
     return 0.1 + 0.9 * weighted / total
+
+
+def overall_by_run(criteria: Sequence[Criterion], scores: Iterable[Score]) -> dict[str, float | None]:
+    """`overall` by run id, of scores of many runs; a run that nobody scored is absent."""
+    by_run: dict[str, list[Score]] = {}
+    for score in scores:
+        by_run.setdefault(score.trajectory, []).append(score)
+    return {run: overall(criteria, found) for run, found in by_run.items()}
 
 
 def unit_values(criteria: Sequence[Criterion], scores: Iterable[Score]) -> dict[str, float]:

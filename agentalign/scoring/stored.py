@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from agentalign.environments.taskset import Taskset, find_taskset, load_criteria
 from agentalign.environments.team_code import Pool
 from agentalign.errors import AgentAlignError, DataError
-from agentalign.records.criterion import Criterion, Score, ScoreStatus, overall
+from agentalign.records.criterion import Criterion, Score, ScoreStatus, overall, overall_by_run
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.corrected import corrected_pairs
@@ -134,10 +134,8 @@ def overalls(store: Store, ids: Collection[str], tasks: Path | None) -> dict[str
 
 
 def _valued(store: Store, taskset: Taskset, runs: Sequence[Trajectory]) -> list[tuple[Trajectory, float | None]]:
-    by_run: dict[str, list[Score]] = {}
-    for score in store.scores(taskset=taskset.name):
-        by_run.setdefault(score.trajectory, []).append(score)
-    return [(run, overall(taskset.criteria, by_run.get(run.id, []))) for run in runs]
+    values = overall_by_run(taskset.criteria, store.scores(taskset=taskset.name))
+    return [(run, values.get(run.id)) for run in runs]
 
 
 def make_pairs(
