@@ -161,3 +161,24 @@ def test_a_click_that_ends_a_note_still_hits(page: Page, server: Server, store: 
     expect(page.locator(KEPT)).to_have_text("2", timeout=PATIENCE)
     saved(page)
     assert [(score.value, score.note) for score in store.scores()][1:] == [(4, "no"), (2, "no")]
+
+
+def test_a_press_that_begins_before_gradio_is_there_still_hits(page: Page, server: Server, store: Store) -> None:
+    run = make_run()
+    store.add([run])
+    log_in(page, "ada")
+    held: list[Route] = []
+    page.context.route("**/assets/**/*.js", lambda route: held.append(route))
+    page.goto(f"/#/run/{run.id}", wait_until="commit")
+    page.wait_for_selector(".card.active")
+    page.wait_for_timeout(300)
+    box = page.locator('.card[data-criterion="tone@1"] .mark', has_text="2").bounding_box()
+    assert held and box and not page.locator("#aa-shell").count()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.context.unroute("**/assets/**/*.js")  # which lets go of those that are held
+    page.wait_for_selector("#aa-shell", state="attached", timeout=PATIENCE)
+    page.wait_for_timeout(500)
+    page.mouse.up()
+    expect(page.locator(KEPT)).to_have_text("2", timeout=5000)
+    page.wait_for_selector("#aa-shell .aa .card")

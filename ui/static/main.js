@@ -22,6 +22,7 @@ const SCREENS = {
   play: async () => (await import("./play.js")).showPlay,
 };
 const PATIENCE = 5000;
+const RELEASE = 50;
 let generation = 0;
 let page = null;
 
@@ -36,6 +37,8 @@ export function open() {
 export async function adopt(shell) {
   if (page === null) return start((page = shell));
   if (shell === page) return;
+  // A press on what is moved, or no longer lies under the pointer, is no click.
+  while (page.matches(":active")) await new Promise((resolve) => setTimeout(resolve, RELEASE));
   // A node that is taken out and put back loses focus and scrolls to its top: an older browser leaves it where it is.
   if (!page.isConnected) shell.before(page);
   else if (shell.parentNode.moveBefore) shell.parentNode.moveBefore(page, shell);
