@@ -8,7 +8,7 @@ import torch
 
 from agentalign.config.ppo import PPOConfig
 from agentalign.errors import DataError
-from agentalign.recipes.acting import answered, unsettled
+from agentalign.recipes.acting import answered, mostly_checks, require_worth, unsettled
 from agentalign.recipes.data import Part, Turn
 from agentalign.recipes.experience import Experience, policy_batches, policy_loss
 from agentalign.recipes.ppo import _shares
@@ -38,6 +38,42 @@ def test_each_step_has_of_every_task_runs_that_went_well_and_runs_that_did_not()
             assert set(counts) == {(str(task), reward) for task in range(5) for reward in (0.0, 1.0)}
     with pytest.raises(DataError, match="too few for 2 mini-batches"):
         _shares(made[:1], CONFIG, 0)
+
+
+@pytest.mark.parametrize(("samples", "parts"), [(6, 2), (4, 2), (8, 4), (4, 4), (5, 2)])
+def test_no_step_has_the_worse_half_of_every_task(samples, parts):
+    config = CONFIG.model_copy(update={"num_mini_batches": parts})
+    made = [experience(task, sample, float(sample >= 1 + task % (samples - 1))) for task in range(20) for sample in range(samples)]
+    whole = np.mean([one.reward for one in made])
+    gaps = [[np.mean([one.reward for one in share]) - whole for share in _shares(made, config, iteration)] for iteration in range(20)]
+    assert np.abs(np.mean(gaps, axis=0)).max() < 0.03, "a step that only raises, or only lowers"
+    sizes = {len(share) for share in _shares(made, config, 0)}
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_checks_decide_what_is_settled_only_where_they_have_most_of_the_weight():
+    valid = Criterion(name="valid", description="?", kind="check", check="valid", weight=1)
+    veto = Criterion(name="veto", description="?", kind="check", check="veto", gate=True, weight=9)
+    tone, help_ = (Criterion(name=name, description="?", scale=(1, 5), weight=3) for name in ("tone", "help"))
+    assert mostly_checks([valid, tone], [])
+    assert not mostly_checks([valid, veto, tone, help_], [tone, help_])
+    assert mostly_checks([valid.model_copy(update={"weight": 6}), tone, help_], [tone, help_])
+
+
+def test_a_reward_model_of_what_is_no_longer_asked_is_refused():
+    valid = Criterion(name="valid", description="?", kind="check", check="valid")
+    veto = Criterion(name="veto", description="?", kind="check", check="veto", gate=True)
+    tone = Criterion(name="tone", description="?", scale=(1, 5), version=2)
+
+    def card(criterion):
+        return AdapterCard.model_construct(name="desk-reward", version=1, config=f'{{"criterion": "{criterion}"}}')
+
+    require_worth([valid, tone], card("tone@2"))
+    require_worth([valid], card("overall"))
+    with pytest.raises(DataError, match=r"desk-reward@1 learned tone@1, .* there are: tone@2"):
+        require_worth([valid, tone], card("tone@1"))
+    with pytest.raises(DataError, match="no run would have a value"):
+        require_worth([veto], card("overall"))
 
 
 def test_what_is_left_out_does_not_lend_its_weight_to_the_rest(tmp_path):
@@ -72,5 +108,4 @@ def test_tasks_that_every_run_won_or_lost_alike_are_not_learned_from():
     rewards, groups = [1.0, 0.0, 1.0, 0.95, 0.3], ["open", "open", "won", "won", "alone"]
     assert unsettled(rewards, groups) == [0, 1]
     assert unsettled(rewards, groups, alone=True) == [0, 1, 4]
-    assert unsettled(rewards, groups, at_least=3) == [0, 1, 2, 3, 4], "too few to share among the mini-batches: all is kept"
-    assert unsettled([1.0, 1.0, 0.0, 0.0], ["won", "won", "lost", "lost"]) == [0, 1, 2, 3], "with nothing open all is kept"
+    assert unsettled([1.0, 1.0, 0.0, 0.0], ["won", "won", "lost", "lost"]) == []

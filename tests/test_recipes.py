@@ -14,13 +14,11 @@ from agentalign.config.project import Project
 from agentalign.config.reward import RewardConfig
 from agentalign.config.sft import SFTConfig
 from agentalign.environments.taskset import load_taskset
-from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError, RegistryError, TasksetError, TrainingStoppedError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import render_runs
-from agentalign.recipes.dev_gate import DevGate, _held, _losses
 from agentalign.recipes.dry_run import DryRun
 from agentalign.recipes.token_notes import notes_of
 from agentalign.recipes.workspace import open_workspace, resolve_start
@@ -30,7 +28,6 @@ from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
 from agentalign.training.dialect import Dialect
-from agentalign.training.model import Model
 from agentalign.training.top_tokens import apart
 from tests.small_project import DPO, FIXTURES, PPO, REWARD, SFT, TINY, make_project
 
@@ -267,45 +264,6 @@ def test_adapter_is_evaluated_on_tasks_it_never_saw(project):
     assert found.evaluation.split == "test"
     assert found.evaluation.everything.n == 12
     assert found.comparison is not None
-
-
-def test_dev_gate_says_which_criterion_fell_while_success_did_not(project, caplog):
-    with open_workspace(SFTConfig(**SFT), project) as work, WorkerPool(work.taskset) as pool:
-        model = Model.load(work.base, quantization="none")
-        model.load_adapter("policy", work.registry.resolve("toy_desk@1")[1])
-        gate = DevGate(model, "policy", work.taskset, pool, n_tasks=9)
-        found = gate(0, {})
-        assert {"success", "lost in families", "criterion/task_success", "criterion/valid_calls"} <= found.metrics.keys()
-        assert found.score == pytest.approx(found.metrics["overall"] + 0.01 * found.metrics["success"])
-        assert gate(1, found.metrics) == found
-        assert "fell from" not in caplog.text
-        worse = gate(2, found.metrics | {"criterion/valid_calls": found.metrics["criterion/valid_calls"] + 1.0, "criterion/polite": 1.0})
-        # Nine tasks, of which any criterion may lose one.
-        assert worse.metrics["lost in a criterion"] == pytest.approx(8 / 9)
-        assert worse.score == pytest.approx(found.score - 8 / 9)
-        family = next(name for name in found.metrics if name.startswith("family/"))
-        assert gate(3, found.metrics | {family: found.metrics[family] + 1.0}).metrics["lost in families"] > 0
-    assert "criterion/valid_calls fell from" in caplog.text
-    assert "criterion/polite applies to no run any more" in caplog.text
-
-
-def test_one_task_lost_is_no_loss_and_a_second_is():
-    first = {"family/refund": 1.0, "criterion/asks": 0.75}
-    assert _losses({"family/refund": (5, 0.8), "criterion/asks": (4, 0.5)}, first) == [pytest.approx(0.0), 0.0]
-    assert _losses({"family/refund": (5, 0.6), "criterion/asks": (4, 0.0)}, first) == [pytest.approx(1.0), pytest.approx(2.0)]
-    assert _losses({"family/refund": (1, 0.0)}, first) == [0.75], "a family with a single task is watched too"
-    assert _losses({"family/new": (5, 0.0)}, first) == [0.0]
-
-
-def test_one_side_of_a_judgement_cannot_pay_for_the_other():
-    families = {"family/refund": (6, 0.5), "family/lookup": (5, 1.0)}
-    fell = {"branch/refund/open": (3, 0.0), "branch/refund/closed": (3, 1.0)}
-    held = _held(families, fell)
-    assert set(held) == {"family/lookup", *fell}
-    first = {"family/refund": 0.5, "family/lookup": 1.0, "branch/refund/open": 1.0, "branch/refund/closed": 0.0}
-    assert sum(_losses(families, first)) == 0.0
-    assert sum(_losses(held, first)) == pytest.approx(3 - 3 / 4)
-    assert _held(families, {}) == families
 
 
 def test_dry_run_says_what_it_would_do_and_does_nothing(project):

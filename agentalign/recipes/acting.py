@@ -20,7 +20,7 @@ from agentalign.recipes.standing import Past, by_checks, kind_of
 from agentalign.recipes.token_notes import note_experience
 from agentalign.recipes.workspace import Workspace
 from agentalign.records.adapter import AdapterCard
-from agentalign.records.criterion import SUCCESS, Criterion, Score, overall
+from agentalign.records.criterion import SUCCESS, Criterion, Score, checks_decide, overall
 from agentalign.records.trajectory import StopReason, Trajectory
 from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, RolloutResult, rollout
@@ -48,6 +48,7 @@ class Acting:
         self.tasks = work.taskset.tasks("train")
         self.past = past
         self.answered = answered(work.taskset.criteria, reward)
+        self.by_checks = mostly_checks(work.taskset.criteria, self.answered)
         self.figures: dict[str, float] = {}
         self.share = 1.0
         """Of the newest iteration's sampled tokens, those that are learned from."""
@@ -66,11 +67,12 @@ class Acting:
 
         A task that every sample won, or none, has advantages of next to nothing and would only cost time (DAPO's dynamic sampling,
         arXiv:2503.14476, without drawing others for it): it counts in the reward's figures and is not learned from, by the critic
-        neither. What the reward model alone says of runs that the checks hold for equal is left aside with it. What is left out must
-        not lend its weight to the rest: `share` says how much is left.
+        neither. Where the checks have most of the weight, what the reward model alone says of runs that they hold for equal is left aside
+        with it; where people have, runs are equal by the whole value. What is left out must not lend its weight to the rest: `share` says
+        how much is left. With too few open runs for the steps all are kept, and move the policy as little as the open ones would.
         """
         model, config = self.model, self.config
-        seed = config.seed * 1_000_003 + iteration
+        seed = seed_of(config, iteration)
         tasks = self._tasks(iteration)
         jobs = [Job(task, sample) for task in tasks[ranks.rank() :: ranks.world()] for sample in range(config.samples_per_task)]
         everyone = ranks.gathered(act(model, self.work, self.pool, jobs, name=f"{self.training}/{iteration}", config=config, seed=seed))
@@ -92,11 +94,12 @@ class Acting:
         kept = [run for (run, _), value in zip(usable, values, strict=True) if value is not None]
         groups = [run.task_id or run.id for run in kept]
         worth = [value for _, value in known]
-        checked = by_checks(self.work.taskset.criteria, scores)
+        checked = by_checks(self.work.taskset.criteria, scores) if self.by_checks else {}
         judged = [checked.get(run.id, value) for run, value in zip(kept, worth, strict=True)]
-        chosen = unsettled(judged, groups, at_least=config.num_mini_batches, alone=config.samples_per_task == 1)
+        open_ones = unsettled(judged, groups, alone=config.samples_per_task == 1)
+        chosen = open_ones if len(open_ones) >= config.num_mini_batches else list(range(len(known)))
         sizes = [rendered.n_trainable for rendered, _ in known]
-        self.share = sum(sizes[i] for i in chosen) / max(1, sum(sizes))
+        self.share = sum(sizes[i] for i in open_ones) / max(1, sum(sizes))
         found = gather(model, [known[i][0] for i in chosen], [worth[i] for i in chosen], [groups[i] for i in chosen], config)
         written = [sum(len(turn.completion) for turn in record.turns) for record in tokens.values() if record]
         ranks.first(lambda: note_experience(self.work.project.trainings / self.training, iteration, found))
@@ -223,6 +226,32 @@ def answered(criteria: Sequence[Criterion], reward: AdapterCard) -> list[Criteri
     return [one for one in open_ones if learned in (OVERALL, one.key)]
 
 
+def require_worth(criteria: Sequence[Criterion], reward: AdapterCard) -> None:
+    """DataError where the reward model's criterion is not in force, or neither it nor a check gives a run a value."""
+    learned = learned_criterion(reward)
+    by_model = answered(criteria, reward)
+    if learned != OVERALL and not by_model:
+        theirs = ", ".join(one.key for one in criteria if one.kind != "check") or "none"
+        raise DataError(
+            f"reward model {reward.ref} learned {learned}, which no criterion about whole runs answers to that is in force and left to "
+            f"people (of people's there are: {theirs}). Train one on what is in force, or name another: reward:."
+        )
+    if not by_model and not checks_decide(criteria):
+        raise DataError(
+            "no check has a weight, and no criterion is left to the reward model: no run would have a value. See criteria.yaml."
+        )
+
+
+def mostly_checks(criteria: Sequence[Criterion], by_model: Sequence[Criterion]) -> bool:
+    """Whether the checks have at least as much weight as what the reward model answers."""
+    return sum(one.weight for one in criteria if one.kind == "check" and not one.gate) >= sum(one.weight for one in by_model)
+
+
+def seed_of(config: PPOConfig, iteration: int) -> int:
+    """Draws an iteration's tokens."""
+    return config.seed * 1_000_003 + iteration
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
@@ -240,8 +269,8 @@ def _sampled(experience: Experience) -> Tensor:
     return torch.tensor([logprob for turn in experience.run.turns for logprob in turn.logprobs])
 
 
-def unsettled(rewards: Sequence[float], groups: Sequence[str], *, at_least: int = 1, alone: bool = False) -> list[int]:
-    """Indices of the runs whose task went differently from run to run; all of them where there are fewer than `at_least`.
+def unsettled(rewards: Sequence[float], groups: Sequence[str], *, alone: bool = False) -> list[int]:
+    """Indices of the runs whose task went differently from run to run.
 
     Args:
         rewards: (N,).
@@ -252,5 +281,4 @@ def unsettled(rewards: Sequence[float], groups: Sequence[str], *, at_least: int 
     for reward, group in zip(rewards, groups, strict=True):
         by_task.setdefault(group, []).append(reward)
     open_tasks = {group for group, found in by_task.items() if (alone and len(found) == 1) or max(found) - min(found) >= SETTLED}
-    chosen = [index for index, group in enumerate(groups) if group in open_tasks]
-    return chosen if len(chosen) >= at_least else list(range(len(groups)))
+    return [index for index, group in enumerate(groups) if group in open_tasks]

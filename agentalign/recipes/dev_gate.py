@@ -13,9 +13,9 @@ from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError
-from agentalign.evaluation.evaluate import Evaluation, Group, summarise
+from agentalign.evaluation.evaluate import Evaluation, Group, TaskResult, summarise
 from agentalign.recipes.workspace import Workspace
-from agentalign.records.criterion import SUCCESS, Score
+from agentalign.records.criterion import SUCCESS, Score, ScoreStatus, checks_decide
 from agentalign.rollouts.collect import spread
 from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, RolloutResult, rollout
@@ -38,7 +38,7 @@ class DevGate:
     def __init__(
         self, model: Model, adapter: str, taskset: Taskset, pool: Pool, *, n_tasks: int, name: str = "", keep: Keep | None = None
     ) -> None:
-        """Raises DataError where the taskset cannot be acted out or has no dev tasks.
+        """Raises DataError where the taskset cannot be acted out, has no dev tasks, or no check says what a run is worth.
 
         Args:
             name: of the training; its dev runs after step 20 are made by "name/dev-20".
@@ -49,6 +49,11 @@ class DevGate:
         if not self.tasks or not taskset.has_environment:
             raise DataError(
                 f"taskset '{taskset.name}' has no dev tasks that can be acted out; set eval_every_steps: 0, and watch the adapter yourself."
+            )
+        if not checks_decide(taskset.criteria):
+            raise DataError(
+                f"no check of taskset '{taskset.name}' says what a dev run is worth: gates only forbid, and the rest is people's. Set "
+                f"eval_every_steps: 0, and watch the adapter yourself; or give a check (such as {SUCCESS}) a weight."
             )
 
     def __call__(self, step: int, first: Mapping[str, float]) -> Evaluated:
@@ -62,26 +67,29 @@ class DevGate:
         a criterion may lose one task (or a quarter of fewer than four): a dev split has a handful of each, and one that flips is no
         collapse (a policy whose overall value, rules kept and questions asked all rose was rolled back for four such single tasks). Of
         the criteria the worst loss alone: each has its noise. Ties are broken by success, which alone counts where no overall value is
-        known. A run that could not be scored, because a check broke, is worth nothing.
+        known. A run that could not be scored, because a check broke, is worth nothing: left out, it would be worth what the others are.
         """
         began = time.monotonic()
         maker = f"{self.name or self.adapter}/dev-{step}"
-        evaluation = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool, maker=maker, keep=self.keep)
+        evaluation, broken = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool, maker=maker, keep=self.keep)
         found = evaluation.everything
         overall = found.overall.mean if found.overall else 0.0
         families, sides = _rates("family", evaluation.families), _rates("branch", evaluation.branches)
         criteria = {f"criterion/{name}": (rate.n, rate.mean) for name, rate in found.criteria.items()}
         logger.info("dev after step %d: success %.3f, overall %.3f (%.0f s)", step, found.success.mean, overall, time.monotonic() - began)
-        _say_fallen(step, {name: mean for name, (_, mean) in (criteria | sides).items()}, first)
-        lost = sum(_losses(_held(families, sides), first)) / found.n
+        held = _held(families, sides)
+        _say_fallen(step, {name: mean for name, (_, mean) in (criteria | held).items()}, first)
+        lost = sum(_losses(held, first)) / found.n
         others = {name: value for name, value in criteria.items() if name != f"criterion/{SUCCESS}"}
         worst = max(_losses(others, first), default=0.0) / found.n
-        known = found.n / (found.n + evaluation.unscored)
-        if evaluation.unscored:
-            logger.warning(
-                "dev after step %d: %d runs could not be scored and count as worth nothing; look at them", step, evaluation.unscored
-            )
-        value = known * (overall if found.overall else found.success.mean)
+        for sentence in evaluation.trouble:
+            logger.warning("dev after step %d: %s", step, sentence)
+        worth = [_worth(task) for task in evaluation.tasks if task.task not in broken]
+        made = len(evaluation.tasks) + evaluation.unscored
+        if len(worth) < made:
+            text = "dev after step %d: %d runs could not be scored whole and count as worth nothing; look at them"
+            logger.warning(text, step, made - len(worth))
+        value = sum(worth) / made
         figures = {"lost in families": lost, "lost in a criterion": worst, "success": found.success.mean, "overall": overall}
         figures["tokens"] = evaluation.cost.sampled_tokens or 0.0
         means = {name: mean for name, (_, mean) in (families | sides | criteria).items()}
@@ -93,6 +101,10 @@ def dev_gate(model: Model, adapter: str, work: Workspace, pool: Pool, config: Ga
     if not config.eval_every_steps:
         return None
     return DevGate(model, adapter, work.taskset, pool, n_tasks=config.eval_tasks, name=training, keep=work.keep)
+
+
+def _worth(task: TaskResult) -> float:
+    return task.success if task.overall is None else task.overall
 
 
 def _say_fallen(step: int, now: Mapping[str, float], first: Mapping[str, float]) -> None:
@@ -122,8 +134,8 @@ def _losses(now: Mapping[str, tuple[int, float]], first: Mapping[str, float]) ->
 
 def act_out(
     model: Model, adapter: str, taskset: Taskset, tasks: list[Task], pool: Pool, *, maker: str, keep: Keep | None = None
-) -> Evaluation:
-    """Greedy runs of these tasks by an adapter in memory, scored.
+) -> tuple[Evaluation, frozenset[str]]:
+    """Greedy runs of these tasks by an adapter in memory, scored; and the tasks of whose runs a check broke.
 
     Args:
         maker: what the runs say made them.
@@ -138,4 +150,6 @@ def act_out(
         keep(results, scores)
     written = {tokens.trajectory: sum(len(turn.completion) for turn in tokens.turns) for _, tokens in results if tokens}
     named = {task.id: task for task in tasks}
-    return summarise(maker, tasks[0].split, taskset.criteria, runs, scores, named, sampled_tokens=written)
+    faulty = {score.trajectory for score in scores if score.status == ScoreStatus.ERROR}
+    broken = frozenset(run.task_id or "" for run in runs if run.id in faulty)
+    return summarise(maker, tasks[0].split, taskset.criteria, runs, scores, named, sampled_tokens=written), broken

@@ -28,7 +28,7 @@ from agentalign.recipes.dev_gate import dev_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.preferences import choose_preferences
 from agentalign.recipes.token_notes import note_pairs
-from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
+from agentalign.recipes.workspace import GOOD, Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
@@ -45,8 +45,6 @@ from agentalign.training.tree import build_tree, pack
 
 logger = logging.getLogger("agentalign")
 ADAPTER = "policy"
-GOOD = 0.5
-"""Overall value from which a better run may also be learned from as it is."""
 
 
 @dataclass(frozen=True)

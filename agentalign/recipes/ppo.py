@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from pydantic import JsonValue
 
 from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
-from agentalign.recipes.acting import OVERALL, Acting, act, learned_criterion
+from agentalign.recipes.acting import OVERALL, Acting, act, learned_criterion, require_worth, seed_of
 from agentalign.recipes.begun import TrainedOn, kept, write_whole
 from agentalign.recipes.data import RunData, by_kind, render_runs, token_stats
 from agentalign.recipes.dev_gate import dev_gate
@@ -62,6 +63,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         config, parent = resolve_start(work, config, "ppo")
         card, reward_folder = resolve_adapter(work, config.reward or newest_reward(work), "reward")
         config = config.model_copy(update={"reward": card.ref})
+        require_worth(work.taskset.criteria, card)
         # data
         past, replay_runs = past_runs(work), work.demonstrations()
         new = TrainedOn([run.id for run in (*past, *replay_runs)], rules=reward_rules(work.taskset.criteria))
@@ -150,7 +152,8 @@ def first_look(model: Model, work: Workspace, pool: WorkerPool, config: PPOConfi
 
     def look(jobs: Sequence[Job]) -> tuple[Sequence[Trajectory], Sequence[Score]]:
         logger.info("acting out %d tasks first, to see where the policy stands", len(jobs))
-        made, scores = act(model, work, pool, jobs, name=look_of(training), config=config, seed=config.seed)
+        # The seed after those of the iterations: the same task's run of an iteration would be the very same run.
+        made, scores = act(model, work, pool, jobs, name=look_of(training), config=config, seed=seed_of(config, config.iterations))
         work.keep(made, scores)
         return [result.trajectory for result in made], scores
 
@@ -222,8 +225,13 @@ def _teach_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData
     runs = [r for r in past if r.id in data.rendered]
     size = config.tasks_per_iteration * config.samples_per_task // 2
     wanted = epoch_order(len(runs), seed=config.seed, epoch=0)[: config.critic_warmup_steps * size]
+    if not config.critic_warmup_steps:
+        return 0
     lessons = acting.lessons([runs[i] for i in wanted], data)
-    if not lessons or not config.critic_warmup_steps:
+    # A head of zeros would spend the warm-up on the way to the mean.
+    known = [value for one in lessons for value in one.returns] or [one.mean for one in acting.past.values()]
+    model.set_head_bias(CRITIC, float(np.mean(known)) if known else 0.0)
+    if not lessons:
         logger.warning("no stored scored runs to teach the critic: the first advantages will be rough")
         return 0
 
@@ -238,11 +246,19 @@ def _teach_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData
 
 
 def _shares(experience: Sequence[Experience], config: PPOConfig, iteration: int) -> list[list[Experience]]:
-    """The iteration's runs in equal shares for one optimizer step each: every task's runs, from the worst to the best, in turn to each."""
+    """The iteration's runs in equal shares for one optimizer step each: every task's runs in turn to each, by what they were worth.
+
+    From the worst to the best of one task, from the best to the worst of the next: else the first step would have the worse half of every
+    task, and only lower what it has, and the last only raise.
+    """
     by_task: dict[tuple[int, ...], list[int]] = {}
     for index in epoch_order(len(experience), seed=config.seed, epoch=iteration):
         by_task.setdefault(tuple(experience[index].part.turns[0].context), []).append(index)
-    order = [index for some in by_task.values() for index in sorted(some, key=lambda index: experience[index].reward)]
+    order = [
+        index
+        for number, some in enumerate(by_task.values())
+        for index in sorted(some, key=lambda index: experience[index].reward, reverse=number % 2 == 1)
+    ]
     shares = [[experience[i] for i in order[part :: config.num_mini_batches]] for part in range(config.num_mini_batches)]
     if not all(shares):
         raise DataError(

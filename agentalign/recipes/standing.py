@@ -14,7 +14,7 @@ import numpy as np
 from agentalign.environments.task import Task
 from agentalign.recipes.begun import kept
 from agentalign.recipes.workspace import Workspace
-from agentalign.records.criterion import Criterion, Score, overall_by_run
+from agentalign.records.criterion import Criterion, Score, checks_decide, overall_by_run
 from agentalign.records.trajectory import Trajectory
 from agentalign.rollouts.rollout import Job
 from agentalign.store.filters import RunFilter
@@ -68,7 +68,7 @@ def to_look_at(work: Workspace, start: str, *, most: int, seed: int) -> tuple[di
     named = {task.id for task in tasks}
     own = [run for run in work.store.trajectories(RunFilter(taskset=work.taskset.name, policy=start)) if run.task_id in named]
     worth = _by_kind(work, own, work.store.scores([run.id for run in own]))
-    if not any(criterion.kind == "check" for criterion in work.taskset.criteria):
+    if not checks_decide(work.taskset.criteria):
         return worth, []
     return worth, missing_jobs(tasks, {kind: len(values) for kind, values in worth.items()}, most=most, seed=seed)
 

@@ -45,6 +45,8 @@ from agentalign.training.trackers import Report, TrackerName, tracker
 
 logger = logging.getLogger("agentalign")
 C = TypeVar("C", bound=TrainingConfig)
+GOOD = 0.5
+"""Overall value from which a run is one to learn from where nothing else is said."""
 SUFFIX: dict[AdapterKind, str] = {"policy": "", "reward": "-reward", "value": "-value"}
 
 
@@ -78,7 +80,7 @@ class Workspace:
         """Expert runs of the train split that are not known to be bad: what is replayed under an anchor."""
         runs = [run for run in self.train_runs(["expert"]) if run.steps]
         values = self.overalls(runs)
-        return [run for run in runs if values.get(run.id, 1.0) not in (None, 0.0)]
+        return [run for run in runs if (values.get(run.id, GOOD) or 0.0) >= GOOD]
 
     def overalls(self, runs: Sequence[Trajectory]) -> dict[str, float | None]:
         """Overall value by run id; None where it cannot be known, absent where nobody scored it."""

@@ -169,6 +169,12 @@ def overall_by_run(criteria: Sequence[Criterion], scores: Iterable[Score]) -> di
     return {run: overall(criteria, found) for run, found in by_run.items()}
 
 
+def checks_decide(criteria: Sequence[Criterion]) -> bool:
+    """Whether checks alone give a run a value: one of them has a weight, and `task_success`, where there is one, is a check."""
+    weighed = any(one.kind == "check" and not one.gate and one.weight > 0 for one in criteria)
+    return weighed and all(one.kind == "check" for one in criteria if one.name == SUCCESS)
+
+
 def unit_values(criteria: Sequence[Criterion], scores: Iterable[Score]) -> dict[str, float]:
     """Per criterion name the value in [0, 1] that counts, chosen as in `overall`; a criterion without a value is left out."""
     by_criterion = effective(scores)

@@ -4,7 +4,7 @@
 # ruff: noqa: F401, F811
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from small_desk import make_run
 from test_ui_browser import PATIENCE, Server, Watched, browser, saved, server, store, watched
 
@@ -23,14 +23,15 @@ def test_a_queue_is_drained_by_keyboard_and_tells_nothing_of_where_its_runs_came
     page.on("response", lambda response: refused.append(response.url) if response.status >= 400 else None)
     page.goto(f"{server.url}/#/queue")
     met = []
-    for _ in range(2):
+    for number in range(2):
+        expect(page.locator(".queue-bar")).to_contain_text(f"{number} done by me", timeout=PATIENCE)
         page.wait_for_selector(".timeline .entry")
         assert "desk@9" not in page.content()
         met.append(page.locator(".timeline").inner_text())
         page.keyboard.press("4")
         expect(page.locator(".mark.chosen.saved")).to_have_text("4", timeout=PATIENCE)
         page.keyboard.press("Enter")
-        page.wait_for_function("(before) => document.querySelector('.timeline')?.innerText !== before", arg=met[-1])
+    expect(page.locator(".queue-bar")).to_contain_text("2 done by me", timeout=PATIENCE)
     page.wait_for_selector(".timeline .entry")
     page.keyboard.press("s")
     page.keyboard.type("I know the customer")
@@ -44,3 +45,43 @@ def test_a_queue_is_drained_by_keyboard_and_tells_nothing_of_where_its_runs_came
     assert sorted(item.done for item in items.values()) == [0, 1, 1]
     assert [skip for item in items.values() for skip in item.skips if "I know the customer" in skip]
     assert refused == []
+
+
+def test_keys_between_done_and_the_next_run_mark_nothing(watched: Watched, server: Server, store: Store) -> None:
+    """Who is quicker than the server must not change the mark on the run that is done with."""
+    runs = [make_run(answer=f"Answer {number}.", sample=number) for number in range(2)]
+    store.add(runs)
+    store.queue_items.add([run.id for run in runs], overlap=1)
+    page = watched.page
+    held: list[Route] = []
+    page.route("**/done", lambda route: held.append(route))
+    page.goto(f"{server.url}/#/queue")
+    page.wait_for_selector(".timeline .entry")
+    page.keyboard.press("4")
+    expect(page.locator(".mark.chosen.saved")).to_have_text("4", timeout=PATIENCE)
+    with page.expect_request("**/done"):
+        page.keyboard.press("Enter")
+    page.keyboard.press("2")
+    page.keyboard.press("u")
+    expect(page.locator(".mark.chosen")).to_have_text("4")
+    held[0].continue_()
+    expect(page.locator(".queue-bar")).to_contain_text("1 done by me", timeout=PATIENCE)
+    page.keyboard.press("5")
+    expect(page.locator(".mark.chosen.saved")).to_have_text("5", timeout=PATIENCE)
+    saved(page)
+    assert [score.value for score in store.scores()] == [4, 5]
+
+
+def test_a_next_run_that_does_not_come_leaves_nothing_to_mark(watched: Watched, server: Server, store: Store) -> None:
+    runs = [make_run(answer=f"Answer {number}.", sample=number) for number in range(2)]
+    store.add(runs)
+    store.queue_items.add([run.id for run in runs], overlap=1)
+    page = watched.page
+    page.route("**/api/queue/next", lambda route: route.abort())
+    page.goto(f"{server.url}/#/queue")
+    expect(page.locator(".in-hand")).to_contain_text("The next one did not come", timeout=PATIENCE)
+    expect(page.locator(".notice")).to_contain_text("does not answer")
+    page.unroute("**/api/queue/next")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".timeline .entry")
+    expect(page.locator(".notice")).to_be_hidden()

@@ -3,7 +3,7 @@
 import { alignedRows } from "./aligned.js";
 import { ballot } from "./ballot.js";
 import { h } from "./dom.js";
-import { useKeys } from "./keys.js";
+import { holdKeys, releaseKeys, useKeys } from "./keys.js";
 import { LETTERS } from "./letters.js";
 import { go, notice } from "./place.js";
 import { onSave, read, save, unsaved } from "./save.js";
@@ -52,11 +52,15 @@ export function showPair(view, pair, { root, leave }) {
   const done = () => {
     if (!asked.ready()) return;
     isLeaving = true;
+    holdKeys();
     go();
   };
   const asked = ballot(pair, { root, done });
   const stop = onSave((change) => {
-    if (change.kind === "refused" && change.item?.body.draw === pair.draw) isLeaving = false;
+    if (change.kind === "refused" && change.item?.body.draw === pair.draw) {
+      isLeaving = false;
+      releaseKeys();
+    }
     if (change.kind === "saved") go();
   });
   view.addEventListener("gone", () => (stop(), asked.stop()));

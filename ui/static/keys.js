@@ -3,10 +3,22 @@
 import { h } from "./dom.js";
 
 let bindings = [];
+let isHeld = false;
 
 /** Use these keys from now on: [{keys: ["j"], label: "j", does: "next step", act: fn}]. `act` gets the key. */
 export function useKeys(table) {
   bindings = table;
+  isHeld = false;
+}
+
+/** Until other keys are used or `releaseKeys` is called none does anything: what is asked for next is not there yet, and the screen shows what is done with. */
+export function holdKeys() {
+  isHeld = true;
+}
+
+/** The keys do again what they did: nothing else came. */
+export function releaseKeys() {
+  isHeld = false;
 }
 
 /** Use these keys too; where one is in use already, these win. */
@@ -45,6 +57,7 @@ function handle(root, event) {
 }
 
 function run(event) {
+  if (isHeld) return;
   const binding = bindings.find((entry) => entry.keys.includes(event.key));
   if (!binding) return;
   event.preventDefault();

@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { fillBox } from "./fill.js";
-import { addKeys, useKeys } from "./keys.js";
+import { addKeys, holdKeys, releaseKeys, useKeys } from "./keys.js";
 import { LETTERS } from "./letters.js";
 import { notice } from "./place.js";
 import { showRun } from "./run.js";
@@ -14,10 +14,19 @@ export async function showQueue(view, { root, session }) {
   const screen = { hand: null, ends: 0, timers: [], waiting: null, inner: null, isGone: false };
   const bar = h("div", { class: "queue-bar" });
   const box = h("div", { class: "in-hand" });
-  const fill = session.role !== "rater" && session.tasksets.length > 0 && fillBox({ tasksets: session.tasksets, root, added: () => screen.hand || next().catch(told) });
+  const fill = session.role !== "rater" && session.tasksets.length > 0 && fillBox({ tasksets: session.tasksets, root, added: () => screen.hand || look() });
   view.append(...[bar, fill, box].filter(Boolean));
 
-  const told = (error) => notice(root, error.message);
+  const again = () => ({ keys: ["Enter"], label: "Enter", does: "look again", act: () => (notice(root, ""), look()) });
+  const look = (given) =>
+    next(given).catch((error) => {
+      if (screen.isGone) return;
+      screen.hand = null;
+      // What is done with must not stand there as if it could be rated still.
+      box.replaceChildren(h("p", { class: "empty" }, "The next one did not come. ", h("kbd", {}, "Enter"), " looks again."));
+      useKeys([again()]);
+      notice(root, error.message);
+    });
   const leave = () => {
     screen.timers.splice(0).forEach((timer) => clearInterval(timer));
     screen.inner?.dispatchEvent(new CustomEvent("gone"));
@@ -33,7 +42,7 @@ export async function showQueue(view, { root, session }) {
     drawBar(bar, progress, current, finish, skip);
     if (!current) {
       box.replaceChildren(h("p", { class: "empty" }, fill ? "Nothing is left for you. Add pairs above, or runs by `agentalign queue add`." : "Nothing is left for you. A lead fills the queue."));
-      useKeys([{ keys: ["Enter"], label: "Enter", does: "look again", act: () => next().catch(told) }]);
+      useKeys([again()]);
       return;
     }
     const inner = h("div", { class: "in-hand" });
@@ -78,24 +87,30 @@ export async function showQueue(view, { root, session }) {
     screen.timers.push(setInterval(beat, Math.min(BEAT, hand.lease * 333)), setInterval(tick, 1000));
     tick();
   };
+  // From here until the next one stands there, a key would be a mark on what is done with.
+  const end = (how, body) => {
+    screen.waiting = save(`/api/queue/${screen.hand.assignment}/${how}`, { ...body, next: true });
+    holdKeys();
+  };
   const finish = () => {
-    if (screen.hand && !screen.waiting) screen.waiting = save(`/api/queue/${screen.hand.assignment}/done`, { next: true });
+    if (screen.hand && !screen.waiting) end("done", {});
   };
   const skip = (reason) => {
-    if (screen.hand && !screen.waiting && reason.trim()) screen.waiting = save(`/api/queue/${screen.hand.assignment}/skip`, { reason, next: true });
+    if (screen.hand && !screen.waiting && reason.trim()) end("skip", { reason });
   };
   const stop = onSave(({ kind, item, text, answer }) => {
     if (!item || !screen.waiting || item.body.key !== screen.waiting) return;
     screen.waiting = null;
-    if (kind === "saved") next(answer.next).catch(told);
-    else notice(root, text);
+    if (kind === "saved") return look(answer.next);
+    releaseKeys();
+    notice(root, text);
   });
   view.addEventListener("gone", () => {
     screen.isGone = true;
     stop();
     leave();
   });
-  await next();
+  await look();
 }
 
 function drawBar(bar, progress, hand, finish, skip) {
