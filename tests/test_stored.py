@@ -7,6 +7,7 @@ import pytest
 
 from agentalign.environments.taskset import load_taskset
 from agentalign.environments.team_code import TeamCode
+from agentalign.records.criterion import Score, ScoreStatus
 from agentalign.records.trajectory import Message, Origin, Trajectory
 from agentalign.scoring.stored import ScoringReport, overalls, score_stored
 from agentalign.store.store import Store
@@ -69,6 +70,46 @@ def test_a_check_that_broke_on_a_later_scoring_is_tried_again(store: Store, tmp_
     score(store, tmp_path, only_new=False)
     assert score(store, tmp_path, calm="not a number", only_new=False).errors == 1
     assert score(store, tmp_path, only_new=True).runs == 1
+
+
+STEPWISE = """
+from pathlib import Path
+
+def steps(trajectory, task):
+    return eval(Path(__file__).with_name("says.txt").read_text())
+"""
+
+
+def test_what_a_check_no_longer_says_of_a_step_counts_no_longer(store: Store, tmp_path: Path) -> None:
+    messages = [Message(role=role, content="x") for role in ("user", "assistant", "user", "assistant")]
+    store.add([Trajectory(taskset="words", messages=tuple(messages), origin=Origin(kind="import", reference="file"))])
+    [id] = (one.id for one in store.trajectories())
+    folder = tmp_path / "words"
+    folder.mkdir()
+    (folder / "taskset.yaml").write_text("name: words\n")
+    (folder / "criteria.yaml").write_text("steps: {description: Good?, level: step, check: steps}\n")
+    (folder / "criteria.py").write_text(STEPWISE)
+
+    def value(says: str, *, only_new: bool = False) -> float | None:
+        (folder / "says.txt").write_text(says)
+        with TeamCode(folder) as pool:
+            score_stored(store, load_taskset(folder), pool=pool, only_new=only_new)
+        return overalls(store, [id], tmp_path)[id]
+
+    assert value("{0: 0.0, 1: 1.0}") == pytest.approx(0.55)
+    store.add_scores([Score(trajectory=id, criterion="steps@1", step=0, value=1.0, rater="judge", rater_kind="judge")])
+    assert value("{1: 1.0}") == 1.0
+    store.add_scores([Score(trajectory=id, criterion="steps@1", step=0, status=ScoreStatus.WITHDRAWN, rater="judge", rater_kind="judge")])
+    assert value("{1: 0.5}") == pytest.approx(0.55)
+    assert value("None") is None
+    assert value("{0: 1.0}") == 1.0
+    assert value("{}") is None
+    assert value("{0: 1.0}") == 1.0
+    assert value("broken") is None, "a check that broke does not hide behind what it said before"
+    assert value("{0: 0.0}", only_new=True) == pytest.approx(0.1)
+    stored = len(store.scores())
+    assert value("{0: 1.0}", only_new=True) == pytest.approx(0.1)
+    assert len(store.scores()) == stored
 
 
 def test_overall_values_are_of_the_tasksets_that_are_here(store: Store, tmp_path: Path) -> None:

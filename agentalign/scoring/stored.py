@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 from agentalign.environments.taskset import Taskset, find_taskset, load_criteria
 from agentalign.environments.team_code import Pool
 from agentalign.errors import AgentAlignError, DataError
-from agentalign.records.criterion import Criterion, Score, ScoreStatus, overall, overall_by_run
+from agentalign.records.base import now
+from agentalign.records.criterion import NO_ANSWER, Criterion, Score, ScoreStatus, in_force, overall, overall_by_run
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.corrected import corrected_pairs
@@ -77,7 +78,8 @@ def score_stored(
 
     def flush() -> None:
         scores = score_trajectories(taskset, waiting, tasks, criteria=criteria, pool=pool)
-        store.add_scores(scores)
+        # First what goes: a check that broke then has its error as the last word, and is asked again.
+        store.add_scores([*_taken_back(store, scores), *scores])
         made.extend(scores)
         waiting.clear()
 
@@ -91,6 +93,22 @@ def score_stored(
             progress(number, total)
     flush()
     return _scoring_report(made, scored)
+
+
+def _taken_back(store: Store, new: Sequence[Score]) -> list[Score]:
+    """Withdrawals of what the checks that just answered said of other steps before: an answer is of the whole run and replaces the last."""
+    said = {(score.trajectory, score.criterion, score.step) for score in new}
+    asked = {(score.trajectory, score.criterion) for score in new}
+    before = in_force(score for score in store.scores(sorted({run for run, _ in asked})) if score.rater_kind == "check")
+    gone = [
+        old
+        for old in before
+        if old.status not in NO_ANSWER
+        and (old.trajectory, old.criterion) in asked
+        and (old.trajectory, old.criterion, old.step) not in said
+    ]
+    anew = {"status": ScoreStatus.WITHDRAWN, "value": None, "note": "", "id": "", "time": now()}
+    return [Score.model_validate({**old.model_dump(), **anew}) for old in gone]
 
 
 def _answered(store: Store, taskset: str) -> dict[str, set[str]]:
