@@ -1,12 +1,15 @@
 """Commands about what was trained: adapters, deploy-check, promote; export is `cli_export`."""
 
 import argparse
+from contextlib import suppress
 
 from agentalign import cli_export, cli_foreign, cli_registry
 from agentalign.cli_arguments import Commands, add_json, at_least, command, verbs
 from agentalign.cli_output import say, show, show_json, show_table
 from agentalign.config.project import Project
-from agentalign.errors import UsageError
+from agentalign.errors import RegistryError, UsageError
+
+_DAMAGED = "What cannot be read, such as a version that is being copied in, is told on stderr; the exit code is 1 then."
 
 
 def add(commands: Commands) -> None:
@@ -21,7 +24,7 @@ def _add_adapters(commands: Commands) -> None:
     examples = "agentalign adapters\nagentalign adapters show order_desk@production\nagentalign adapters verify order_desk@3\n"
     examples += "agentalign adapters add downloads/their_lora --base ./base --taskset order_desk"
     adapters = verbs(command(commands, "adapters", "look at adapters: lineage, figures, files", examples=examples))
-    add_json(command(adapters, "list", "list every version of every adapter", run=_list))
+    add_json(command(adapters, "list", "list every version of every adapter", run=_list, more=_DAMAGED))
     parser = command(adapters, "show", "show one adapter's card", run=_show, examples="agentalign adapters show order_desk@production")
     parser.add_argument("ref", metavar="NAME@V")
     add_json(parser)
@@ -109,19 +112,26 @@ def _add_promote(commands: Commands) -> None:
     add_json(parser)
 
 
-def _list(arguments: argparse.Namespace) -> None:
+def _list(arguments: argparse.Namespace) -> int:
     from agentalign.store.registry import Registry
 
     registry = Registry(Project.find().adapters)
-    cards = registry.list()
-    held = {card.name: registry.stages(card.name) for card in cards}
-    stages = {card.ref: ", ".join(sorted(stage for stage, version in held[card.name].items() if version == card.version)) for card in cards}
+    cards, problems = registry.readable()
+    stages: dict[str, str] = {}
+    for card in cards:
+        held: dict[str, int] = {}
+        with suppress(RegistryError):  # among the problems
+            held = registry.stages(card.name)
+        stages[card.ref] = ", ".join(sorted(stage for stage, version in held.items() if version == card.version))
+    for problem in problems:
+        say(problem)
     if arguments.json:
         show_json([{**card.model_dump(mode="json", exclude={"config", "files"}), "stages": stages[card.ref]} for card in cards])
-        return
+        return 1 if problems else 0
     rows = [(card.ref, card.kind, card.recipe, ", ".join(card.parents), card.base, stages[card.ref], card.created[:16]) for card in cards]
     header = ("adapter", "kind", "recipe", "parents", "base", "stage", "made")
-    show_table(header, rows, empty="There are no adapters. `agentalign train` makes one.")
+    show_table(header, rows, empty="" if problems else "There are no adapters. `agentalign train` makes one.")
+    return 1 if problems else 0
 
 
 def _show(arguments: argparse.Namespace) -> None:

@@ -200,6 +200,15 @@ def test_the_way_with_a_model_from_training_to_export(project: Project, run: Say
     assert run("export", "hello@production", "served").strip() == str(project.root / "served")
 
 
+def test_adapters_are_listed_beside_one_that_is_being_copied_in(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    (project.adapters / "other" / "7").mkdir(parents=True)
+    for words in (["adapters"], ["adapters", "--json"]):
+        capsys.readouterr()
+        assert main(words) == 1
+        out, err = capsys.readouterr()
+        assert out.strip() in ("", "[]") and "other@7 is damaged" in err and "Traceback" not in err
+
+
 def test_eval_says_what_broke(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     make_base(project.root / "tiny")
     checks = project.tasks / "hello" / "criteria.py"

@@ -108,6 +108,24 @@ def test_a_start_is_found_in_one_walk_however_often_policies_and_reward_models_t
         assert resolve_start(work, DPOConfig(**DPO), "dpo")[0].start == "toy_desk@1"
 
 
+def test_a_version_that_is_being_copied_in_stops_only_what_builds_on_its_own_name(project):
+    config = SFTConfig(**SFT, max_steps=2, seed=77)
+    coming = [project.adapters / "other" / "7", project.adapters / "toy_desk" / "99"]
+    with open_workspace(config, project) as work:
+        about = TrainedOn([run.id for run in sft.choose_runs(work, config)])
+        try:
+            coming[0].mkdir(parents=True)
+            assert work.begin("sft", config, about)[0].status != "done"
+            assert resolve_start(work, DPOConfig(**DPO), "dpo")[0].start == "toy_desk@1"
+            coming[1].mkdir()
+            for build in (lambda: work.begin("sft", config, about), lambda: resolve_start(work, DPOConfig(**DPO), "dpo")):
+                with pytest.raises(RegistryError, match="toy_desk@99 is damaged"):
+                    build()
+        finally:
+            for folder in (coming[0].parent, coming[1]):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def test_an_interrupted_training_goes_on_with_the_data_it_began_with(project, caplog):
     config = SFTConfig(**SFT, max_steps=2, seed=7)
     with open_workspace(config, project) as work:

@@ -250,8 +250,21 @@ def test_a_version_that_is_not_whole_stands_in_no_other_ones_way(registry: Regis
     cards, (problem,) = registry.readable()
     assert [one.version for one in cards] == [1, 2]
     assert "desk@3 is damaged" in problem
+    assert registry.list() == cards
     with pytest.raises(RegistryError, match="desk@3 is damaged"):
-        registry.list()
+        registry.cards("desk")
+
+
+def test_a_link_and_torn_stages_are_told_and_hide_no_other_adapter(registry: Registry, files: Path, tmp_path: Path) -> None:
+    good, torn = registry.save(card(), files), registry.save(card(name="torn"), files)
+    (registry.folder / "torn" / "stages.json").write_text("{")
+    (tmp_path / "elsewhere" / "1").mkdir(parents=True)
+    (registry.folder / "linked").symlink_to(tmp_path / "elsewhere")
+    cards, (link, stages) = registry.readable()
+    assert cards == registry.list() == [good, torn] and registry.cards("desk") == [good]
+    assert "linked is a link" in link and "stages.json cannot be read" in stages
+    with pytest.raises(RegistryError, match="Did you mean desk"):
+        registry.resolve("desc")
 
 
 def test_a_number_that_was_in_production_is_not_given_again(registry: Registry, files: Path) -> None:

@@ -167,6 +167,17 @@ def test_a_version_that_is_being_copied_hides_no_other_one(server: Running, proj
     assert names() == before
 
 
+def test_stages_that_cannot_be_read_hide_no_other_adapter(server: Running, project: Project) -> None:
+    torn = project.adapters / "odd" / "stages.json"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:-3])
+    try:
+        ids = {row["id"] for row in server.client.get("/v1/models").json()["data"]}
+    finally:
+        torn.write_bytes(whole)
+    assert "odd@1" in ids and "odd@production" not in ids
+
+
 def test_a_bare_name_whose_newest_version_has_another_base_is_not_listed(server: Running, project: Project, tmp_path: Path) -> None:
     for folder, seed in ((TINY, 1), (make_base(tmp_path / "other"), 2)):
         add_soft_adapter(project, folder, name="moved", std=0.5, seed=seed)

@@ -126,8 +126,13 @@ def read_keys(environment: Mapping[str, str]) -> list[str]:
 
 def _in_production(project: Project) -> list[str]:
     registry = Registry(project.adapters)
-    names = sorted({card.name for card in registry.readable()[0] if card.kind == "policy"})
-    found = [f"{name}@production" for name in names if "production" in registry.stages(name)]
+    cards, problems = registry.readable()
+    for problem in problems:
+        sys.stderr.write(f"not served: {problem}\n")
+    found = []
+    for name in sorted({card.name for card in cards if card.kind == "policy"}):
+        with suppress(RegistryError):  # stages that cannot be read are among the problems
+            found += [f"{name}@production"] if "production" in registry.stages(name) else []
     if not found:
         raise RegistryError("no adapter is in production. Name one: `agentalign serve NAME@VERSION`, or promote one: `agentalign promote`.")
     return found

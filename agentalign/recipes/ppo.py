@@ -126,7 +126,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
 def newest_reward(work: Workspace) -> str:
     """The newest reward model that learned the overall value: one of a single criterion is for who names it."""
     name = work.adapter_name("reward")
-    cards = [card for card in work.registry.list() if card.name == name]
+    cards = work.registry.cards(name)
     whole = [card.ref for card in cards if learned_criterion(card) == OVERALL]
     if cards and not whole:
         raise DataError(

@@ -144,7 +144,8 @@ class Workspace:
         known = {one.id: one for one in self.store.trainings(self.taskset.name)}
         if training.id in known and known[training.id].status == "done":
             return known[training.id]
-        for card in self.registry.list():
+        # Only its own name has to be whole: another adapter that is being copied in is no reason not to train.
+        for card in self.registry.cards(self.adapter_name("reward" if training.recipe == "reward" else "policy")):
             if card.training == training.id:  # killed between saving the adapter and saying so
                 return self._done(training, card.ref, "")
         self._mention_others(training, known.values())
@@ -310,6 +311,8 @@ def resolve_start(work: Workspace, config: C, recipe: RecipeName) -> tuple[C, Pa
             known[ref] = ref in cards and (cards[ref].recipe == recipe or any(has_part(parent) for parent in cards[ref].parents))
         return known[ref]
 
+    if config.start is None:
+        work.registry.cards(name)  # refused where one cannot be read: the newest would be taken for one that is not
     others = [ref for ref, card in cards.items() if card.name == name and not has_part(ref)]
     card, folder = resolve_adapter(work, config.start or (others or [name])[-1], "policy")
     if config.start is None:

@@ -20,7 +20,7 @@ from agentalign.errors import RegistryError
 from agentalign.records.adapter import NAME, AdapterCard, EvaluationSummary, GateReport
 from agentalign.records.golden import Golden
 from agentalign.store import beside, stages
-from agentalign.store.adapter_folder import OURS, plain_files
+from agentalign.store.adapter_folder import OURS, RESTORE, no_link, plain_files, read_card, versions_in
 from agentalign.store.files import copy_durably, fsync, put_in_place, sha256, write_whole
 from agentalign.store.stages import STAGES, StageChange, Stages
 
@@ -56,7 +56,7 @@ class Registry:
         target = home / str(card.version)
         try:
             home.mkdir(parents=True, exist_ok=True)
-            _no_link(home)
+            no_link(home)
             with _lock(home):
                 if os.path.lexists(target):
                     raise RegistryError(
@@ -111,7 +111,7 @@ class Registry:
             version = held[wanted]
         if version not in versions:
             raise RegistryError(f"there is no {name}@{version}; {name} has version {_list(versions)}. Name one of these.")
-        card, found = self._read_card(name, version)
+        card, found = read_card(self.folder / name / str(version))
         if not found.startswith(content):
             raise RegistryError(
                 f"{name}@{version} has the content {found[:CONTENT_DIGITS]}, not {content}: another adapter has this number here. Copy the "
@@ -121,13 +121,12 @@ class Registry:
 
     def content(self, ref: str) -> str:
         """The version's content hash, 64 hex digits: over its card, and so over every file of it."""
-        card, _ = self.resolve(ref)
-        return self._read_card(card.name, card.version)[1]
+        return read_card(self.resolve(ref)[1])[1]
 
     def identity(self, ref: str) -> str:
         """The full reference, "name@3-1a2b3c4d5e6f"; `resolve` takes it and refuses any other content."""
-        card, _ = self.resolve(ref)
-        return f"{card.ref}-{self._read_card(card.name, card.version)[1][:CONTENT_DIGITS]}"
+        card, folder = self.resolve(ref)
+        return f"{card.ref}-{read_card(folder)[1][:CONTENT_DIGITS]}"
 
     def verify(self, ref: str) -> None:
         """RegistryError naming the first file that is not what was saved: changed, missing or added."""
@@ -136,11 +135,11 @@ class Registry:
         for name in sorted(present | set(card.files)):
             file = folder / name
             if name not in present:
-                raise RegistryError(f"{card.ref} is damaged: {file} is missing. {_RESTORE}")
+                raise RegistryError(f"{card.ref} is damaged: {file} is missing. {RESTORE}")
             if name not in card.files or file.is_symlink() or not file.is_file():
                 raise RegistryError(f"{card.ref} is damaged: {file} was added after it was saved. Remove that file.")
             if sha256(file) != card.files[name]:
-                raise RegistryError(f"{card.ref} is damaged: {file} is not what was saved (its sha256 differs). {_RESTORE}")
+                raise RegistryError(f"{card.ref} is damaged: {file} is not what was saved (its sha256 differs). {RESTORE}")
 
     def promote(self, ref: str, stage: str, gate: GateReport, *, canary: float | None = None) -> None:
         """Make a version that passed its gate "production" or "candidate"; what was in production becomes "previous".
@@ -208,7 +207,7 @@ class Registry:
                 )
             self.verify(f"{name}@{previous}")
             stages.write(self.folder / name, stages.after_roll_back(held, previous))
-        return self._read_card(name, previous)[0]
+        return read_card(self.folder / name / str(previous))[0]
 
     def set_canary(self, ref: str, weight: float) -> None:
         """Let the candidate answer this share of the sessions; 0 takes it back. A version that is named must be the candidate."""
@@ -256,11 +255,8 @@ class Registry:
 
     def _versions(self, name: str) -> "list[int]":
         home = self.folder / name
-        _no_link(home)
-        if not home.is_dir():
-            return []
-        found = (entry for entry in home.iterdir() if re.fullmatch("[1-9][0-9]{0,8}", entry.name))
-        return sorted(int(entry.name) for entry in found if entry.is_dir() and not entry.is_symlink())
+        no_link(home)
+        return versions_in(home)
 
     def _known(self, name: str) -> "list[int]":
         """The versions that an adapter has, whole or not; RegistryError where there is no such adapter."""
@@ -269,12 +265,13 @@ class Registry:
             raise RegistryError(f"there is no adapter {name!r} in {self.folder}. {self._nearest(name)}")
         return versions
 
+    def _homes(self) -> "list[Path]":
+        """The folders that hold versions, links too, by name."""
+        entries = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [entry for entry in entries if entry.is_dir() and _REF.fullmatch(entry.name) and versions_in(entry)]
+
     def _names(self) -> "list[str]":
-        if not self.folder.is_dir():
-            return []
-        return sorted(
-            entry.name for entry in self.folder.iterdir() if entry.is_dir() and _REF.fullmatch(entry.name) and self._versions(entry.name)
-        )
+        return [home.name for home in self._homes() if not home.is_symlink()]
 
     def _nearest(self, name: str) -> str:
         names = self._names()
@@ -282,22 +279,6 @@ class Registry:
         if near:
             return f"Did you mean {_list(near, 'or')}?"
         return f"It has {_list(names[:10])}." if names else "Train one: `agentalign train`."
-
-    def _read_card(self, name: str, version: int) -> tuple[AdapterCard, str]:
-        """The card and its sha256."""
-        file = self.folder / name / str(version) / "card.json"
-        try:
-            content = sha256(file)
-            if f"{content}\n".encode() != file.with_name("card.sha256").read_bytes():
-                raise RegistryError(f"{name}@{version} is damaged: {file} is not what card.sha256 beside it says. {_RESTORE}")
-            card = AdapterCard.model_validate_json(file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RegistryError(f"{name}@{version} is damaged: {file} or card.sha256 beside it cannot be read. {_RESTORE}") from error
-        if (card.name, card.version) != (name, version):
-            raise RegistryError(
-                f"{file.parent} holds {card.ref}: it was moved or copied there. Move it back to {card.name}/{card.version}."
-            )
-        return card, content
 
     @contextmanager
     def _changing(self, name: str) -> Iterator[Stages]:
@@ -309,29 +290,34 @@ class Registry:
                 f"what stands beside {name}'s versions could not be written ({error}); it is as before. Free some space or fix the rights."
             ) from error
 
+    def cards(self, name: str) -> "list[AdapterCard]":
+        """Every version of one adapter, oldest first; RegistryError where one cannot be read, such as one that is being copied in."""
+        return [read_card(self.folder / name / str(version))[0] for version in self._versions(self._parse(name)[0])]
+
     def readable(self) -> "tuple[list[AdapterCard], list[str]]":
-        """As `list`, without versions whose card cannot be read, such as one that is being copied in; and why each cannot."""
+        """As `list`, and what of the registry cannot be read: versions, stages, and folders that are links."""
         cards: list[AdapterCard] = []
         problems: list[str] = []
-        for name in self._names():
-            for version in self._versions(name):
+        for home in self._homes():
+            try:
+                no_link(home)
+            except RegistryError as error:
+                problems.append(str(error))
+                continue
+            for version in versions_in(home):
                 try:
-                    cards.append(self._read_card(name, version)[0])
+                    cards.append(read_card(home / str(version))[0])
                 except RegistryError as error:
                     problems.append(str(error))
+            try:
+                stages.read(home)
+            except RegistryError as error:
+                problems.append(str(error))
         return cards, problems
 
     def list(self) -> "list[AdapterCard]":
-        """Every version of every adapter, by name, oldest first."""
-        return [self._read_card(name, version)[0] for name in self._names() for version in self._versions(name)]
-
-
-_RESTORE = "Copy it back from where it was trained or kept, or delete the version's folder."
-
-
-def _no_link(home: Path) -> None:
-    if home.is_symlink():
-        raise RegistryError(f"{home} is a link; adapters are plain folders. Put the folder itself there.")
+        """Every version of every adapter that can be read, by name, oldest first: one bad folder hides no other."""
+        return self.readable()[0]
 
 
 @contextmanager

@@ -142,7 +142,8 @@ class Adapters:
     def models(self) -> dict[str, AdapterCard]:
         """Every name that this server answers to, and whose card it is: versions, stages, and the newest by the bare name.
 
-        A version that cannot be read, such as one that is being copied here, is missing; the others are served meanwhile.
+        A version that cannot be read, such as one that is being copied here, is missing, and so are stages that cannot; the others are
+        served meanwhile.
         """
         cards, problems = self._registry.readable()
         for problem in problems:
@@ -154,9 +155,10 @@ class Adapters:
             if self._unfit(card, self._project.adapters / card.name / str(card.version)):
                 continue
             found[card.ref] = card
-            for stage, number in self._registry.stages(card.name).items():
-                if number == card.version:
-                    found[f"{card.name}@{stage}"] = card
+            with suppress(RegistryError):  # among the problems
+                for stage, number in self._registry.stages(card.name).items():
+                    if number == card.version:
+                        found[f"{card.name}@{stage}"] = card
         for name in {card.name for card in found.values()}:
             # The bare name is the newest there is, which `choose` asks for too: not the newest of those that fit.
             with suppress(RegistryError):
