@@ -22,6 +22,7 @@ from agentalign.recipes.data import render_runs
 from agentalign.recipes.dry_run import DryRun
 from agentalign.recipes.token_notes import notes_of
 from agentalign.recipes.workspace import open_workspace, resolve_start
+from agentalign.records.criterion import overall_by_run
 from agentalign.records.golden import Golden
 from agentalign.records.trajectory import Message, ToolCall, Trajectory
 from agentalign.store.filters import RunFilter
@@ -198,6 +199,14 @@ def test_reward_model_ranks_held_out_pairs_and_ppo_acts_with_it(project):
     assert found[0]["kl"] == pytest.approx(0.0, abs=1e-3)
     assert found[0]["kl_k3"] == pytest.approx(0.0, abs=1e-4)
     assert found[0]["clip_fraction"] == 0.0
+    # The critic begins at what runs are worth on the whole: an error of the size of their squares would be one that begins at 0.
+    with Store(project.store_url) as store:
+        past = [
+            run.id for run in store.trajectories(RunFilter(taskset="toy_desk", origin_kind="rollout")) if "/" not in run.origin.reference
+        ]
+        worth = overall_by_run(load_taskset("toy_desk", project.tasks).criteria, store.scores(past)).values()
+    warmup = [json.loads(line) for line in (project.trainings / done.id / "critic" / "metrics.jsonl").read_text().splitlines()]
+    assert warmup[0]["value_error"] < 0.5 * sum(value**2 for value in worth if value is not None) / len(worth)
     assert Registry(project.adapters).resolve(done.adapter)[0].parents == ("toy_desk@1", card.ref)
     with Store(project.store_url) as store:
         runs = list(store.trajectories(RunFilter(training=done.id)))

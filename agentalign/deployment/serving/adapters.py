@@ -25,6 +25,7 @@ from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle, require_runnable
 from agentalign.store.registry import Registry
 from agentalign.training.base import Base
 from agentalign.training.mixed_lora import MixedLora
+from agentalign.training.threads import apart
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class Adapters:
         if problem:
             raise RegistryError(problem)
         require_runnable(self._project, Bundle(card, folder, self._base))
-        weights = self._lora.read(folder)
+        weights = apart(lambda: self._lora.read(folder))
         spare = [name for name, users in self._used.items() if not users][: max(0, len(self._used) + 1 - self._max_loaded)]
 
         def put_in() -> None:

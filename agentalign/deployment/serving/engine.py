@@ -15,6 +15,7 @@ from agentalign.training.dialect import Dialect
 from agentalign.training.generate import Generator
 from agentalign.training.mixed_lora import MixedLora
 from agentalign.training.model import Model
+from agentalign.training.threads import apart
 
 
 class Engine(NamedTuple):
@@ -48,16 +49,20 @@ def open_engine(
         loaded: adapters in memory.
         told: what is being done now, in words, since this takes a while.
     """
+    dialect, generator = apart(lambda: _loaded(bundle, device, told))
+    lora = MixedLora(generator.model)
+    worker = Worker(Batch(generator, lora, running=running, kept=kept), max_waiting=waiting)
+    return Engine(bundle, dialect, generator, Adapters(project, bundle.base, lora, worker, max_loaded=loaded), worker)
+
+
+def _loaded(bundle: Bundle, device: str, told: Callable[[str], None]) -> tuple[Dialect, Generator]:
     told(f"loading {bundle.base.name}")
     model = Model.load(bundle.base, quantization=bundle.card.quantization, device=device)
     plain = model.device.type == "cpu" and model.quantization != "none"
     if plain:
         told("writing its weights out for this CPU")
     network = model.merged_copy(None) if plain else model.network
-    generator = Generator(network, model.dialect.stop_ids, model.dialect.pad_id)
-    lora = MixedLora(network)
-    worker = Worker(Batch(generator, lora, running=running, kept=kept), max_waiting=waiting)
-    return Engine(bundle, model.dialect, generator, Adapters(project, bundle.base, lora, worker, max_loaded=loaded), worker)
+    return model.dialect, Generator(network, model.dialect.stop_ids, model.dialect.pad_id)
 
 
 def begin(engine: Engine, refs: Sequence[str]) -> None:
