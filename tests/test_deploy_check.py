@@ -230,6 +230,34 @@ def test_without_log_probs_nothing_passes_in_silence(project: Project, behind: C
     assert {found[DISTANCE], found[APPLIED], found[CONTROL]} == {"failed, not measured"}
 
 
+def test_a_sound_server_that_says_texts_and_no_ids_passes_and_one_of_another_spelling_is_not_judged(
+    project: Project, behind: Callable[..., str]
+) -> None:
+    def textual(_: int, body: dict[str, Any]) -> None:
+        for name in ("return_token_ids", "return_tokens_as_token_ids"):
+            body.pop(name, None)
+
+    def entries(reply: dict[str, Any]) -> list[dict[str, Any]]:
+        found = (reply["choices"][0]["logprobs"] or {}).get("content") or []
+        return [one for entry in found for one in (entry, *entry["top_logprobs"])]
+
+    def without_ids(reply: dict[str, Any]) -> None:
+        for entry in entries(reply):
+            del entry["id"]
+
+    def raw_pieces(reply: dict[str, Any]) -> None:
+        for entry in entries(reply):
+            entry["token"] = f"\u0120{entry['token']}"
+            del entry["id"]
+
+    found = deploy_check(project, "toy_desk@2", endpoint=behind(textual, without_ids), quantization="none")
+    assert verdicts(found)[DISTANCE] == verdicts(found)[APPLIED] == verdicts(found)[CONTROL] == "passed", found
+    other = deploy_check(project, "toy_desk@2", endpoint=behind(textual, raw_pieces), quantization="none")
+    assert {verdicts(other)[name] for name in (DISTANCE, APPLIED, CONTROL)} == {"failed, not measured"}
+    assert "form of its own" in other.checks[0].detail
+    assert other.state == "not measured", "nothing there is worse than in training"
+
+
 def test_damaged_weights_and_a_silent_server_end_with_a_sentence(project: Project, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not say what it serves"):
         deploy_check(project, "toy_desk@2", endpoint="http://127.0.0.1:9/v1")

@@ -207,6 +207,9 @@ def test_logprobs_and_token_ids_are_those_of_the_model(server: Running) -> None:
     assert [entry["logprob"] for entry in entries] == pytest.approx(choice["token_logprobs"][: len(entries)])
     assert all(entry["top_logprobs"][0]["token"] == entry["token"] for entry in entries), "greedy"
     assert reply["prompt_token_ids"] == dialect.context_ids(*_as_messages(ASK, [ORDER]))
+    assert [entry["id"] for entry in entries] == choice["token_ids"][: len(entries)]
+    told = server.chat(**FREE, logprobs=True, top_logprobs=2, return_tokens_as_token_ids=True)["choices"][0]["logprobs"]["content"]
+    assert [entry["token"] for entry in told] == [f"token_id:{entry['id']}" for entry in entries]
 
 
 def _as_messages(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> tuple[Any, str]:

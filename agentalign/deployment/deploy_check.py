@@ -107,6 +107,7 @@ def _in_process(bundle: Bundle, golden: Golden, told: Callable[[str], None]) -> 
     bare = top_tokens(model, None, few, together=True)
     noise = max(golden.noise, _mean(first[:FEW], again), LEAST_NOISE)
     same = (golden.dtype, golden.device) == (str(model.dtype).removeprefix("torch."), model.device.type)
+    adapter, base = [turn.adapter for turn in turns], [turn.base for turn in turns]
     dialect = model.dialect.digest == golden.dialect
     said = (
         "tokenizer, template and its arguments are those of the record" if dialect else "another tokenizer or template than in the record"
@@ -114,8 +115,8 @@ def _in_process(bundle: Bundle, golden: Golden, told: Callable[[str], None]) -> 
     stray = _mean(beside, bare)
     control = f"a zero adapter between two rounds is {stray:.2g} nats from the base; {2 * noise:.2g} allowed"
     return [
-        _distance(first, golden, noise, own=same),
-        _applied(first, golden, noise),
+        _distance(first, adapter, noise, own=same),
+        _applied(first, adapter, base, noise),
         _measured(CONTROL, stray <= 2 * noise, control, distance=stray),
         _measured(TEMPLATE, dialect, said),
     ]
@@ -143,42 +144,51 @@ def _asked_of_server(
     acted = [tasks_through_server(project, bundle, url, name, api_key, tasks)] if tasks else []
     alone = [server.ask(name, turn) for turn in golden.turns]
     again = [server.ask(name, turn) for turn in golden.turns]
-    if not all(answer.tops for answer in alone + again):
+    # A text that no id of the base has says nothing about the weights, neither good nor bad.
+    read = [i for i, (one, two) in enumerate(zip(alone, again, strict=True)) if one.along.tops and two.along.tops]
+    problem = ""
+    if not all(answer.along.tops or answer.foreign for answer in alone + again):
         problem = "the server gives no log-probs, so nothing can be compared. Start it with them."
+    elif 2 * len(read) <= len(alone):
+        problem = "the server writes tokens in a form of its own, so nothing can be compared. Start it so that its log-probs say token ids."
+    if problem:
         return [*(GateCheck(name=one, passed=False, measured=False, detail=problem) for one in (DISTANCE, APPLIED, CONTROL)),
                 _calls(alone, golden, dialect), _template(alone, golden), *acted]  # fmt: skip
-    tops = [answer.tops for answer in alone]
-    noise = max(golden.noise, _mean(tops, [answer.tops for answer in again]), LEAST_NOISE)
+    alongs = [alone[i].along for i in read]
+    tops, adapter, base = ([along[side] for along in alongs] for side in range(3))
+    noise = max(golden.noise, _mean(tops, [again[i].along.tops for i in read]), LEAST_NOISE)
     how, _, precision = quantization.partition("/")
     # A server's engine rounds in other places than ours; only where both are known to compute in float32 is that nothing.
     rounded = noise if golden.dtype == precision == "float32" else max(noise, HALF_NOISE)
     own = (how, precision or golden.dtype) == (golden.quantization, golden.dtype)
-    distance = _distance(tops, golden, rounded, own=own, hint="" if precision else _precision_hint(golden, how))
+    distance = _distance(tops, adapter, rounded, own=own, hint="" if precision else _precision_hint(golden, how))
     if not how:
         words = f"{distance.detail}. The server's quantization is unknown, so this cannot be judged: give --quantization."
         distance = distance.model_copy(update={"passed": False, "measured": False, "detail": words})
     return [
         distance,
-        _applied(tops, golden, noise),
-        _beside(server, name, beside, golden.turns, tops, noise),
+        _applied(tops, adapter, base, noise),
+        _beside(server, name, beside, [golden.turns[i] for i in read], [alone[i] for i in read], noise),
         _calls(alone, golden, dialect),
         _template(alone, golden),
         *acted,
     ]
 
 
-def _beside(server: Endpoint, name: str, control: str, turns: Sequence[GoldenTurn], adapter: Tops, noise: float) -> GateCheck:
+def _beside(server: Endpoint, name: str, control: str, turns: Sequence[GoldenTurn], adapter: Sequence[Answer], noise: float) -> GateCheck:
     """Adapter and control asked in turn, many at once: some servers answer one with the other's weights then."""
     if not control:
         detail = "the server offers no zero adapter and no base. Serve one, and name it with --control."
         return GateCheck(name=CONTROL, passed=False, measured=False, detail=detail)
-    quiet = [answer.tops for answer in (server.ask(control, turn) for turn in turns)]
+    quiet = [server.ask(control, turn) for turn in turns]
     mixed = server.ask_all([(who, turn) for turn in turns for who in (name, control)])
-    sides = ((adapter, [a.tops for a in mixed[::2]], quiet), (quiet, [a.tops for a in mixed[1::2]], adapter))
+    sides = ((adapter, mixed[::2], quiet), (quiet, mixed[1::2], adapter))
     wrong = 0
     for before, now, other in sides:
         for one, two, three in zip(before, now, other, strict=True):
-            wrong += apart(one, two) > max(2 * noise, 0.1 * apart(one, three))
+            if not (one.foreign or two.foreign or three.foreign):
+                tops, now_tops, other_tops = one.along.tops, two.along.tops, three.along.tops
+                wrong += apart(tops, now_tops) > max(2 * noise, 0.1 * apart(tops, other_tops))
     return _measured(CONTROL, not wrong, f"{wrong} of {len(mixed)} answers changed when {name} and {control} were asked side by side")
 
 
@@ -188,8 +198,8 @@ def _precision_hint(golden: Golden, how: str) -> str:
     return f"{hint}, as in --quantization {how}/{other}"
 
 
-def _distance(served: Tops, golden: Golden, noise: float, *, own: bool, hint: str = "") -> GateCheck:
-    found = _mean([turn.adapter for turn in golden.turns], served)
+def _distance(served: Tops, record: Tops, noise: float, *, own: bool, hint: str = "") -> GateCheck:
+    found = _mean(record, served)
     text = f"{found:.2g} nats from the training-time record; two runs of the same weights are up to {noise:.2g} apart"
     if not own:
         return _measured(
@@ -199,8 +209,7 @@ def _distance(served: Tops, golden: Golden, noise: float, *, own: bool, hint: st
     return _measured(DISTANCE, passed, f"{text}; twice that is allowed{'' if passed else hint}", distance=found, noise=noise)
 
 
-def _applied(served: Tops, golden: Golden, noise: float) -> GateCheck:
-    adapter, base = [turn.adapter for turn in golden.turns], [turn.base for turn in golden.turns]
+def _applied(served: Tops, adapter: Tops, base: Tops, noise: float) -> GateCheck:
     effect, to_adapter, to_base = _mean(adapter, base), _mean(adapter, served), _mean(base, served)
     if effect <= 4 * noise:
         detail = f"the adapter moves the golden prompts by {effect:.2g} nats only, too little to see above {noise:.2g} of noise"

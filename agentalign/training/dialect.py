@@ -76,6 +76,7 @@ class Dialect:
         self._written = special_text.pattern(special + written)
         newline = tokenizer.encode("\n", add_special_tokens=False)
         self._newline: list[int] = [int(i) for i in newline]
+        self._letter: list[int] = [int(i) for i in tokenizer.encode("a", add_special_tokens=False)]
         self.report, self._form = probe(self._render, special, str(tokenizer.eos_token or ""))
         self.stop_ids = self._find_stop_ids() | frozenset(stop_ids)
         self._stop = special_text.pattern(str(tokenizer.convert_ids_to_tokens(i)) for i in self.stop_ids)
@@ -230,9 +231,15 @@ class Dialect:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text)
 
+    def token_text(self, token: int) -> str:
+        """The text of a token as it stands behind others: some decoders strip the space before a first word."""
+        both = self.decode([*self._letter, token])
+        before = self.decode(self._letter)
+        return both[len(before) :] if both.startswith(before) else self.decode([token])
+
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for, in bytes: the text of one that is a part of a character does not say which part."""
-        text = self.decode([token])
+        text = self.token_text(token)
         if "\ufffd" in text:
             piece = str(self.tokenizer.convert_ids_to_tokens(token))
             single = re.fullmatch("<0x([0-9A-F]{2})>", piece)

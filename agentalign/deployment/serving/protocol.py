@@ -116,6 +116,8 @@ class ChatRequest(Part):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
     return_token_ids: bool | None = None
     """Add the ids of prompt and answer, and the answer's log-probs; for recording what was sampled."""
+    return_tokens_as_token_ids: bool | None = None
+    """Write "token_id:450" in place of a token's text among the log-probs, as vLLM does."""
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
     """`conversation_id` names the conversation; the rest is not looked at."""
     user: str | None = None
@@ -155,6 +157,10 @@ class ChatRequest(Part):
             return Vain("top_p", why)
         if self.top_logprobs and not self.logprobs:
             return Vain("top_logprobs", f"top_logprobs is {self.top_logprobs}, and without logprobs none are sent. Add logprobs: true.")
+        if self.return_tokens_as_token_ids and not self.logprobs:
+            return Vain(
+                "return_tokens_as_token_ids", "return_tokens_as_token_ids is about log-probs, and none are sent. Add logprobs: true."
+            )
         if self.stream_options and self.stream_options.include_usage and not self.stream:
             why = "stream_options.include_usage is about streams; an answer that is not streamed always has its usage. Leave it out."
             return Vain("stream_options", why)

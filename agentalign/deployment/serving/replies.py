@@ -24,7 +24,7 @@ def whole(chat: Chat, asked: Asked, turns: list[Turn], written: list[list[Writte
 
 def _choice(chat: Chat, asked: Asked, number: int, turn: Turn, written: list[Written]) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": number, "message": write_message(turn.message), "finish_reason": turn.finish}
-    choice["logprobs"] = _logprobs(chat, written) if asked.request.logprobs else None
+    choice["logprobs"] = _logprobs(chat, asked, written) if asked.request.logprobs else None
     if asked.request.return_token_ids:
         choice |= {"token_ids": [one.token for one in written], "token_logprobs": [one.logprob for one in written]}
     if turn.message.malformed:
@@ -85,7 +85,7 @@ class Chunks:
     def _line(self, delta: dict[str, Any], *, finish: str | None = None, malformed: str = "", more: dict[str, Any] | None = None) -> str:
         choice: dict[str, Any] = {"index": self._number, "delta": delta, "finish_reason": finish}
         told, self._untold = self._untold, []
-        choice["logprobs"] = _logprobs(self._chat, told) if self._asked.request.logprobs and told else None
+        choice["logprobs"] = _logprobs(self._chat, self._asked, told) if self._asked.request.logprobs and told else None
         if self._asked.request.return_token_ids:
             choice |= {"token_ids": [one.token for one in told], "token_logprobs": [one.logprob for one in told]}
         if malformed:
@@ -108,16 +108,17 @@ def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def _logprobs(chat: Chat, written: list[Written]) -> dict[str, Any]:
-    stop_ids = chat.dialect.stop_ids
+def _logprobs(chat: Chat, asked: Asked, written: list[Written]) -> dict[str, Any]:
+    stop_ids, by_id = chat.dialect.stop_ids, bool(asked.request.return_tokens_as_token_ids)
     entries = [
-        _entry(chat, one.token, one.logprob) | {"top_logprobs": [_entry(chat, token, logprob) for token, logprob in one.top]}
+        _entry(chat, one.token, one.logprob, by_id) | {"top_logprobs": [_entry(chat, token, logprob, by_id) for token, logprob in one.top]}
         for one in written
         if one.token not in stop_ids
     ]
     return {"content": entries, "refusal": None}
 
 
-def _entry(chat: Chat, token: int, logprob: float) -> dict[str, Any]:
-    # JSON has no minus infinity; the API itself writes -9999 for "as good as never".
-    return {"token": chat.dialect.decode([token]), "logprob": max(logprob, -9999.0), "bytes": list(chat.dialect.token_bytes(token))}
+def _entry(chat: Chat, token: int, logprob: float, by_id: bool) -> dict[str, Any]:
+    text = f"token_id:{token}" if by_id else chat.dialect.token_text(token)
+    # JSON has no minus infinity; the API itself writes -9999 for "as good as never". Two ids can have one text: `id` tells them apart.
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(chat.dialect.token_bytes(token)), "id": token}
