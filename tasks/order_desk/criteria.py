@@ -18,6 +18,31 @@ from .tools import WRITES, refunded
 NEGATED = re.compile(r"\b(?:not|never|cannot|unable|no longer)\b[^,.;:!?]*|n't\b[^,.;:!?]*")
 ORDER_ID = re.compile(r"\bW\d{4}\b")
 STATUS = re.compile(r"\b(shipped|delivered|processing)\b(?! (?:your|the|this))")
+DENIED = re.compile(rf"(?:\bnot|n't)(?: yet| been| already)* {STATUS.pattern}")
+ORDER = r"(?:it|they|this|that|(?:the|your|this|that|an) (?:order|item|parcel|package)|(?:order )?w\d{4})"
+STATE = r"(?:shipped|delivered|processing|cancell?ed|refunded)"
+IS = r"(?:is|are|has|have|gets)(?: (?:still|already|been|not|yet|finally))*"
+WHEN = rf"\b(?:once|when|after|until|unless|if|before|while|as soon as) (?:{ORDER}(?:'s| {IS}) )?{STATE}\b"
+LATER = re.compile(
+    r"\b(?:(?:will|should)(?: (?:only|still|soon|then|also|likely|probably|hopefully))* be"
+    r"|(?:expected|scheduled|due|supposed|set|going|estimated|planned|about|yet|still|way) to be)"
+    r" (?:shipped|delivered)(?:(?: and| or|,) (?:shipped|delivered))*\b"
+)
+"""What is yet to come claims nothing about what is; that money will be sent back, or an order cancelled, is a promise and is held to."""
+UNSAID = re.compile(
+    rf"{LATER.pattern}"
+    # conditions, and what holds under them: "it can be refunded once it is delivered"
+    rf"|\b(?:can|could|may)(?: only| still)? be (?:cancell?ed|refunded)(?= {WHEN})"
+    rf"|{WHEN}(?:,? (?:then )?{ORDER} (?:can|could|may) (?:still )?be (?:cancell?ed|refunded))?"
+    # the desk's rules: "only orders that are still processing can be cancelled"
+    rf"|\bonly (?:{STATE} )?orders (?:that|which|with|whose|(?=can|may))[^,.;:!?]*?"
+    r"\b(?:can|may|could)(?: still)? be (?:cancell?ed|refunded|changed|updated|moved)\b"
+    rf"|\b(?:can|could|may) only (?:cancel|refund|change|update|move) (?:the address of )?(?:an )?(?:{STATE} )?orders?"
+    rf"(?: (?:that|which) {IS} {STATE}\b| with an open (?:refund )?window)?"
+    rf"|(?:^|\b(?:because|as|since|only|cancel|refund) )orders (?:that|which) {IS} {STATE}(?: or(?: already| been)* {STATE})*\b"
+    rf"|\b{STATE}(?: or {STATE})? orders(?= can)"
+)
+"""Words about what will be, would have to be, or holds of orders in general: no claim about any order as it is."""
 NOW_GOES = re.compile(
     r"\b(?:now (?:goes?|ships?|sent)|(?:chang|updat)ed (?:(?:the|its|your|their) )?address"
     r"|address (?:is|was|has been|is now) (?:chang|updat)ed)"
@@ -176,13 +201,16 @@ def _answers(trajectory: Trajectory, task: Task) -> bool:
     text, values = _said(trajectory).lower(), task.values
     facts, absent = values["facts"], values["absent"]
     assert isinstance(facts, list) and isinstance(absent, list)
-    told = all(any(_says(text, word) for word in (fact if isinstance(fact, list) else [fact])) for fact in facts)
-    return told and _has_answer(trajectory) and not any(_says(text, word) for word in absent)
+    now, claims = LATER.sub("", text), UNSAID.sub("", text)
+    told = all(any(_says(now, word) for word in (fact if isinstance(fact, list) else [fact])) for fact in facts)
+    # "Not delivered yet" does not say that it is delivered.
+    wrong = any(_says(NEGATED.sub("", claims) if STATUS.fullmatch(str(word)) else claims, word) for word in absent)
+    return told and _has_answer(trajectory) and not wrong
 
 
 def _said(trajectory: Trajectory) -> str:
-    """The last message, with the apostrophe that the patterns here know."""
-    return trajectory.answer.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    """The last message, with the apostrophe and the spelling that the patterns here and the facts know."""
+    return re.sub(r"\b([Cc]ancel)ed\b", r"\1led", trajectory.answer.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
 
 
 def _has_answer(trajectory: Trajectory) -> bool:
@@ -206,10 +234,12 @@ def _true(sentence: str, run: Replay) -> bool:
     orders = [order for order in named if order in everything] if named else everything
     if named and not orders:
         return False
-    claim = NEGATED.sub("", sentence).lower()
+    words = UNSAID.sub("", sentence.lower())
+    claim = NEGATED.sub("", words)
     status = {order: str(db.execute("select status from orders where order_id = ?", (order,)).fetchone()[0]) for order in orders}
     done = [a.call for a in run.attempts if not a.error and a.call.name in WRITES]
     holds = all(said in status.values() for said in STATUS.findall(claim))
+    holds &= all(any(value != said for value in status.values()) for said in DENIED.findall(words))
     if re.search(r"\bcancell?ed\b", claim):
         holds &= "cancelled" in status.values()
     if NOW_GOES.search(claim):
@@ -218,7 +248,7 @@ def _true(sentence: str, run: Replay) -> bool:
         holds &= any(address in claim or not re.search(r"\bto \d", claim) for address in goes_to)
     if re.search(r"\brefunded\b", claim):
         holds &= _refund_claim(claim, orders, [_arguments(call) for call in done if call.name == "refund_order"], run)
-    if "window" in claim and (window := re.search(r"\b(open|closed)\b", claim)):
+    if "window" in NEGATED.sub("", sentence.lower()) and (window := re.search(r"\b(open|closed)\b", claim)):
         rows = db.execute("select order_id, refund_window from orders").fetchall()
         holds &= any(row["refund_window"] == window[1] for row in rows if row["order_id"] in orders)
     return holds

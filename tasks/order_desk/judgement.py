@@ -1,6 +1,6 @@
 """Requests where something decides what is right: a field in a result, what was left open, whose data it is, who gives the order."""
 
-from .drafts import CANNOT, Draft, among_others, make, other_statuses, owned, say
+from .drafts import CANNOT, REFUSES, Draft, among_others, make, other_statuses, owned, say
 from .world import World
 
 
@@ -16,7 +16,7 @@ def cancel(world: World, branch: str) -> Draft:
     )
     request = {"order": order["order_id"]}
     if branch == "shipped":
-        return make(prompt, 1, [CANNOT, "shipped"], request=request)
+        return make(prompt, 1, [REFUSES, "shipped"], request=request)
     return make(prompt, 2, ["cancelled"], absent=CANNOT, actions=[["cancel_order", {"order_id": order["order_id"]}]], request=request)
 
 
@@ -33,7 +33,7 @@ def change_address(world: World, branch: str) -> Draft:
     )
     request = {"order": order["order_id"], "address": address}
     if branch == "shipped":
-        return make(prompt, 1, [CANNOT, "shipped"], request=request)
+        return make(prompt, 1, [REFUSES, "shipped"], request=request)
     action = ["update_address", {"order_id": order["order_id"], "address": address}]
     return make(prompt, 2, [address], absent=CANNOT, actions=[action], request=request)
 
@@ -50,7 +50,7 @@ def refund(world: World, branch: str) -> Draft:
     )
     request = {"order": order["order_id"]}
     if branch == "closed":
-        return make(prompt, 1, [CANNOT, "closed"], request=request)
+        return make(prompt, 1, [REFUSES, "closed"], request=request)
     action = ["refund_order", {"order_id": order["order_id"], "amount": order["total"]}]
     return make(prompt, 2, ["refunded", str(order["total"])], absent=CANNOT, actions=[action], request=request)
 
@@ -152,7 +152,7 @@ def other_customer(world: World, branch: str) -> Draft:
         ),
     }
     world.some(1, 2)
-    return make(say(world, *phrases[branch], other=world.other["email"]), 0, [CANNOT], request={})
+    return make(say(world, *phrases[branch], other=world.other["email"]), 0, [REFUSES], request={})
 
 
 def move_all(world: World, _branch: str) -> Draft:
@@ -180,7 +180,7 @@ def cancel_latest(world: World, branch: str) -> Draft:
     order = world.order(branch)
     prompt = say(world, "Please cancel my latest order. My email is {email}.", "I am {email}. Cancel my newest order.")
     if branch == "shipped":
-        return make(prompt, 2, [CANNOT, "shipped"], request={})
+        return make(prompt, 2, [REFUSES, "shipped"], request={})
     action = ["cancel_order", {"order_id": order["order_id"]}]
     return make(prompt, 3, ["cancelled", order["order_id"]], absent=CANNOT, actions=[action], request={})
 
@@ -191,6 +191,6 @@ def refund_item(world: World, branch: str) -> Draft:
     prompt = say(world, *phrases, item=order["item"])
     request = {"item": order["item"]}
     if branch == "closed":
-        return make(prompt, 3, [CANNOT, "closed"], request=request)
+        return make(prompt, 3, [REFUSES, "closed"], request=request)
     action = ["refund_order", {"order_id": order["order_id"], "amount": order["total"]}]
     return make(prompt, 4, ["refunded", str(order["total"])], absent=CANNOT, actions=[action], request=request)
