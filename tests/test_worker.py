@@ -155,6 +155,52 @@ def test_both_kinds_of_pool_answer_alike(taskset: Taskset, where: str) -> None:
         pool.close()
 
 
+FRAIL = """
+from pathlib import Path
+
+from agentalign import Message
+
+MADE = []
+
+
+class Environment:
+    def __init__(self):
+        MADE.append(self)
+        self.number = len(MADE)
+
+    def reset(self, task):
+        if self.number == 1:
+            raise RuntimeError("no connection")
+        return [Message(role="user", content=str(self.number))]
+
+    def call(self, call):
+        return ""
+
+    def reply(self, messages):
+        return None
+
+    def close(self):
+        with Path(__file__).with_name("closed.txt").open("a") as file:
+            file.write(f"{self.number} ")
+"""
+
+
+@pytest.mark.parametrize("where", ["here", "worker"])
+def test_an_environment_whose_reset_fails_is_closed_and_met_by_no_other_task(taskset: Taskset, where: str) -> None:
+    (taskset.folder / "environment.py").write_text(FRAIL)
+    pool: Pool = TeamCode(taskset.folder) if where == "here" else WorkerPool(taskset, 1, seconds=60)
+    try:
+        with pytest.raises(TeamCodeError, match="no connection"):
+            pool.reset(0, taskset.task("t3"))
+        pool.release(0)
+        assert (taskset.folder / "closed.txt").read_text() == "1 "
+        assert pool.reset(0, taskset.task("t4")) == [Message(role="user", content="2")]
+        pool.release(0)
+        assert (taskset.folder / "closed.txt").read_text() == "1 2 "
+    finally:
+        pool.close()
+
+
 def test_a_hanging_call_ends_its_own_run_and_the_others_are_rebuilt(taskset: Taskset, pool: WorkerPool) -> None:
     for slot in range(3):
         pool.reset(slot, taskset.task(f"t{slot}"))

@@ -119,9 +119,15 @@ class TeamCode:
         if slot not in self._environments:
             self._environments[slot] = _guarded(f"{self._folder}: Environment()", self._new_environment)
         environment = self._environments[slot]
-        opening = _guarded(f"{self._folder}: reset of task '{task.id}'", lambda: environment.reset(task))
-        if not isinstance(opening, list) or not all(isinstance(message, Message) for message in opening):
-            raise TeamCodeError(f"{self._folder}: reset must return a list of Message, e.g. [Message(role='user', content=...)].")
+        try:
+            opening = _guarded(f"{self._folder}: reset of task '{task.id}'", lambda: environment.reset(task))
+            if not isinstance(opening, list) or not all(isinstance(message, Message) for message in opening):
+                raise TeamCodeError(f"{self._folder}: reset must return a list of Message, e.g. [Message(role='user', content=...)].")
+        except (TeamCodeError, TasksetError):
+            # Nobody will release a slot that holds no run; the next task gets an environment of its own.
+            with contextlib.suppress(TeamCodeError, TasksetError):
+                self.release(slot)
+            raise
         return opening
 
     def call(self, slot: int, call: ToolCall) -> str:
