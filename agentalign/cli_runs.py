@@ -1,9 +1,10 @@
-"""Commands about runs: rollout, import, score, runs, pairs."""
+"""Commands about runs: rollout, score, runs, pairs; import is `cli_import`."""
 
 import argparse
 import os
 from pathlib import Path
 
+from agentalign import cli_import
 from agentalign.cli_arguments import Commands, add_filters, add_json, at_least, command, run_filter, temperature, verbs
 from agentalign.cli_output import plain, progress, say, show, show_json, show_table
 from agentalign.config.project import Project
@@ -13,27 +14,7 @@ from agentalign.errors import UsageError
 def add(commands: Commands) -> None:
     """Declare them in the order of use."""
     _add_rollout(commands)
-    parser = command(
-        commands,
-        "import",
-        "store runs that were made elsewhere",
-        run=_import,
-        more=(
-            "FILE holds one JSON object per line with `messages` and `tools` as the OpenAI API writes them, plain or "
-            ".gz; or it is a .parquet file or a folder of `datasets.save_to_disk` with both as JSON text. Every row is stored or "
-            "refused with a reason; the same file again stores nothing new. A row whose `split` is not train is kept out of training."
-        ),
-        examples=(
-            "agentalign import chats.jsonl --taskset chat_quality\n"
-            "agentalign import runs.jsonl.gz --taskset chat_quality --tools schemas.json\n"
-            "agentalign import runs.parquet --taskset chat_quality"
-        ),
-    )
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--taskset", required=True, metavar="NAME", help="whose criteria the runs are rated by")
-    parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON with function schemas, for rows that only name their tools")
-    add_json(parser)
-
+    cli_import.add(commands)
     parser = command(
         commands,
         "score",
@@ -189,30 +170,6 @@ def _rollout(arguments: argparse.Namespace) -> None:
     errors = [run for run in made.runs if run.error]
     if errors:
         say(f"{len(errors)} runs broke; the first, {errors[0].id[:12]}: {errors[0].error.strip().splitlines()[-1]}")
-
-
-def _import(arguments: argparse.Namespace) -> None:
-    from agentalign.environments.taskset import load_taskset
-    from agentalign.rollouts.ingest import import_file
-    from agentalign.store.store import Store
-
-    project = Project.find()
-    taskset = load_taskset(arguments.taskset, project.tasks)
-    with Store(project.store_url) as store, progress("import") as tick:
-        report = import_file(arguments.file, store, taskset, tools_file=arguments.tools, progress=tick)
-    if arguments.json:
-        listed = {"duplicates": [d._asdict() for d in report.duplicates], "refused": [r._asdict() for r in report.refused]}
-        show_json({**report._asdict(), **listed})
-        return
-    show(f"{report.read} rows read: {report.stored} stored, {report.known} known from an earlier import, {len(report.refused)} refused")
-    if report.duplicates:
-        show(f"{len(report.duplicates)} of the stored equal another run, the first in row {report.duplicates[0].row}")
-    if report.held_out:
-        show(f"{report.held_out} say of themselves that they are of another split than train: nothing is trained on them")
-    for refusal in report.refused[:10]:
-        show(f"  row {refusal.row}: {refusal.reason}")
-    if len(report.refused) > 10:
-        show(f"  and {len(report.refused) - 10} more; --json lists all")
 
 
 def _score(arguments: argparse.Namespace) -> None:

@@ -106,6 +106,23 @@ def test_ids_that_come_again_are_made_unique_and_results_follow() -> None:
     assert [m.tool_call_id for m in run.messages if m.role == "tool"] == ids
 
 
+def test_calls_of_one_message_with_one_id_are_answered_in_order() -> None:
+    twice: JsonValue = {"role": "assistant", "tool_calls": [call("c0"), call("c0")]}
+    results: list[JsonValue] = [{"role": "tool", "tool_call_id": "c0", "content": content} for content in ("x", "y")]
+    run = read(USER, twice, *results, DONE)
+    ids = [one.id for one in run.messages[1].tool_calls]
+    assert [(m.tool_call_id, m.content) for m in run.messages if m.role == "tool"] == list(zip(ids, ("x", "y"), strict=True))
+    assert read(USER, twice, results[0], DONE).messages[2].tool_call_id == ids[0], "one that was cut"
+
+
+def test_ids_may_be_numbers() -> None:
+    calls: list[JsonValue] = [call("c") | {"id": number} for number in (0, 1)]  # type: ignore[operator]
+    results: list[JsonValue] = [{"role": "tool", "tool_call_id": number, "content": str(number)} for number in (1, 0)]
+    run = read(USER, {"role": "assistant", "tool_calls": calls}, *results, DONE)
+    assert [one.id for one in run.messages[1].tool_calls] == ["0", "1"]
+    assert [(m.tool_call_id, m.content) for m in run.messages if m.role == "tool"] == [("1", "1"), ("0", "0")]
+
+
 def test_results_without_ids_answer_calls_in_order() -> None:
     run = read(
         USER, {"role": "assistant", "tool_calls": [call(None, "look"), call(None, "ask"), call(None, "look")]},
@@ -136,6 +153,18 @@ def test_a_line_of_very_many_calls_or_keys_takes_seconds_at_most(tmp_path: Path)
 
 def test_arguments_that_are_no_json_are_kept_as_written() -> None:
     assert read(USER, {"role": "assistant", "tool_calls": [call("a", arguments="{oops")]}).messages[1].tool_calls[0].arguments == "{oops"
+
+
+def test_arguments_with_a_key_twice_are_kept_as_written() -> None:
+    text = '{"at": "W1", "at": "W2"}'
+    run = read(USER, {"role": "assistant", "tool_calls": [call("a", arguments=text)]})
+    assert run.messages[1].tool_calls[0].arguments == text
+
+
+def test_a_tool_as_the_responses_api_writes_it_is_offered_as_any_other() -> None:
+    flat = {"type": "function", "name": "look", "description": "Look.", "parameters": {"type": "object"}}
+    wrapped = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}
+    assert json.loads(read(USER, DONE, tools=[flat]).tools) == [wrapped]
 
 
 def test_describing_fields_travel_in_metadata() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from small_base import make_base
@@ -223,7 +223,7 @@ def test_eval_says_what_broke(project: Project, capsys: pytest.CaptureFixture[st
 
 
 def test_an_import_says_what_will_not_be_trained_on(project: Project, run: Say) -> None:
-    chat = {
+    chat: dict[str, Any] = {
         "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
         "task_id": "theirs",
         "split": "test",
@@ -232,6 +232,11 @@ def test_an_import_says_what_will_not_be_trained_on(project: Project, run: Say) 
     said = run("import", "theirs.jsonl", "--taskset", "hello").splitlines()
     assert said[1] == "1 say of themselves that they are of another split than train: nothing is trained on them"
     assert json.loads(run("import", "theirs.jsonl", "--taskset", "hello", "--json"))["held_out"] == 1
+    chat["messages"][1] = {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "look", "arguments": "{}"}}]}
+    Path("calls.jsonl").write_text(json.dumps(chat))
+    assert "1 call tools and offer none" in run("import", "calls.jsonl", "--taskset", "hello")
+    Path("schemas.json").write_text(json.dumps([{"name": "look"}]))
+    assert "only to rows that name their tools" in run("import", "calls.jsonl", "--taskset", "hello", "--tools", "schemas.json")
 
 
 def test_pairs_of_runs_without_a_score_say_that_they_have_none(project: Project, run: Say, capsys: pytest.CaptureFixture[str]) -> None:

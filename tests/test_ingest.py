@@ -8,6 +8,7 @@ import pytest
 from pydantic import JsonValue
 
 from agentalign.environments.task import Task
+from agentalign.errors import DataError
 from agentalign.exchange.arrow import open_arrow
 from agentalign.exchange.chat import read_known_tools
 from agentalign.exchange.lines import look_through, read_rows
@@ -102,7 +103,10 @@ def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Pat
     )
     schema = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     origin = Origin(kind="rollout", reference="base")
-    run = Trajectory(taskset="desk", messages=messages, tools=json.dumps([schema]), origin=origin, stop_reason=StopReason.ERROR)
+    run = Trajectory(
+        taskset="desk", messages=messages, tools=json.dumps([schema]), origin=origin, stop_reason=StopReason.ERROR, error="it broke",
+        metadata='{"task_id":"theirs","utility":true}',
+    )  # fmt: skip
     store.add([run])
     assert write_runs(store, RunFilter(), tmp_path / name) == (1, 0)
     assert [path.name for path in tmp_path.glob("*runs*")] == [name]
@@ -115,7 +119,35 @@ def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Pat
     [_, back] = store.trajectories()
     assert back.messages == run.messages
     assert back.content_digest == run.content_digest
-    assert back.stop_reason == StopReason.ERROR, "what broke stays out of pairs"
+    assert (back.stop_reason, back.error) == (StopReason.ERROR, "it broke"), "what broke stays out of pairs"
+    labels = json.loads(back.metadata)
+    assert (labels["utility"], labels["task_id"], labels["id"]) == (True, "theirs", run.id) and "metadata" not in labels
+
+
+def test_labels_of_strangers_stay_where_they_were_and_nest_no_deeper_by_going_to_and_fro(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "0.jsonl").write_text(chat("a", metadata={"utility": True}, origin="a log"))
+    take(store, tmp_path / "0.jsonl")
+    for number in range(3):
+        write_runs(store, RunFilter(), tmp_path / f"{number + 1}.jsonl")
+        store = Store(f"sqlite:///{tmp_path / f'{number + 1}.db'}")
+        take(store, tmp_path / f"{number + 1}.jsonl")
+    [run] = store.trajectories()
+    assert json.loads(run.metadata)["metadata"] == {"utility": True}
+
+
+def test_runs_that_call_tools_which_nobody_offered_are_counted(store: Store, tmp_path: Path) -> None:
+    called = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}]}
+    rows = [{"messages": [{"role": "user", "content": str(number)}, called]} for number in range(3)]
+    rows[0]["tools"] = [{"type": "function", "function": {"name": "look"}}]
+    path = tmp_path / "runs.jsonl"
+    path.write_text("\n".join([*map(json.dumps, rows), chat("no call")]))
+    assert [take(store, path).without_tools for _ in range(2)] == [2, 2]
+
+
+def test_a_target_that_cannot_be_written_is_said_in_a_sentence(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        write_runs(store, RunFilter(), tmp_path / "file" / "runs.jsonl")
 
 
 def test_a_corrected_step_is_exported_as_a_run_only_where_it_is_asked_for(store: Store, tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ OWN = {
 DESCRIPTIVE = {"name", "id", "annotations", "model", "usage", "finish_reason", "index", "timestamp", "created", "created_at", "metadata"}
 """Fields of a message that say nothing about what was said: kept in the run's metadata."""
 
+ABOUT = {"id", "taskset", "task_id", "family", "split", "origin", "stop_reason", "error", "seconds", "created"}
+"""Fields of a run that an exported row has beside its messages, tools and labels."""
+
 Row = Mapping[str, JsonValue]
 Schemas = Mapping[str, dict[str, JsonValue]]
 
@@ -49,7 +52,7 @@ def read_chat(row: Row, *, taskset: str, origin: Origin, known_tools: Schemas | 
     messages, notes = read_messages(row["messages"])
     if not any(message.role == "assistant" for message in messages):
         raise DataError("no message is from the assistant, so the agent did nothing.")
-    labels: dict[str, JsonValue] = {key: value for key, value in row.items() if key not in ("messages", "tools")}
+    labels = _labels(row)
     if notes:
         labels["message_fields"] = notes
     try:
@@ -59,6 +62,26 @@ def read_chat(row: Row, *, taskset: str, origin: Origin, known_tools: Schemas | 
     return Trajectory(
         taskset=taskset, messages=messages, tools=read_tools(row.get("tools"), known_tools or {}), origin=origin, metadata=metadata
     )
+
+
+def _labels(row: Row) -> dict[str, JsonValue]:
+    """What stands beside the chat. Of a row that `write_chat` wrote, the run's own labels stand beside the rest again."""
+    labels = {key: value for key, value in row.items() if key not in ("messages", "tools")}
+    origin, kept = _mapping(labels.get("origin")), _mapping(labels.get("metadata"))
+    if kept is None or origin is None or not {"kind", "reference"} <= origin.keys():
+        return labels
+    del labels["metadata"]
+    return kept | {key: value for key, value in labels.items() if key not in kept or not _says_nothing(value)}
+
+
+def _mapping(value: JsonValue) -> dict[str, JsonValue] | None:
+    """A mapping, or one that a table holds as JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
 
 
 def read_messages(value: JsonValue) -> tuple[tuple[Message, ...], dict[str, JsonValue]]:
@@ -77,8 +100,6 @@ class _Reader:
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.notes: dict[str, JsonValue] = {}
-        self._ids: dict[str, str] = {}
-        """Id as written -> id in the run; the newest where an id comes again."""
         self._used: set[str] = set()
         self._next: dict[str, int] = {}
         """Id as written -> the number that makes it unique where it comes again."""
@@ -86,6 +107,8 @@ class _Reader:
         """Calls of the last assistant message without a result so far, by their id in the run."""
         self._in_order: dict[str, deque[str]] = {}
         """Tool's name, or "" for all -> ids of that message's calls, for results without an id. Answered ones are dropped when met."""
+        self._written: dict[str, deque[str]] = {}
+        """Id as written -> ids of that message's calls in the run: several where a log gave calls one id, which are answered in order."""
         self._malformed = ""
         """Why a call of that message could not be read; a result without an id answers that call."""
 
@@ -124,6 +147,7 @@ class _Reader:
         calls = entry.get("tool_calls") or []
         if not isinstance(calls, list):
             self._refuse(number, f"has `tool_calls` that are {_kind(calls)}, not a list")
+        self._written = {}
         made = tuple(self._call(number, call) for call in calls)
         self._open, self._malformed = {call.id: call for call in made}, self._optional(number, "malformed", entry)
         self._in_order = {"": deque(self._open)}
@@ -146,14 +170,14 @@ class _Reader:
         return ToolCall(id=self._new_id(written), name=name, arguments=text or "{}")
 
     def _new_id(self, written: JsonValue) -> str:
-        wanted = written if isinstance(written, str) and written else f"call_{len(self._used)}"
+        wanted = _id(written) or f"call_{len(self._used)}"
         unique = wanted
         # Counted on from the last time: a line may hold hundreds of thousands of calls of one id.
         while unique in self._used:
             self._next[wanted] = self._next.get(wanted, 0) + 1
             unique = f"{wanted}_{self._next[wanted]}"
         self._used.add(unique)
-        self._ids[wanted] = unique
+        self._written.setdefault(wanted, deque()).append(unique)
         return unique
 
     def _tool(self, number: int, entry: Row) -> Message:
@@ -161,11 +185,11 @@ class _Reader:
             self._refuse(number, "(tool) does not stand after the assistant's call")
         written, name = entry.get("tool_call_id"), self._optional(number, "name", entry)
         content, error = self._text(number, entry.get("content")), self._error(number, entry)
-        if self._malformed and not written:
+        if self._malformed and not _id(written):
             return Message(role="tool", content=content, name=name or None, error=error)
         call = self._answered(written, name)
         if call is None:
-            wanted = f"the call id {json.dumps(written)[:60]}" if written else f"the tool '{name}'" if name else "no call"
+            wanted = f"the call id {json.dumps(written)[:60]}" if _id(written) else f"the tool '{name}'" if name else "no call"
             self._refuse(number, f"(tool) answers {wanted}, but no open call of the message before fits")
         del self._open[call.id]
         # A name that is left out is the call's; an empty one is how `write_message` says that none was recorded.
@@ -174,9 +198,8 @@ class _Reader:
 
     def _answered(self, written: JsonValue, name: str) -> ToolCall | None:
         """The open call of this id, else the first one of this name, or of all."""
-        if written:
-            return self._open.get(self._ids.get(written, "")) if isinstance(written, str) else None
-        waiting = self._in_order.get(name, deque())
+        id = _id(written)
+        waiting = self._written.get(id, deque()) if id else self._in_order.get(name, deque())
         while waiting and waiting[0] not in self._open:
             waiting.popleft()
         return self._open[waiting[0]] if waiting else None
@@ -248,7 +271,8 @@ def _schema(entry: JsonValue, known: Schemas) -> dict[str, JsonValue]:
         raise DataError('an offered tool is not {"type": "function", "function": {"name", "description", "parameters"}}.')
     if not isinstance(function.get("parameters", {}), dict):
         raise DataError(f"the offered tool '{name}' has parameters that are no JSON Schema object.")
-    return entry if "function" in entry else {"type": "function", "function": function}
+    # The Responses API writes name and parameters beside the type.
+    return entry if "function" in entry else {"type": "function", "function": {k: v for k, v in function.items() if k != "type"}}
 
 
 def write_message(message: Message) -> dict[str, JsonValue]:
@@ -269,8 +293,13 @@ def write_message(message: Message) -> dict[str, JsonValue]:
 def write_chat(trajectory: Trajectory) -> dict[str, JsonValue]:
     """A row that `read_chat` reads back, with what the run is about beside it."""
     tools: JsonValue = json.loads(trajectory.tools)
-    about = trajectory.model_dump(mode="json", include={"id", "taskset", "task_id", "family", "split", "origin", "stop_reason"})
-    return {"messages": _written(trajectory.messages), "tools": tools, **about}
+    metadata: JsonValue = json.loads(trajectory.metadata)
+    return {
+        "messages": _written(trajectory.messages),
+        "tools": tools,
+        **trajectory.model_dump(mode="json", include=ABOUT),
+        "metadata": metadata,
+    }
 
 
 def _written(messages: Sequence[Message]) -> list[JsonValue]:
@@ -281,6 +310,11 @@ def _what_went_wrong(message: Message) -> dict[str, JsonValue]:
     """What the OpenAI API has no field for; left out where all went well."""
     malformed: dict[str, JsonValue] = {"malformed": message.malformed} if message.malformed else {}
     return malformed | ({"error": True} if message.error else {})
+
+
+def _id(written: JsonValue) -> str:
+    """A call's id as text; some logs count in numbers. Empty where there is none."""
+    return str(written) if isinstance(written, str | int) and not isinstance(written, bool) else json.dumps(written) if written else ""
 
 
 def _says_nothing(value: JsonValue) -> bool:

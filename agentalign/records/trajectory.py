@@ -33,6 +33,13 @@ class StopReason(StrEnum):
     """Imported without a reason; or one step that a person corrected, after which nothing was acted out."""
 
 
+def _without_double_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key comes twice, and one value would be lost")
+    return found
+
+
 class ToolCall(Record):
     """One call of a tool by the agent."""
 
@@ -46,7 +53,7 @@ class ToolCall(Record):
     @classmethod
     def _canonical(cls, text: str) -> str:
         try:
-            canonical = canonical_json(json.loads(text))
+            canonical = canonical_json(json.loads(text, object_pairs_hook=_without_double_keys))
             canonical.encode()  # an escaped lone surrogate stays escaped: neither store nor tokenizer takes the bare character
             return canonical
         except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ whether or not the taskset knows its task: nothing that somebody tests with is l
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +57,8 @@ class IngestReport(NamedTuple):
     refused: tuple[Refusal, ...]
     held_out: int
     """Rows, stored or known, that are out of training only because they say so themselves."""
+    without_tools: int = 0
+    """Rows, stored or known, whose agent calls tools although none was offered: training on them would show the model no tools."""
 
 
 class Written(NamedTuple):
@@ -122,7 +124,7 @@ def ingest(
         known_tools: schemas by name, for rows that only name their tools.
         progress: called with the number of the last row done.
     """
-    counts = {"read": 0, "stored": 0, "known": 0, "held_out": 0}
+    counts = {"read": 0, "stored": 0, "known": 0, "held_out": 0, "without_tools": 0}
     refused: list[Refusal] = []
     duplicates: list[Duplicate] = []
     batch: list[tuple[int, Trajectory]] = []
@@ -140,6 +142,7 @@ def ingest(
             run = _trajectory(row, taskset, source_digest, tasks or {}, known_tools)
             batch.append((row.number, run))
             counts["held_out"] += _says_that_it_is_held_out(run, tasks or {})
+            counts["without_tools"] += run.tools == "[]" and any(message.tool_calls for message in run.messages)
         except DataError as error:
             refused.append(Refusal(row.number, str(error)))
         if len(batch) == BATCH:
@@ -147,7 +150,7 @@ def ingest(
             progress(row.number)
     if batch:
         flush()
-    return IngestReport(counts["read"], counts["stored"], counts["known"], tuple(duplicates), tuple(refused), counts["held_out"])
+    return IngestReport(duplicates=tuple(duplicates), refused=tuple(refused), **counts)
 
 
 def _trajectory(row: Row, taskset: str, source_digest: str, tasks: Mapping[str, Task], known_tools: Schemas | None) -> Trajectory:
@@ -162,7 +165,9 @@ def _trajectory(row: Row, taskset: str, source_digest: str, tasks: Mapping[str, 
     labels = json.loads(trajectory.metadata)
     named, stated = labels.get("task_id"), _stated_split(labels.get("split"))
     if (reason := labels.get("stop_reason")) in tuple(StopReason):
-        trajectory = trajectory.model_copy(update={"stop_reason": StopReason(reason)})
+        broke = labels.get("error") if reason == StopReason.ERROR else ""
+        said = broke if isinstance(broke, str) else ""
+        trajectory = trajectory.model_copy(update={"stop_reason": StopReason(reason), "error": said})
     task = tasks.get(named) if isinstance(named, str) else None
     if task is None:
         # A name that the taskset does not know may mean different tasks in different suites: then equal openings make one task.
@@ -226,5 +231,6 @@ def write_runs(store: Store, wanted: RunFilter, target: Path) -> Written:
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror or error}). Choose a folder you may write to.") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return Written(count, left_out)
