@@ -31,7 +31,7 @@ from agentalign.errors import AgentAlignError, ConfigError, ModelError
 from agentalign.records.adapter import AdapterCard
 from agentalign.records.trajectory import Message
 from agentalign.rollouts.collect import choose_jobs
-from agentalign.rollouts.policy import openai_message
+from agentalign.rollouts.openai_messages import openai_message
 from agentalign.store.registry import Registry
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))

@@ -14,10 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import TeamCode
-from agentalign.errors import ConfigError
+from agentalign.errors import ConfigError, ModelError
 from agentalign.records.trajectory import Message, StopReason, ToolCall
-from agentalign.rollouts.policy import EndpointPolicy, LocalPolicy, TurnRequest, openai_message, turn_seed
+from agentalign.rollouts.openai_messages import openai_message
+from agentalign.rollouts.policy import EndpointPolicy, LocalPolicy, TurnRequest, turn_seed
 from agentalign.rollouts.rollout import Job, RolloutResult, rollout
+from agentalign.rollouts.streamed import read_chunks
 from agentalign.training.base import prepare_base
 from agentalign.training.dialect import Dialect
 from agentalign.training.generate import Generator
@@ -275,8 +277,84 @@ def test_a_server_that_refuses_or_says_nothing_ends_the_run_with_a_sentence(serv
     assert "no such model" in turn.error
     silent = EndpointPolicy(serve(lambda *_: (200, completion({"content": "x"}) | {"choices": []})).url, "served")
     assert "no choices" in silent.act([request_for(taskset, USER)])[0].error
+    broken = EndpointPolicy(serve(lambda *_: (500, {"error": {"message": "later"}})).url, "served", retries=0)
+    assert "gave no answer" in broken.act([request_for(taskset, USER)])[0].error
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "does not take this API key"), (403, "answers nobody"), (404, "knows no model 'served'")]
+)
+def test_a_server_that_answers_nobody_breaks_no_run_for_good(serve, taskset, status, words):
+    policy = EndpointPolicy(serve(lambda *_: (status, {"error": {"message": "no"}})).url, "served")
+    with pytest.raises(ModelError, match=words):
+        policy.act([request_for(taskset, USER)] * 3)
     gone = EndpointPolicy("http://127.0.0.1:9/v1", "served", retries=0)
-    assert "gave no answer" in gone.act([request_for(taskset, USER)])[0].error
+    with pytest.raises(ModelError, match="Check that it runs"):
+        gone.act([request_for(taskset, USER)])
+    with pytest.raises(ModelError, match="Check that it runs"):
+        next(gone.stream(request_for(taskset, USER), float("inf")))
+
+
+def test_one_refused_run_after_others_were_answered_is_that_run_s_error(serve, taskset):
+    server = serve(lambda number, _: (200, completion({"content": "x"})) if number == 1 else (403, {"error": {"message": "not this one"}}))
+    policy = EndpointPolicy(server.url, "served", retries=0)
+    (first,), (second,) = policy.act([request_for(taskset, USER)]), policy.act([request_for(taskset, USER)])
+    assert first.message is not None
+    assert "not this one" in second.error
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_call_that_our_server_could_not_read_goes_back_to_the_agent(serve, taskset, streamed):
+    """`agentalign serve` says so in the choice, and the same run goes on as it does in this process."""
+
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        found = completion({"content": "<tool_call>{no" if number == 1 else "I cannot"})
+        if number == 1:
+            found["choices"][0]["malformed"] = "it is no JSON"
+        return 200, found
+
+    if streamed:
+        choices = [{"delta": {"content": "<tool_call>{no"}}, {"delta": {}, "finish_reason": "stop", "malformed": "it is no JSON"}]
+        entry, _ = read_whole([{"choices": [choice]} for choice in choices])
+        assert entry["malformed"] == "it is no JSON"
+        return
+    server = serve(answer)
+    with TeamCode(taskset.folder) as pool:
+        (result,) = rollout(taskset, EndpointPolicy(server.url, "served"), [Job(taskset.task("two"))], pool=pool)
+    said, told = result.trajectory.messages[2:4]
+    assert (said.malformed, told.role, told.error) == ("it is no JSON", "tool", True)
+    assert result.trajectory.answer == "I cannot"
+    call, reply = server.bodies[1]["messages"][-2:]
+    assert call == {"role": "assistant", "content": "<tool_call>{no", "malformed": "it is no JSON"}
+    assert reply == {"role": "tool", "content": "error: the tool call could not be read: it is no JSON", "error": True}
+
+
+def read_whole(chunks: list[dict[str, Any]]) -> tuple[dict[str, Any], str | None]:
+    told = read_chunks(chunks, float("inf"))
+    while True:
+        try:
+            next(told)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize("index", [{"index": 0}, {}])
+def test_streamed_calls_of_one_index_and_two_ids_are_two(index):
+    def part(id: str, **function: str) -> dict[str, Any]:
+        return {"choices": [{"delta": {"tool_calls": [{**index, "id": id, "function": function}]}}]}
+
+    parts = [part("a", name="get", arguments="{"), part("", arguments="}"), part("b", name="put", arguments="{"), part("b", arguments="}")]
+    entry, _ = read_whole(parts)
+    assert [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in entry["tool_calls"]] == [
+        ("a", "get", "{}"), ("b", "put", "{}")
+    ]  # fmt: skip
+
+
+def test_what_was_thought_before_a_call_is_sent_back():
+    """Templates keep the thoughts of a tool loop, so without them the next prompt is another one than in training."""
+    call = ToolCall(id="call_0", name="add", arguments="{}")
+    assert openai_message(Message(role="assistant", reasoning="so add", tool_calls=(call,)))["reasoning_content"] == "so add"
+    assert "reasoning_content" not in openai_message(Message(role="assistant", content="x"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Parameters of a request that change the answer: stop texts, several answers, penalties. What is not honoured is in test_serve."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,11 @@ from small_server import ORDER, SYSTEM, TINY, Running, add_soft_adapter, promote
 from agentalign.config.project import Project
 from agentalign.deployment.serve import Settings
 from agentalign.deployment.serving.chat import Limits
+from agentalign.environments.task import Task
+from agentalign.exchange.chat import read_messages
+from agentalign.records.trajectory import Message
+from agentalign.rollouts.openai_messages import openai_message
+from agentalign.rollouts.policy import EndpointPolicy, PolicyTurn, TurnRequest
 
 ASK = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "I want a red bako."}]
 ODD = {"model": "odd", "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 60}
@@ -84,6 +90,37 @@ def test_a_stop_text_inside_a_call_that_cannot_be_read_cuts_nothing(server: Runn
     assert "tool_calls" not in choice["message"]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_policy_behind_this_server_reads_that_its_call_was_not_readable(
+    server: Running, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    broken = '<tool_call>\n{"name": "order", "arguments": {bad}}\n</tool_call>'
+    user, dialect = Message(role="user", content="I want a red bako."), server.served.chat.dialect
+    policy = EndpointPolicy(f"{server.url}/v1", "toy_desk@production", retries=0)
+
+    def act(*messages: Message) -> PolicyTurn:
+        request = TurnRequest(0, Task(id="t", split=""), 0, messages, json.dumps([ORDER]), 40, 900)
+        told = policy.stream(request, math.inf)
+        while streamed:
+            try:
+                next(told)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+        return policy.act([request])[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.served.chat, "text", lambda _ids: broken)
+        said = act(user).message
+    assert said is not None
+    assert (said.content, bool(said.malformed)) == (broken, True)
+    told = Message(role="tool", content="error: it is no JSON", error=True)
+    turn = act(user, said, told)
+    assert turn.message is not None, turn.error
+    entries = [openai_message(message, own=True) for message in (user, said, told)]
+    read, tools = read_messages(entries)[0], json.dumps([ORDER])
+    assert dialect.context_ids(read, tools) == dialect.context_ids((user, said, told), tools), "the prompt of a run in this process"
+
+
 def test_a_conversation_goes_on_after_a_stop_text(server: Running, story: str) -> None:
     """What was sampled behind the stop text must not stand in the next prompt, though its ids were remembered once."""
     word = story[9:13].strip()
@@ -91,8 +128,6 @@ def test_a_conversation_goes_on_after_a_stop_text(server: Running, story: str) -
     more = [*ODD["messages"], said, {"role": "user", "content": "And then?"}]
     reply = server.chat(**{**ODD, "messages": more}, return_token_ids=True)
     dialect = server.served.chat.dialect
-    from agentalign.exchange.chat import read_messages
-
     assert reply["prompt_token_ids"] == dialect.context_ids(read_messages(list(more))[0], "[]")
 
 

@@ -15,7 +15,7 @@ from openai import AuthenticationError, BadRequestError, OpenAI, OpenAIError, Pe
 
 from agentalign.errors import ModelError
 from agentalign.records.golden import GoldenTurn, TopTokens
-from agentalign.rollouts.policy import openai_message
+from agentalign.rollouts.openai_messages import openai_message
 from agentalign.training.dialect import Dialect
 from agentalign.training.top_tokens import TOP
 

@@ -17,14 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import httpx
-from openai import AuthenticationError, OpenAI, OpenAIError, PermissionDeniedError
+from openai import APIConnectionError, APITimeoutError, AuthenticationError, NotFoundError, OpenAI, OpenAIError, PermissionDeniedError
 from openai.types.chat import ChatCompletion
 
 from agentalign.environments.task import Task
 from agentalign.environments.team_code import Pool
 from agentalign.errors import ConfigError, ModelError, TasksetError, TemplateError
 from agentalign.records.base import digest
-from agentalign.records.trajectory import Message, ToolCall, TurnTokens
+from agentalign.records.trajectory import Message, TurnTokens
+from agentalign.rollouts.openai_messages import openai_message, read_answer
 from agentalign.rollouts.streamed import Late, Sampling, read_chunks, write_in_pieces
 from agentalign.training.completion import Completion
 from agentalign.training.decode_attention import ROWS
@@ -216,6 +217,10 @@ class EndpointPolicy:
         self.name = model
         self.answered = ""
         """What the server called itself in its last answer; `agentalign serve` names the version."""
+        self._heard = False
+        """It gave an answer once: what fails after that may be about one run alone."""
+        self._own = False
+        """It is `agentalign serve`, as a word of its own showed: it takes back what the OpenAI API has no field for."""
         self._conversations: dict[int, str] = {}
         """Slot -> the id of the conversation that began there; one that began elsewhere is known by its history alone."""
         self._temperature, self._seed, self._concurrency, self._seconds = temperature, seed, concurrency, seconds
@@ -255,17 +260,17 @@ class EndpointPolicy:
                 entry, finish = yield from read_chunks((self._seen(chunk) for chunk in chunks), deadline)
             if not finish:
                 return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer broke off.")
-            return PolicyTurn(_read(entry), stopped=finish != "length")
+            return PolicyTurn(self._read(entry), stopped=finish != "length")
         except Late:
             return PolicyTurn(None, stopped=False)
         except (OpenAIError, httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
             if time.monotonic() >= deadline:
                 return PolicyTurn(None, stopped=False)
-            said = " ".join(str(error).split())
-            return PolicyTurn(None, error=f"{self._client.base_url}: the server gave no answer ({type(error).__name__}: {said}).")
+            return self._no_answer(error)
 
     def _seen(self, chunk: Any) -> dict[str, Any]:
         found: dict[str, Any] = chunk.model_dump(warnings=False)
+        self._heard = True
         self.answered = str(found.get("model") or "")
         return found
 
@@ -276,7 +281,7 @@ class EndpointPolicy:
         id = self._conversations.get(request.slot)
         return {
             "model": self.name,
-            "messages": [openai_message(message) for message in request.messages],
+            "messages": [openai_message(message, own=self._own) for message in request.messages],
             "max_tokens": request.max_new_tokens,
             "temperature": self._temperature,
             "seed": turn_seed(self._seed, request) % 2**31,
@@ -289,42 +294,35 @@ class EndpointPolicy:
         try:
             reply: ChatCompletion = self._client.chat.completions.create(**self._asked(request))
         except (OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
-            return PolicyTurn(None, error=f"{self._client.base_url}: the server gave no answer ({type(error).__name__}: {error}).")
+            return self._no_answer(error)
+        self._heard = True
         try:
             if not reply.choices:
                 return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer has no choices.")
             self.answered = str(reply.model or "")
             choice = reply.choices[0]
             # The client does not check what a server sends: a page of HTML, a call without a name, arguments that are no text.
-            return PolicyTurn(_read(choice.message.model_dump(warnings=False)), stopped=choice.finish_reason != "length")
+            entry = choice.message.model_dump(warnings=False) | {"malformed": (choice.model_extra or {}).get("malformed")}
+            return PolicyTurn(self._read(entry), stopped=choice.finish_reason != "length")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer cannot be read ({type(error).__name__}: {said}).")
 
+    def _no_answer(self, error: Exception) -> PolicyTurn:
+        """The error of one turn; ModelError where nobody gets an answer: each run would be broken and stored for good."""
+        said, where = " ".join(str(error).split()), self._client.base_url
+        if isinstance(error, AuthenticationError):
+            raise ModelError(f"{where}: the server does not take this API key, or wants one ({said}). Set or correct the key.") from error
+        if isinstance(error, NotFoundError):
+            raise ModelError(f"{where}: the server knows no model '{self.name}' there ({said}). Check address and name.") from error
+        at_first = isinstance(error, PermissionDeniedError | APIConnectionError) and not isinstance(error, APITimeoutError)
+        if at_first and not self._heard:
+            raise ModelError(
+                f"{where}: the server answers nobody ({type(error).__name__}: {said}). Check that it runs, and the key."
+            ) from error
+        return PolicyTurn(None, error=f"{where}: the server gave no answer ({type(error).__name__}: {said}).")
 
-def openai_message(message: Message) -> dict[str, Any]:
-    """A message as OpenAI-compatible servers read it."""
-    if message.role == "tool" and message.tool_call_id is None:
-        # An answer to a call that could not be read has no id to refer to, and servers refuse tool messages without one.
-        return {"role": "user", "content": message.content}
-    entry: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        entry["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in message.tool_calls
-        ]
-    if message.role == "tool":
-        entry["tool_call_id"] = message.tool_call_id
-    return entry
-
-
-def _read(entry: dict[str, Any]) -> Message:
-    calls = enumerate(call for call in entry.get("tool_calls") or () if call.get("function"))
-    return Message(
-        role="assistant",
-        content=entry.get("content") or "",
-        reasoning=entry.get("reasoning_content") or entry.get("reasoning") or "",
-        tool_calls=tuple(
-            ToolCall(id=c.get("id") or f"call_{i}", name=c["function"]["name"], arguments=c["function"]["arguments"] or "{}")
-            for i, c in calls
-        ),
-    )
+    def _read(self, entry: dict[str, Any]) -> Message:
+        message = read_answer(entry)
+        self._own = self._own or bool(message.malformed)
+        return message

@@ -138,7 +138,7 @@ def _advance(taskset: Taskset, pool: Pool, run: _Run, turn: PolicyTurn) -> None:
     if turn.message is None:
         run.end(StopReason.ERROR if turn.error else StopReason.MAX_TOKENS, turn.error)
         return
-    message = _numbered(turn.message, sum(len(m.tool_calls) for m in run.messages))
+    message = numbered(turn.message, sum(len(m.tool_calls) for m in run.messages))
     run.messages.append(message)
     if turn.tokens:
         run.turns.append(turn.tokens)
@@ -174,7 +174,7 @@ def _answer(pool: Pool, run: _Run, message: Message) -> None:
         run.messages.append(reply)
 
 
-def _numbered(message: Message, first: int) -> Message:
+def numbered(message: Message, first: int) -> Message:
     """Call ids counted over the run: what experts and servers give need not be unique in it."""
     calls = tuple(call.model_copy(update={"id": f"call_{first + i}"}) for i, call in enumerate(message.tool_calls))
     return message.model_copy(update={"tool_calls": calls}) if calls else message

@@ -71,23 +71,30 @@ def read_chunks(chunks: Iterable[Mapping[str, Any]], deadline: float) -> Generat
         Late: the deadline passed.
         KeyError, TypeError, AttributeError, ValueError: chunks of another shape.
     """
-    content, reasoning, finish = "", "", None
-    calls: dict[int, dict[str, str]] = {}
+    content, reasoning, malformed, finish = "", "", "", None
+    calls: list[dict[str, Any]] = []
     for chunk in chunks:
         if time.monotonic() > deadline:
             raise Late
         for choice in (chunk.get("choices") or ())[:1]:
             delta = choice.get("delta") or {}
             finish = choice.get("finish_reason") or finish
+            malformed = choice.get("malformed") or malformed
             reasoning += delta.get("reasoning_content") or delta.get("reasoning") or ""
             for part in delta.get("tool_calls") or ():
-                call = calls.setdefault(int(part.get("index") or 0), {"id": "", "name": "", "arguments": ""})
+                index, id = int(part.get("index") or 0), part.get("id") or ""
+                call = next((one for one in reversed(calls) if one["index"] == index), None)
+                # Some servers give parallel calls one index, or none: another id is another call.
+                if call is None or (id and call["id"] not in ("", id)):
+                    call = {"index": index, "id": "", "name": "", "arguments": ""}
+                    calls.append(call)
                 function = part.get("function") or {}
-                call["id"] = call["id"] or part.get("id") or ""
+                call["id"] = call["id"] or id
                 call["name"] += function.get("name") or ""
                 call["arguments"] += function.get("arguments") or ""
             if delta.get("content"):
                 content += delta["content"]
                 yield delta["content"]
-    listed = [{"id": c["id"], "function": {"name": c["name"], "arguments": c["arguments"]}} for _, c in sorted(calls.items())]
-    return {"content": content, "reasoning_content": reasoning, "tool_calls": listed}, finish
+    calls.sort(key=lambda call: int(call["index"]))
+    listed = [{"id": c["id"], "function": {"name": c["name"], "arguments": c["arguments"]}} for c in calls]
+    return {"content": content, "reasoning_content": reasoning, "tool_calls": listed, "malformed": malformed}, finish
