@@ -276,6 +276,81 @@ def test_a_conversation_that_ends_with_a_call_has_no_known_end() -> None:
     assert [run.stop_reason for run in kept] == [StopReason.UNKNOWN, StopReason.ANSWERED]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        Message(role="assistant", content="<tool_call>{", malformed="the JSON ends early"),
+        Message(role="assistant", content="Hello Ada!", reasoning="badge 7 is Ada"),
+    ],
+)
+def test_an_answer_that_comes_back_without_what_clients_leave_out_is_still_one_conversation(said: Message) -> None:
+    kept: list[Trajectory] = []
+    script = Script(said, say("Goodbye."))
+    helper = Agent(script, load_taskset("hello"), "hello@1", keep=kept.append)
+    reply = helper.chat([HELLO])
+    assert reply.get("malformed", "") == said.malformed
+    begun = script.finished
+    helper.chat([HELLO, {"role": "assistant", "content": reply["content"]}, HELLO])
+    assert script.finished == begun, "the cache is kept"
+    assert script.asked[1].messages[2] == said
+    helper.close()
+    (run,) = kept
+    assert run.messages[2] == said
+
+
+def test_an_unreadable_call_can_be_answered_by_a_tool_s_error() -> None:
+    helper, script = agent(Message(role="assistant", content="<tool_call>{", malformed="the JSON ends early"), say("Sorry."))
+    helper.chat([HELLO, helper.chat([HELLO]), {"role": "tool", "content": "error: the JSON ends early", "error": True}])
+    assert script.asked[1].messages[-1] == Message(role="tool", content="error: the JSON ends early", error=True)
+
+
+def test_call_ids_that_a_server_counts_from_0_in_every_turn_are_one_conversation() -> None:
+    kept: list[Trajectory] = []
+    script = Script(ask("find_name", '{"badge":7}'), ask("find_name", '{"badge":8}'), say("Hello!"))
+    helper = Agent(script, load_taskset("hello"), "hello@1", keep=kept.append)
+    history: list[dict[str, object]] = [dict(HELLO)]
+    for name in ("Ada", "Bo"):
+        reply = helper.chat(history)  # type: ignore[arg-type]
+        history += [dict(reply), {"role": "tool", "tool_call_id": reply["tool_calls"][0]["id"], "content": name}]  # type: ignore[index,call-overload]
+    helper.chat(history)  # type: ignore[arg-type]
+    helper.close()
+    (run,) = kept
+    assert [message.tool_call_id for message in run.messages if message.role == "tool"] == ["call_0", "call_1"]
+
+
+def test_a_run_that_ends_badly_is_no_run_that_is_lost() -> None:
+    kept: list[Trajectory] = []
+
+    def working(*lines: Message | PolicyTurn) -> Agent:
+        return Agent(Script(ask("add", '{"first":1,"second":2}'), *lines), load_taskset("hello"), "hello@1", keep=kept.append)
+
+    run = working(PolicyTurn(None, stopped=False)).run("Add.", [add])
+    assert (run.stop_reason, len(run.messages), kept) == (StopReason.MAX_TOKENS, 4, [run])
+    with pytest.raises(ModelError, match="gone"):
+        working(PolicyTurn(None, error="gone")).run("Add.", [add])
+    assert (kept[-1].stop_reason, kept[-1].messages[-1].content) == (StopReason.ERROR, "3")
+    assert "gone" in kept[-1].error
+
+    @tool
+    def fall() -> str:
+        """Fall."""
+        raise LookupError("no floor")
+
+    with pytest.raises(LookupError):
+        working(ask("fall", "{}")).run("Add.", [add, fall])
+    assert "no floor" in kept[-1].error
+
+
+def test_a_store_that_cannot_be_written_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    def full(_: Trajectory) -> None:
+        raise OSError("no space left")
+
+    helper = Agent(Script(say("Hi."), say("Hello."), say("Bye.")), load_taskset("hello"), "hello@1", keep=full)
+    assert [helper.chat([HELLO])["content"] for _ in range(2)] == ["Hi.", "Hello."]
+    assert helper.run("Hello").answer == "Bye."
+    assert caplog.text.count("was not recorded: no space left") == 3
+
+
 class Server(BaseHTTPRequestHandler):
     """Answers one chat request as an OpenAI-compatible server does, and remembers the model that was asked for."""
 

@@ -9,9 +9,11 @@ Surprise: `chat` without `tools` offers those of the taskset it was trained on, 
 """
 
 import json
+import logging
 import math
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
@@ -32,10 +34,11 @@ from agentalign.records.base import now
 from agentalign.records.trajectory import Message, Origin, StopReason, Trajectory
 from agentalign.rollouts.bundle import adapter_policy
 from agentalign.rollouts.policy import EndpointPolicy, Policy, PolicyTurn, Streamed, StreamingPolicy, TurnRequest
-from agentalign.rollouts.rollout import Job, rollout
+from agentalign.rollouts.rollout import Job, numbered, rollout
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
 
+logger = logging.getLogger("agentalign")
 Backend = Literal["local", "openai"]
 _SLOT = 0
 
@@ -130,6 +133,8 @@ class Agent:
 
         Returns:
             A message with `content` and, where it calls tools, `tool_calls`. One that is longer than may be ends in the middle: `cut`.
+            One whose call could not be read has `malformed`, which says why, and the call as text: no answer for a customer. Sent back with
+            it, a tool message without an id may tell the agent so.
 
         Raises:
             DataError: messages or tools that cannot be read.
@@ -153,14 +158,14 @@ class Agent:
         read, _ = read_messages([dict(message) for message in messages])
         offered = self.taskset.tools if tools is None else read_tools(list(tools), {})
         with self._lock:
-            whole, deadline = self._with_prompt(read), _deadline(self._seconds)
+            whole, deadline = self._as_told(self._with_prompt(read)), _deadline(self._seconds)
             turn = yield from self._turn(whole, offered, max_new_tokens, deadline, pieces)
             if not turn.stopped and not turn.error and time.monotonic() >= deadline:
                 raise ModelError(f"there was no whole answer within {self._seconds:g} seconds. Raise `seconds`, or ask for fewer tokens.")
             message = _message(turn)
             self.cut = not turn.stopped
             self._remember((*whole, message), offered)
-        yield write_message(message)
+        yield write_message(message) | ({"malformed": message.malformed} if message.malformed else {})
 
     def run(self, task: str | Task, tools: Sequence[Tool] | None = None) -> Trajectory:
         """Work on a request until there is an answer, calling tools on the way.
@@ -171,13 +176,12 @@ class Agent:
 
         Returns:
             The whole run, which people can rate once it is stored (`record`, or `Store.add`). An exception of a tool that is no ToolError
-            is the caller's.
+            is the caller's; what was done before it is recorded all the same.
         """
         with self._lock:
             self._forget()
             done = self._act_out(task) if isinstance(task, Task) else self._work(task, {tool.name: tool for tool in tools or ()})
-            if self._keep:
-                self._keep(done)
+            self._record(done)
             return done
 
     def close(self) -> None:
@@ -202,36 +206,43 @@ class Agent:
     def _work(self, request: str, tools: Mapping[str, Tool]) -> Trajectory:
         offered = json.dumps([tool.schema for tool in tools.values()], ensure_ascii=False)
         messages = list(self._with_prompt((Message(role="user", content=request),)))
+        try:
+            stop = self._steps(messages, offered, tools)
+        except Exception:
+            # Its tools may have changed the world: a run that breaks is a record, as in rollouts.
+            if messages[-1].role != "user":
+                self._record(self._captured(tuple(messages), offered, StopReason.ERROR, traceback.format_exc()))
+            raise
+        return self._captured(tuple(messages), offered, stop)
+
+    def _steps(self, messages: list[Message], offered: str, tools: Mapping[str, Tool]) -> StopReason:
+        """Adds what the agent and its tools say to the messages, until it is over."""
         deadline = _deadline(self.taskset.limits.max_seconds if self._seconds is None else self._seconds)
-        stop = StopReason.MAX_TURNS
         for _ in range(self.taskset.limits.max_turns):
             turn = _last(self._turn(tuple(messages), offered, None, deadline, False))
             late = time.monotonic() >= deadline
-            if turn.message is None and late and not turn.error:
-                stop = StopReason.MAX_SECONDS
-                break
-            messages.append(_message(turn))
+            if turn.message is not None or turn.error:
+                messages.append(_message(turn))
             if not turn.stopped:
-                stop = StopReason.MAX_SECONDS if late else StopReason.MAX_TOKENS
-                break
+                return StopReason.MAX_SECONDS if late else StopReason.MAX_TOKENS
             if messages[-1].malformed:
                 words = f"error: the tool call could not be read: {messages[-1].malformed}"
                 messages.append(Message(role="tool", content=words, error=True))
             elif messages[-1].tool_calls:
                 messages += _results(messages[-1], tools)
             else:
-                stop = StopReason.ANSWERED
-                break
+                return StopReason.ANSWERED
             if time.monotonic() >= deadline:
-                stop = StopReason.MAX_SECONDS
-                break
-        return self._captured(tuple(messages), offered, stop)
+                return StopReason.MAX_SECONDS
+        return StopReason.MAX_TURNS
 
-    def _captured(self, messages: tuple[Message, ...], tools: str, stop: StopReason) -> Trajectory:
+    def _captured(self, messages: tuple[Message, ...], tools: str, stop: StopReason, error: str = "") -> Trajectory:
         # Equal conversations on two days are two events: the origin needs a name of its own.
         answered = self._policy.answered if isinstance(self._policy, EndpointPolicy) else ""
         origin = Origin(kind="capture", reference=answered or self.name, task=uuid.uuid4().hex)
-        return Trajectory(taskset=self.taskset.name, messages=messages, tools=tools, origin=origin, stop_reason=stop, created=now())
+        return Trajectory(
+            taskset=self.taskset.name, messages=messages, tools=tools, origin=origin, stop_reason=stop, error=error, created=now()
+        )
 
     def _turn(self, messages: tuple[Message, ...], tools: str, max_new_tokens: int | None, deadline: float, pieces: bool) -> Streamed:
         known = len(self._held)
@@ -252,34 +263,56 @@ class Agent:
             if turn.message is not None and turn.message.content and not turn.message.malformed:
                 yield turn.message.content
         if turn.message is not None:
+            # Some servers count call ids from 0 in every turn.
+            turn = turn._replace(message=numbered(turn.message, sum(len(message.tool_calls) for message in messages)))
             self._held = (*messages, turn.message)
         return turn
+
+    def _as_told(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The conversation with what was said in it as it was said: clients send back neither thoughts nor why a call was not readable."""
+        for known in (self._held, self._told[0] if self._told else ()):
+            if known and [_sent_back(one) for one in messages[: len(known)]] == [_sent_back(one) for one in known]:
+                return (*known, *messages[len(known) :])
+        return messages
 
     def _remember(self, messages: tuple[Message, ...], tools: str) -> None:
         """For the record: a conversation that goes on is one run."""
         if self._keep is None:
             return
         if self._told is not None and (messages[: len(self._told[0])] != self._told[0] or tools != self._told[1]):
-            self._record()
+            self._record_told()
         self._told = messages, tools, self.cut
 
-    def _record(self) -> None:
-        if self._keep is not None and self._told is not None:
-            messages, tools, cut = self._told
+    def _record_told(self) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            messages, tools, cut = told
             open_end = messages[-1].tool_calls or messages[-1].malformed
             stop = StopReason.MAX_TOKENS if cut else StopReason.UNKNOWN if open_end else StopReason.ANSWERED
-            self._keep(self._captured(messages, tools, stop))
-        self._told = None
+            self._record(self._captured(messages, tools, stop))
+
+    def _record(self, run: Trajectory) -> None:
+        """A store that cannot be written costs the record, not the answer."""
+        if self._keep is None:
+            return
+        try:
+            self._keep(run)
+        except Exception as error:  # noqa: BLE001 - whatever a full disk or a database says
+            logger.warning("a run of %s was not recorded: %s", self.name, " ".join(str(error).split())[:300])
 
     def _forget(self) -> None:
         self._policy.finish(_SLOT)
         self._held = ()
-        self._record()
+        self._record_told()
 
     def _with_prompt(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         if not self.taskset.system_prompt or any(message.role == "system" for message in messages):
             return messages
         return (Message(role="system", content=self.taskset.system_prompt), *messages)
+
+
+def _sent_back(message: Message) -> Message:
+    return message.model_copy(update={"reasoning": "", "malformed": ""})
 
 
 def _deadline(seconds: float | None) -> float:
