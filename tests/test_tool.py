@@ -85,6 +85,8 @@ def test_a_call_by_name_finds_its_tool_or_says_which_there_are() -> None:
         run_tool(tools, ToolCall(id="a", name="refund", arguments='{"order_id": '))
     with pytest.raises(ToolError, match="not valid JSON"):
         run_tool(tools, ToolCall(id="a", name="refund", arguments="[" * 100_000))
+    with pytest.raises(ToolError, match="name a key twice"):
+        run_tool(tools, ToolCall(id="a", name="refund", arguments='{"order_id": "W1", "order_id": "W2", "amount": 1}'))
     with pytest.raises(ToolError, match="half a character"):
         run_tool(tools, ToolCall(id="a", name="refund", arguments='{"order_id": "\\ud800", "amount": 1}'))
 

@@ -91,7 +91,7 @@ def run_tool(tools: Mapping[str, Tool], call: ToolCall, *given: object) -> str:
     except UnicodeEncodeError:
         raise ToolError(f"{call.name}: the arguments have half a character (a lone surrogate).") from None
     except (ValueError, RecursionError):
-        raise ToolError(f"{call.name}: the arguments are not valid JSON.") from None
+        raise ToolError(f"{call.name}: the arguments are not valid JSON, or name a key twice.") from None
     return tools[call.name].call(arguments, *given)
 
 

@@ -60,8 +60,8 @@ class ToolCall(Record):
             return text
 
     def parsed(self) -> JsonValue:
-        """The arguments as a value; ValueError where the agent wrote no valid JSON."""
-        value: JsonValue = json.loads(self.arguments)
+        """The arguments as a value; ValueError where the agent wrote no valid JSON, or a key twice."""
+        value: JsonValue = json.loads(self.arguments, object_pairs_hook=_without_double_keys)
         return value
 
 
