@@ -47,6 +47,9 @@ def add(commands: Commands) -> None:
         help="the right answer: every rater is tested with it. Of a pair the better run's id, tie or both_bad, by a criterion or overall",
     )
     parser.add_argument(
+        "--by", metavar="NAME", help="who knows the right answer, as they rate: they are not tested by it. Default: this machine's account"
+    )
+    parser.add_argument(
         "--pairs",
         type=at_least(1),
         metavar="N",
@@ -68,15 +71,19 @@ def _queue_add(arguments: argparse.Namespace) -> None:
     from agentalign.environments.taskset import find_taskset, load_criteria
     from agentalign.scoring.to_compare import queue_pairs
     from agentalign.scoring.urgency import urgency
+    from agentalign.store.accounts import own_name
     from agentalign.store.filters import RunFilter
     from agentalign.store.store import Store
 
+    if arguments.by and not arguments.gold:
+        raise UsageError("--by says who knows the right answer, and none is given. Say it by --gold, or leave --by out.")
+    by = arguments.by or own_name()
     project = Project.find()
     with Store(project.store_url) as store:
         ids = named_runs(store, arguments) or matching_runs(store, arguments)
         criteria = {name: load_criteria(find_taskset(name, project.tasks) / "criteria.yaml") for name in _tasksets(store, ids)}
         if arguments.gold and arguments.pairs:
-            added, changed = _add_gold_pair(store, ids, arguments.gold, criteria)
+            added, changed = _add_gold_pair(store, ids, arguments.gold, criteria, by)
         else:
             overlap = arguments.overlap
             if arguments.pairs:
@@ -84,11 +91,12 @@ def _queue_add(arguments: argparse.Namespace) -> None:
                 added, changed = queue_pairs(store, among, criteria, per_task=arguments.pairs, overlap=overlap, newest=len(ids) or 1)
             else:
                 urgent = urgency(store, ids, criteria)
-                added, changed = store.queue_items.add(ids, overlap=overlap, gold=_gold(arguments.gold, criteria), priority=urgent)
+                known = _gold(arguments.gold, criteria)
+                added, changed = store.queue_items.add(ids, overlap=overlap, gold=known, gold_by=by, priority=urgent)
     say(f"{added} {'pairs' if arguments.pairs else 'runs'} added to the queue, {changed} changed.")
 
 
-def _add_gold_pair(store: "object", ids: list[str], said: list[str], criteria: "InForce") -> tuple[int, int]:
+def _add_gold_pair(store: "object", ids: list[str], said: list[str], criteria: "InForce", by: str) -> tuple[int, int]:
     from agentalign.store.store import Store
 
     assert isinstance(store, Store)
@@ -107,7 +115,7 @@ def _add_gold_pair(store: "object", ids: list[str], said: list[str], criteria: "
         if criterion != "overall":
             _asked(criterion, criteria)
         known[criterion] = answer.replace("_", " ") if answer in ("tie", "both_bad") else store.resolve_id(answer)
-    return store.pairs.add([(ids[0], ids[1])], gold=known)
+    return store.pairs.add([(ids[0], ids[1])], gold=known, gold_by=by)
 
 
 def _tasksets(store: "object", ids: list[str]) -> set[str]:
@@ -183,7 +191,7 @@ def _queue_list(arguments: argparse.Namespace) -> None:
             f"{i.done}/{i.overlap}",
             i.live,
             i.late,
-            "gold" if i.is_gold else "",
+            f"gold, by {i.gold_by or 'nobody known'}" if i.is_gold else "",
             "; ".join(i.skips),
         )
         for i in items
@@ -219,5 +227,7 @@ def _queue_gold(arguments: argparse.Namespace) -> None:
         right = sum(expected == value for expected, value in given)
         # Answers about pairs have no order, so they are right or not.
         off = sum(abs(expected - value) for expected, value in given) / len(given) if given and not is_pair else None
-        rows.append((person, criterion, "pairs" if is_pair else "runs", len(theirs), right, off))
-    show_table(("person", "criterion", "of", "asked", "right", "off by, mean"), rows, empty="Nobody has met a gold run or pair yet.")
+        by = ", ".join(sorted({mark.set_by or "nobody known" for mark in theirs}))
+        rows.append((person, criterion, "pairs" if is_pair else "runs", len(theirs), right, off, by))
+    columns = ("person", "criterion", "of", "asked", "right", "off by, mean", "answers set by")
+    show_table(columns, rows, empty="Nobody has met a gold run or pair yet.")

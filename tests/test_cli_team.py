@@ -98,10 +98,13 @@ def test_forget_names_the_training_that_acted_a_run_out(project, capsys):
 
 def test_a_pair_with_a_known_answer_is_queued_and_what_people_say_is_counted_beside_runs(project, capsys):
     one, two, _ = ids(project)
-    known = ("queue", "add", "--run", one, "--run", two, "--pairs", "1", "--gold")
+    known = ("queue", "add", "--run", one, "--run", two, "--pairs", "1", "--by", "lea", "--gold")
     assert "1 pairs added to the queue" in said(capsys, *known, f"overall={two[:8]}", "--gold", "tone@1=both_bad").err
     (item,) = json.loads(said(capsys, "queue", "list", "--json").out)
-    assert (item["is_gold"], {item["trajectory"], item["other"]}) == (True, {one, two})
+    assert (item["is_gold"], item["gold_by"], {item["trajectory"], item["other"]}) == (True, "lea", {one, two})
+    assert "gold, by lea" in said(capsys, "queue", "list").out
+    assert main([*known[:-3], "--by", "lea"]) == 2
+    assert "none is given" in capsys.readouterr().err
     for wrong, word in (
         ("overall=better", "no run's id"),
         ("tone=tie", "tone@1=tie"),
@@ -123,7 +126,8 @@ def test_a_pair_with_a_known_answer_is_queued_and_what_people_say_is_counted_bes
         ("overall", True, False),
         ("tone@1", False, False),
     }
-    assert "pairs" in said(capsys, "queue", "gold").out
+    shown = said(capsys, "queue", "gold").out
+    assert "pairs" in shown and "lea" in shown
 
 
 def test_accounts_are_made_listed_and_removed_and_no_password_is_shown(project, capsys, monkeypatch):

@@ -215,6 +215,14 @@ def test_a_gold_pair_is_met_once_by_everybody_fills_no_place_and_tells_who_is_ri
     assert store.check().problems == ()
 
 
+def test_who_set_a_known_pair_does_not_meet_it_and_it_does_not_wait_for_them(store: Store) -> None:
+    (pair,) = fill(store, 1)
+    store.pairs.add([pair], gold={"overall": pair[0]}, gold_by="lea")
+    always_gold = store.queue(PLAIN._replace(gold_rate=1.0))
+    assert (always_gold.take("lea"), taken(always_gold, "ada").kind) == (None, "gold")
+    assert (store.pairs.waiting("lea"), store.pairs.waiting("ada")) == (set(), {item_of(*pair)})
+
+
 def test_runs_go_with_their_pairs_when_they_are_forgotten(store: Store) -> None:
     pairs = fill(store, 2)
     store.pairs.add(pairs)
@@ -284,6 +292,20 @@ def test_a_queue_of_the_schema_before_is_brought_up_with_all_that_was_taken(stor
         assert store.count(RunFilter(unrated_by="ada")) == 4, "what was taken back before counts as none"
         store.pairs.add(pairs[1:])
         store.pairs.add([(pairs[0][0], pairs[1][1])])
+        assert store.check().problems == ()
+
+
+def test_known_answers_of_before_their_setters_were_recorded_stay_known(store_url: str, tmp_path: Path) -> None:
+    with Store(f"sqlite:///{tmp_path}/new/store.db") as store:
+        (pair,) = fill(store, 1)
+        store.pairs.add([pair], gold={"overall": "tie"})
+        before = store.queue_items.items()
+    _copy_into_schema("0007", tmp_path / "new" / "store.db", store_url)
+    with Store(store_url) as store:
+        assert store.queue_items.items() == before
+        assert [(item.is_gold, item.gold_by) for item in before] == [(True, None)]
+        store.pairs.add([pair], gold={"overall": "tie"}, gold_by="lea")
+        assert store.queue(PLAIN._replace(gold_rate=1.0)).take("lea") is None
         assert store.check().problems == ()
 
 

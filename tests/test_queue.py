@@ -89,7 +89,7 @@ def test_a_lease_that_ran_out_frees_the_place_and_a_late_answer_is_kept_apart(st
     assert queue.finish(late.id, "ada") == (True, True)
     assert store.queue_items.items()[0]._asdict() | {"trajectory": ""} == {
         "trajectory": "", "taskset": "desk", "overlap": 1, "is_gold": False, "priority": 0.0, "status": "open", "done": 0, "live": 1,
-        "late": 1, "skips": (), "other": None,
+        "late": 1, "skips": (), "other": None, "gold_by": None,
     }  # fmt: skip
     assert queue.finish(again.id, "bob") == (False, False)
     assert store.queue_items.items()[0].status == "full"
@@ -186,6 +186,31 @@ def test_gold_and_repeats_stand_outside_the_overlap(store: Store) -> None:
     assert (again.trajectory, again.kind) == (first.trajectory, "repeat")
     queue.finish(again.id, "ada")
     assert [item.done for item in store.queue_items.items() if item.trajectory == first.trajectory] == [1]
+
+
+def test_nobody_is_tested_by_an_answer_of_their_own(store: Store) -> None:
+    first, second = runs(store, 2)
+    always_gold = store.queue(Rules(gold_rate=1.0, repeat_rate=0.0))
+    store.queue_items.add([first, second], gold={"tone@1": 5.0}, gold_by="lea")
+    assert [item.gold_by for item in store.queue_items.items()] == ["lea", "lea"]
+    assert always_gold.take("lea") is None
+    assert store.queue().hidden("lea", [first, second], waiting=True) == {}, "what does not come is not hidden"
+    assert store.queue().hidden("max", [first, second], waiting=True) == {first: 0, second: 0}
+    for person in ("max", "ada"):
+        gold = taken(always_gold, person)
+        mark(store, gold.trajectory, person, 5)
+        always_gold.finish(gold.id, person)
+    store.queue_items.add([first, second], gold={"tone@1": 4.0}, gold_by="max")
+    store.queue_items.add([first, second], overlap=2)
+    assert [(m.person, m.set_by, m.expected) for m in store.queue_items.gold_marks()] == [("ada", "max", 4.0)], "max set it anew"
+    assert taken(always_gold, "lea").kind == "gold"
+    store.forget(person="max", reason="left")
+    assert [(item.is_gold, item.gold_by) for item in store.queue_items.items()] == [(True, None)] * 2
+    store.queue_items.add([first], gold={"tone@1": 3.0})
+    assert taken(always_gold, "bob").kind == "gold", "nobody said who"
+    with pytest.raises(DataError, match="who knows the answer"):
+        store.queue_items.add([first], gold={"tone@1": 3.0}, gold_by="x" * 501)
+    assert store.check().problems == ()
 
 
 def test_gold_and_repeats_come_at_their_rates(store: Store) -> None:

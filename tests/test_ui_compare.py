@@ -256,7 +256,8 @@ def test_a_lead_makes_a_pair_known_by_the_answers_given_before(project: Project,
         given = client.post("/api/queue/pairs/gold", json=known)
         assert given.json() == {"saved": True, "id": drawn["draw"], "known": was_there}
     (item,) = store.queue_items.items()
-    assert item.is_gold
+    assert (item.is_gold, item.gold_by) == (True, "rater")
+    assert [known["gold_by"] for known in client.get("/api/queue/items").json()["items"]] == ["rater"]
     with TestClient(create_api(project, rater="bob", rules=Rules(gold_rate=1.0)), base_url=HOME) as bob:
         bob.get("/")
         assert bob.post("/api/queue/pairs/gold", json=known).status_code == 404

@@ -4,7 +4,6 @@ Everything runs in one process and holds no state but the store's. The surprise:
 so; a server for a team needs accounts, and beyond this machine an address with TLS.
 """
 
-import getpass
 import re
 import socket
 import sys
@@ -16,6 +15,7 @@ from fastapi import FastAPI
 
 from agentalign.config.project import Project
 from agentalign.errors import ConfigError
+from agentalign.store.accounts import own_name
 from agentalign.store.store import Store
 from agentalign.ui.api import create_api
 from agentalign.ui.assets import page_head
@@ -29,7 +29,7 @@ def create_app(project: Project, *, rater: str | None = None, team: bool = False
 
     from agentalign.ui import pages
 
-    app = create_api(project, rater=rater or person(), team=team, home=home)
+    app = create_api(project, rater=rater or own_name(), team=team, home=home)
     assets = app.state.assets
     app.add_middleware(EarlyPage, head=page_head(assets))
     gr.mount_gradio_app(
@@ -86,7 +86,7 @@ def serve_ui(
     app = create_app(project, team=team, home=home)
     shown = f"[{host}]" if ":" in host else host
     address = home or f"http://{shown}:{listener.getsockname()[1]}"
-    sys.stderr.write(f"agentalign ui: {address}  ({'with accounts' if team else 'rating as ' + person()}; Ctrl+C ends it)\n")
+    sys.stderr.write(f"agentalign ui: {address}  ({'with accounts' if team else 'rating as ' + own_name()}; Ctrl+C ends it)\n")
     certfile, keyfile = certificate or (None, None)
     config = uvicorn.Config(
         app,
@@ -115,14 +115,6 @@ def _refuse_unsafe_team(project: Project, host: str, home: str | None) -> None:
             raise ConfigError(
                 "--team: there are no accounts yet, so nobody could log in. Make one: `agentalign users add NAME --role admin`."
             )
-
-
-def person() -> str:
-    """The name under which this machine's person rates: the account's."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "someone"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -69,7 +69,7 @@ def add(app: FastAPI, house: House) -> None:
     def add_gold(lead: Lead, known: GoldIn) -> Response:
         """Test raters with this pair."""
         drawn = own_draw(house, known.draw, lead)
-        added, _ = house.store.pairs.add([(drawn.left, drawn.right)], gold=known_answers(house.store.pairs.said(drawn)))
+        added, _ = house.store.pairs.add([(drawn.left, drawn.right)], gold=known_answers(house.store.pairs.said(drawn)), gold_by=lead)
         return ascii_json(Saved(id=drawn.id, known=added == 0))
 
 

@@ -4,6 +4,7 @@ The surprise is `stamp`: a short digest of the hash, which sessions carry. A new
 once, without a table of sessions.
 """
 
+import getpass
 import hashlib
 import hmac
 import re
@@ -29,6 +30,14 @@ MOST_CHARACTERS = 1000
 # 32 MiB and about a tenth of a second per try: https://datatracker.ietf.org/doc/html/rfc7914#section-2, N = 2^15, r = 8, p = 1
 _N, _R, _P = 2**15, 8, 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.@-]{0,63}")
+
+
+def own_name() -> str:
+    """The name under which this machine's person rates: the machine's account."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "someone"
 
 
 class Account(NamedTuple):

@@ -21,6 +21,11 @@ def is_open_for(person: str) -> ColumnElement[bool]:
     return and_(assignments.c.person == person, assignments.c.state == "open")
 
 
+def is_for(person: str) -> ColumnElement[bool]:
+    """Whether an item of the queue may come to this person at all: nobody is tested by an answer that they set themselves."""
+    return queue_items.c.gold_by.is_distinct_from(person)
+
+
 def open_for(person: str) -> list[Select[str]]:
     """Runs that this person has taken from the queue and not finished, alone or in a pair."""
     # No NULL may get into any of these: nothing is ever "not in" a list with one.
@@ -28,9 +33,12 @@ def open_for(person: str) -> list[Select[str]]:
 
 
 def waiting_for(person: str, among: Among | None = None) -> list[Select[str]]:
-    """Runs in the queue, alone or in a pair, that this person has not finished: any of them may still come to them."""
+    """Runs in the queue, alone or in a pair, that this person has not finished: any of them may still come to them.
+
+    A run with an answer that they set themselves may not.
+    """
     theirs = (assignments.c.item == queue_items.c.item) & (assignments.c.person == person)
-    waits = and_(queue_items.c.status == "open", ~exists().where(theirs, assignments.c.state.not_in(("open", "drawn"))))
+    waits = and_(queue_items.c.status == "open", is_for(person), ~exists().where(theirs, assignments.c.state.not_in(("open", "drawn"))))
     columns = (queue_items.c.trajectory, queue_items.c.other)
     return [select(column).where(waits, column.is_not(None) if among is None else among(column)) for column in columns]
 

@@ -86,6 +86,8 @@ def forget(connection: Connection, ids: Sequence[str], person: str | None, reaso
     connection.execute(delete(tables.assignments).where(_taken(connection, found.runs, person)))
     if person is not None:
         connection.execute(delete(tables.accounts).where(tables.accounts.c.name == person))
+        # What a run is known to be stays the team's; who said so does not.
+        connection.execute(tables.queue_items.update().where(tables.queue_items.c.gold_by == person).values(gold_by=None))
     _delete(connection, found.runs, found.scores, found.preferences)
     for what, gone in (("run", found.runs), ("score", found.scores), ("preference", found.preferences)):
         insert_new(connection, tables.tombstones, [{"id": id, "what": what, "reason": reason, "time": now()} for id in gone])

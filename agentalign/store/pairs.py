@@ -14,11 +14,12 @@ from sqlalchemy import Connection, exists, select
 from agentalign.errors import DataError
 from agentalign.records.base import canonical_json
 from agentalign.records.preference import PAIR_ANSWERS, Preference
+from agentalign.store import blind
 from agentalign.store.appending import insert_all
 from agentalign.store.database import Database, is_one_of
 from agentalign.store.filters import bindable
 from agentalign.store.queue import clock
-from agentalign.store.queue_items import check_overlap, put, tasksets_of
+from agentalign.store.queue_items import as_known, check_overlap, put, tasksets_of
 from agentalign.store.rows import name
 from agentalign.store.sides import item_of, last_word, said_about, side
 from agentalign.store.tables import assignments, preferences, queue_items, trajectories
@@ -50,20 +51,22 @@ class Pairs:
         overlap: int = 1,
         priority: Mapping[str, float] | None = None,
         gold: Mapping[str, str] | None = None,
+        gold_by: str | None = None,
     ) -> tuple[int, int]:
         """Put pairs of stored runs into the queue; returns (how many are new, how many were there and are changed).
 
         `priority` is by item ("ID+ID", the lower id first). `gold` maps "overall" or "name@version" to the known answer about a single
-        pair: the better run's id, "tie" or "both bad". Whether two runs are of one task is the caller's to know.
+        pair: the better run's id, "tie" or "both bad"; `gold_by` says who set it, and is not tested by it.
+        Whether two runs are of one task is the caller's to know.
         """
         check_overlap(overlap)
-        known = known_answers(pairs, gold) if gold else ""
+        known = as_known(known_answers(pairs, gold) if gold else "", gold_by)
         unique = {item_of(*pair): tuple(sorted(bindable(id, "run id") for id in pair)) for pair in pairs}
         with self._database.write() as connection:
             tasksets = tasksets_of(connection, sorted({id for pair in unique.values() for id in pair}))
             _refuse_unequal(connection, list(unique.values()), tasksets)
             rows = [
-                {"item": item, "trajectory": first, "other": second, "taskset": tasksets[first], "overlap": overlap, "gold": known}
+                {"item": item, "trajectory": first, "other": second, "taskset": tasksets[first], "overlap": overlap} | known
                 for item, (first, second) in unique.items()
             ]
             return put(connection, rows, priority or {}, clock(connection))
@@ -105,7 +108,9 @@ class Pairs:
         """Pairs that the queue may still give to this person, or has given them; by their "ID+ID"."""
         theirs = (assignments.c.item == queue_items.c.item) & (assignments.c.person == person)
         ended = exists().where(theirs, assignments.c.state.not_in(("open", "drawn")))
-        query = select(queue_items.c.item).where(queue_items.c.status == "open", queue_items.c.other.is_not(None), ~ended)
+        query = select(queue_items.c.item).where(
+            queue_items.c.status == "open", queue_items.c.other.is_not(None), blind.is_for(person), ~ended
+        )
         with self._database.read() as connection:
             return set(connection.execute(query).scalars())
 

@@ -307,7 +307,8 @@ def _normal(connection: Connection, person: str, taskset: str | None, now: float
 
 def _gold(connection: Connection, person: str, taskset: str | None, chance: Random) -> str | None:
     had = exists().where(assignments.c.item == queue_items.c.item, assignments.c.person == person)
-    query = select(queue_items.c.item).where(queue_items.c.status == "open", queue_items.c.gold != "", ~had, *_of(taskset))
+    open_gold = (queue_items.c.status == "open", queue_items.c.gold != "", blind.is_for(person))
+    query = select(queue_items.c.item).where(*open_gold, ~had, *_of(taskset))
     return _any(list(connection.execute(query.order_by(queue_items.c.seq)).scalars()), chance)
 
 

@@ -14,6 +14,7 @@ from agentalign.store.appending import read_records
 from agentalign.store.database import Database, is_one_of
 from agentalign.store.filters import bindable
 from agentalign.store.queue import FINISHED, Assignment, assignment_of, busy, clock
+from agentalign.store.rows import name
 from agentalign.store.sides import said_about
 from agentalign.store.tables import assignments, queue_items, scores, trajectories
 
@@ -44,6 +45,8 @@ class QueueItem(NamedTuple):
     """The reasons that people gave."""
     other: str | None = None
     """Of a pair: its second run."""
+    gold_by: str | None = None
+    """Who set the known answer, and is not tested by it; None where there is none, or nobody said who."""
 
 
 class Progress(NamedTuple):
@@ -79,6 +82,8 @@ class GoldMark(NamedTuple):
     """None: answered with "does not apply", or cannot judge."""
     other: str | None = None
     """Of a pair: its second run."""
+    set_by: str | None = None
+    """Who set the expected answer; None where nobody said who."""
 
 
 class QueueItems:
@@ -94,19 +99,21 @@ class QueueItems:
         overlap: int = 1,
         priority: Mapping[str, float] | None = None,
         gold: Mapping[str, float] | None = None,
+        gold_by: str | None = None,
     ) -> tuple[int, int]:
         """Put stored runs into the queue; returns (how many are new, how many were there and are changed).
 
         A run that is there gets the new overlap and priority, and is open again where answers are wanted; nothing that was answered is
         lost. `gold` maps "name@version" to the right value: such runs stand outside the overlap, and stay gold when they are added again.
+        `gold_by` says who set it: they are not tested by it. Who sets it anew takes it over.
         """
         check_overlap(overlap)
-        known = canonical_json(dict(gold)) if gold else ""
+        known = as_known(canonical_json(dict(gold)) if gold else "", gold_by)
         unique = list(dict.fromkeys(bindable(id, "run id") for id in ids))
         with self._database.write() as connection:
             now = clock(connection)
             tasksets = tasksets_of(connection, unique)
-            rows = [{"item": id, "trajectory": id, "taskset": tasksets[id], "overlap": overlap, "gold": known} for id in unique]
+            rows = [{"item": id, "trajectory": id, "taskset": tasksets[id], "overlap": overlap} | known for id in unique]
             return put(connection, rows, priority or {}, now)
 
     def set_status(self, ids: Sequence[str], status: str) -> int:
@@ -185,20 +192,25 @@ class QueueItems:
         )
 
     def gold_marks(self, taskset: str | None = None) -> list[GoldMark]:
-        """What people answered where the answer is known: their newest mark while they had the run."""
+        """What people answered where the answer is known: their newest mark while they had the run.
+
+        Answers of whoever set it are left out: they would be right by themselves.
+        """
         with self._database.read() as connection:
             met = (assignments.c[name] for name in ("person", "trajectory", "other", "after", "until"))
-            query = select(queue_items.c.gold, *met)
+            query = select(queue_items.c.gold, queue_items.c.gold_by, *met)
             query = query.join(assignments, assignments.c.item == queue_items.c.item)
             query = query.where(assignments.c.kind == "gold", assignments.c.state.in_(FINISHED), queue_items.c.gold != "")
+            query = query.where(queue_items.c.gold_by.is_distinct_from(assignments.c.person))
             if taskset is not None:
                 query = query.where(queue_items.c.taskset == bindable(taskset, "taskset"))
             found: list[GoldMark] = []
             for row in connection.execute(query.order_by(assignments.c.seq)).all():
-                given = _marks(connection, *row[1:])
+                given = _marks(connection, *row[2:])
                 for criterion, expected in json.loads(row.gold).items():
                     if criterion in given:
-                        found.append(GoldMark(row.person, row.trajectory, criterion, expected, given[criterion], row.other))
+                        said = (criterion, expected, given[criterion])
+                        found.append(GoldMark(row.person, row.trajectory, *said, row.other, row.gold_by))
         return found
 
 
@@ -208,6 +220,11 @@ def check_overlap(overlap: int) -> None:
         raise DataError(f"overlap {overlap} is not between 1 and {MAX_OVERLAP}. Say how many different people are to rate each run.")
 
 
+def as_known(gold: str, by: str | None) -> dict[str, str | None]:
+    """The columns of a known answer, "" where there is none, and of who set it."""
+    return {"gold": gold, "gold_by": None if by is None or not gold else name(by, "name of who knows the answer")}
+
+
 def put(connection: Connection, rows: Sequence[dict[str, Any]], priority: Mapping[str, float], now: float) -> tuple[int, int]:
     """Put items into the queue, or give those that are there the new overlap; returns (how many are new, how many were there)."""
     items = [row["item"] for row in rows]
@@ -215,7 +232,7 @@ def put(connection: Connection, rows: Sequence[dict[str, Any]], priority: Mappin
     for row in rows:
         urgency = {"priority": priority[row["item"]]} if row["item"] in priority else {}
         if row["item"] in held:
-            known = {"gold": row["gold"]} if row["gold"] else {}
+            known = {"gold": row["gold"], "gold_by": row["gold_by"]} if row["gold"] else {}
             values = {"status": "open", "overlap": row["overlap"], **known, **urgency}
             connection.execute(queue_items.update().where(queue_items.c.item == row["item"]).values(values))
         else:
@@ -285,4 +302,5 @@ def _item(row: Row[*tuple[object, ...]], taken: Sequence[tuple[str, str, str]]) 
         late=sum(state == "late" for _, state, _ in taken),
         skips=tuple(reason for _, state, reason in taken if state == "skipped"),
         other=row.other,
+        gold_by=row.gold_by,
     )
