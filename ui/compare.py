@@ -47,11 +47,16 @@ def questions(criteria: Sequence[Criterion]) -> list[Criterion]:
 def draw_pair(store: Store, rater: str, runs: tuple[Trajectory, Trajectory]) -> Draw:
     """The rater's draw for these two runs, which they chose on their own."""
     first, second = runs
+    refuse_incomparable(first, second)
+    return store.pairs.draw(rater, first.id, second.id)
+
+
+def refuse_incomparable(first: Trajectory, second: Trajectory) -> None:
+    """DataError where nobody could say which of the two runs is better."""
     if first.taskset != second.taskset or first.same_task_key() != second.same_task_key():
         raise DataError("these two runs are not of one task, so neither can be better at it. Choose two runs of the same task.")
     if first.content_digest == second.content_digest:
         raise DataError("these two runs are word for word the same, so there is nothing to compare. Choose two that differ.")
-    return store.pairs.draw(rater, first.id, second.id)
 
 
 class Answered(BaseModel):

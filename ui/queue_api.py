@@ -7,7 +7,7 @@ fails, the finished one is acknowledged all the same.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -17,6 +17,9 @@ from starlette.responses import JSONResponse, Response
 
 from agentalign.config.project import Project
 from agentalign.errors import AgentAlignError, DataError
+from agentalign.records.criterion import Criterion
+from agentalign.scoring.to_compare import put_pairs
+from agentalign.scoring.urgency import urgency
 from agentalign.store.queue import Assignment, Finish, Queue, Rules
 from agentalign.store.store import Store
 from agentalign.ui import compare
@@ -64,6 +67,8 @@ class ItemsIn(BaseModel):
 
     runs: Annotated[list[RunId], Field(min_length=1, max_length=1000)]
     overlap: Annotated[int, Field(ge=1, le=100)] = 1
+    pair: bool = False
+    """The two runs are one thing to rate: a pair to compare."""
 
 
 class StatusIn(BaseModel):
@@ -144,7 +149,7 @@ def add_queue(app: FastAPI, project: Project, store: Store, rules: Rules, show: 
         own(desk.queue, assignment, person.name)
         return saved(desk, person, said, assignment, desk.queue.skip(assignment, person.name, said.reason))
 
-    _leading(app, store)
+    _leading(app, desk)
 
 
 def next_one(desk: Desk, person: Person, taskset: str | None) -> dict[str, Any]:
@@ -158,7 +163,9 @@ def next_one(desk: Desk, person: Person, taskset: str | None) -> dict[str, Any]:
     }
 
 
-def _leading(app: FastAPI, store: Store) -> None:
+def _leading(app: FastAPI, desk: Desk) -> None:
+    store = desk.store
+
     @app.get("/api/queue/items")
     def items(_lead: Lead, taskset: str | None = None, status: str | None = None) -> JSONResponse:
         """What is in the queue."""
@@ -166,14 +173,35 @@ def _leading(app: FastAPI, store: Store) -> None:
 
     @app.post("/api/queue/items")
     def add(_lead: Lead, wanted: ItemsIn) -> JSONResponse:
-        """Put runs into the queue."""
-        added, changed = store.queue_items.add(wanted.runs, overlap=wanted.overlap)
+        """Put runs into the queue, or two of them as a pair; urgent ones come first."""
+        criteria = {taskset: known_criteria(desk.project, taskset) for taskset in {store.recent.taskset(run) for run in wanted.runs}}
+        if wanted.pair:
+            added, changed = put_pairs(store, [_pair(store, wanted.runs)], criteria, overlap=wanted.overlap)
+        else:
+            urgent = urgency(store, wanted.runs, criteria)
+            added, changed = store.queue_items.add(wanted.runs, overlap=wanted.overlap, priority=urgent)
         return JSONResponse({"added": added, "changed": changed})
 
     @app.post("/api/queue/items/status")
     def set_status(_lead: Lead, wanted: StatusIn) -> JSONResponse:
         """Open or close runs of the queue."""
         return JSONResponse({"changed": store.queue_items.set_status(wanted.runs, wanted.status)})
+
+
+def _pair(store: Store, runs: Sequence[str]) -> tuple[str, str]:
+    if len(runs) != 2:
+        raise DataError(f"a pair has two runs, and these are {len(runs)}. Tick two runs of one task.")
+    first, second = (store.recent.trajectory(run) for run in runs)
+    compare.refuse_incomparable(first, second)
+    return first.id, second.id
+
+
+def known_criteria(project: Project, taskset: str) -> tuple[Criterion, ...]:
+    """A taskset's criteria; none where there are none that can be read."""
+    try:
+        return criteria_of(project.tasks, taskset)
+    except AgentAlignError:
+        return ()
 
 
 def own(queue: Queue, assignment: str, rater: str) -> Assignment:
@@ -186,10 +214,7 @@ def own(queue: Queue, assignment: str, rater: str) -> Assignment:
 
 def required(project: Project, taskset: str, *, is_pair: bool) -> list[str]:
     """The criteria that a person has to answer before a run, or a pair, of this taskset is finished."""
-    try:
-        criteria = criteria_of(project.tasks, taskset)
-    except AgentAlignError:
-        criteria = ()
+    criteria = known_criteria(project, taskset)
     if is_pair:
         return ["overall", *(criterion.key for criterion in compare.questions(criteria) if criterion.kind == "human")]
     return [criterion.key for criterion in criteria if criterion.kind == "human" and criterion.level == "trajectory"]

@@ -65,6 +65,13 @@ def queue_pairs(
     pairs = [(one.id, two.id) for one, two in choose(comparable(store, wanted, newest), per_task)]
     if not pairs:
         raise DataError("among these no two runs of one task differ, so nothing can be compared. Make more: `agentalign rollout --n 4`.")
+    return put_pairs(store, pairs, criteria, overlap=overlap)
+
+
+def put_pairs(
+    store: Store, pairs: Sequence[tuple[str, str]], criteria: Mapping[str, Sequence[Criterion]], *, overlap: int
+) -> tuple[int, int]:
+    """Put these pairs into the queue, each as urgent as the more urgent of its runs; returns (how many are new, how many were there)."""
     urgent = urgency(store, sorted({id for pair in pairs for id in pair}), criteria)
     return store.pairs.add(pairs, overlap=overlap, priority={pair_id(*pair): max(urgent[id] for id in pair) for pair in pairs})
 

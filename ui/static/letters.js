@@ -21,5 +21,8 @@ export const LETTERS = {
   done: "Enter",
 };
 
+/** On the list of runs, where a lead fills the queue; other screens give these letters their own meaning. */
+export const LIST_LETTERS = { queue: "q", pair: "Q", all: "X" };
+
 /** Of the active criterion's chips, the first to the ninth. None of them is used for anything else. */
 export const CHIP_LETTERS = ["q", "w", "r", "y", "a", "h", "z", "v", "b"];

@@ -2,6 +2,7 @@
 
 import { h, visible } from "./dom.js";
 import { useKeys } from "./keys.js";
+import { LIST_LETTERS } from "./letters.js";
 import { addressOf, go, note, notice } from "./place.js";
 import { read } from "./save.js";
 import { scoreFilters } from "./score_filters.js";
@@ -45,7 +46,7 @@ async function readPage(query, ids) {
   return page.rows;
 }
 
-export async function showList(view, { query, root }) {
+export async function showList(view, { query, root, session }) {
   const wanted = Object.fromEntries([...query].filter(([name]) => name !== "at"));
   const text = new URLSearchParams(wanted).toString();
   Object.assign(listed, { query: null });
@@ -57,6 +58,9 @@ export async function showList(view, { query, root }) {
   const count = h("span", { class: "count" });
   const more = h("button", { type: "button", class: "quiet more-runs", onclick: () => addPage() }, "More runs");
   const screen = { chosen: new Set(), at: -1 };
+  const isLead = session.role !== "rater";
+  const queueing = h("div", { class: "queueing" });
+  const toQueue = h("button", { type: "button", class: "quiet", title: "People are to rate the ticked runs", onclick: () => fillQueue() }, "To the queue ", h("kbd", {}, LIST_LETTERS.queue));
   const pick = h("button", { type: "button", class: "quiet", title: "Compare the two ticked runs, blind", onclick: () => compareTicked() }, "Compare ", h("kbd", {}, "c"));
 
   const change = (name, value) => go("runs", "", { ...wanted, ...(name === "taskset" ? { family: "", policy: "", tool: "", criterion: "", score_at_least: "", score_at_most: "" } : {}), [name]: value });
@@ -70,7 +74,7 @@ export async function showList(view, { query, root }) {
     more.disabled = false;
   };
   const add = (fresh) => {
-    body.append(...fresh.map((row) => line(row, wanted, screen, update)));
+    body.append(...fresh.map((row) => line(row, wanted, screen, ticked)));
     update();
   };
   const update = () => {
@@ -78,10 +82,28 @@ export async function showList(view, { query, root }) {
     count.textContent = listed.isExact && listed.total === listed.ids.length ? `${all} ${listed.total === 1 ? "run" : "runs"}` : `${listed.ids.length} of ${all} runs`;
     more.hidden = !listed.next;
     pick.disabled = screen.chosen.size !== 2;
+    toQueue.disabled = screen.chosen.size === 0;
+  };
+  const ticked = () => {
+    queueing.replaceChildren();
+    update();
   };
   const compareTicked = () => {
     if (screen.chosen.size === 2) go("compare", "", { runs: [...screen.chosen].join(",") });
     else notice(root, "Tick two runs of one task to compare them.");
+  };
+  const fillQueue = async (isPair = false) => {
+    const runs = [...screen.chosen];
+    if (isPair ? runs.length !== 2 : !runs.length) return notice(root, isPair ? "Tick two runs of one task to have them compared." : "Tick the runs that people are to rate.");
+    const { queueForm } = await import("./to_queue.js");
+    const form = queueForm({ runs, isPair, root, close: () => queueing.replaceChildren(), other: () => fillQueue(!isPair) });
+    queueing.replaceChildren(form);
+    form.querySelector("input").select();
+  };
+  const tickAll = () => {
+    const ticks = [...body.querySelectorAll(".tick-cell input")];
+    const isOn = !ticks.every((tick) => tick.checked);
+    for (const tick of ticks) if (tick.checked !== isOn) tick.click();
   };
   const select = (index) => {
     if (!body.rows.length) return;
@@ -110,7 +132,9 @@ export async function showList(view, { query, root }) {
       h("span", { class: "grow" }),
       count,
       pick,
+      isLead && toQueue,
       exporter(wanted.taskset),
+      queueing,
     ),
   );
   if (wanted.task_id) view.append(h("p", { class: "only" }, "Only task ", h("b", {}, visible(wanted.task_id)), " ", h("button", { type: "button", class: "quiet", onclick: () => change("task_id", "") }, "all tasks")));
@@ -129,11 +153,22 @@ export async function showList(view, { query, root }) {
     { keys: ["j", "ArrowDown"], label: "j ↓", does: "next run", act: () => select(screen.at + 1) },
     { keys: ["k", "ArrowUp"], label: "k ↑", does: "run before", act: () => select(screen.at - 1) },
     { keys: ["Enter", "o"], label: "Enter o", does: "open the run", act: () => screen.at >= 0 && go("run", listed.ids[screen.at]) },
-    { keys: ["x"], label: "x", does: "tick the run for a comparison", act: () => body.rows[screen.at]?.querySelector("input").click() },
+    { keys: ["x"], label: "x", does: isLead ? "tick the run, to be compared or queued" : "tick the run for a comparison", act: () => body.rows[screen.at]?.querySelector("input").click() },
     { keys: ["c"], label: "c", does: "compare the two ticked runs", act: compareTicked },
+    ...(isLead ? leadKeys({ fillQueue, tickAll, close: () => queueing.replaceChildren() }) : []),
     { keys: ["u"], label: "u", does: "only runs I have not rated", act: () => unrated.click() },
     { keys: ["/"], label: "/", does: "search", act: () => search.focus() },
   ]);
+}
+
+function leadKeys({ fillQueue, tickAll, close }) {
+  const { queue, pair, all } = LIST_LETTERS;
+  return [
+    { keys: [all], label: all, does: "tick all runs shown, or none", act: tickAll },
+    { keys: [queue], label: queue, does: "put the ticked runs into the queue (Enter adds)", act: () => fillQueue() },
+    { keys: [pair], label: pair, does: "put the two ticked runs into the queue as a pair", act: () => fillQueue(true) },
+    { keys: ["Escape"], label: "Esc", does: "close the form of the queue", act: close },
+  ];
 }
 
 function chooser(name, label, values, chosen, change) {
@@ -153,12 +188,12 @@ function exporter(taskset) {
   );
 }
 
-function line(row, wanted, screen, update) {
-  const tick = h("input", { type: "checkbox", "aria-label": "Tick for a comparison" });
+function line(row, wanted, screen, ticked) {
+  const tick = h("input", { type: "checkbox", "aria-label": "Tick the run" });
   tick.addEventListener("change", () => {
     if (tick.checked) screen.chosen.add(row.id);
     else screen.chosen.delete(row.id);
-    update();
+    ticked();
   });
   const link = h("a", { href: addressOf("run", row.id) }, row.excerpt ? visible(row.excerpt.replace(/\s+/g, " ")) : "(no user message)");
   const task = row.task_id && h("a", { href: addressOf("runs", "", { ...wanted, task_id: row.task_id }), title: "All runs of this task" }, visible(row.task_id));
