@@ -308,6 +308,18 @@ def test_nobody_is_sent_to_the_login_page(clients: dict[str, TestClient]) -> Non
     assert "frame-ancestors 'none'" in login.headers["content-security-policy"] and login.headers["cache-control"] == "no-store"
 
 
+def test_logging_out_ends_the_session_and_the_page_is_told_where_there_is_one(project: Project) -> None:
+    with TestClient(create_api(project, rater="nobody", team=True), base_url=HOME, follow_redirects=False) as client:
+        client.post("/api/login", json={"name": "bob", "password": PASSWORD})
+        assert client.get("/api/session").json()["team"] is True
+        assert client.post("/api/logout", json={}).json() == {"left": True}
+        assert client.get("/api/session").status_code == 401
+        assert client.get("/").headers["location"] == "/login"
+    with TestClient(create_api(project, rater="solo"), base_url=HOME) as alone:
+        alone.get("/")
+        assert alone.get("/api/session").json()["team"] is False
+
+
 def test_guessing_passwords_is_slowed_down(project: Project) -> None:
     with TestClient(create_api(project, rater="nobody", team=True), base_url=HOME) as client:
         wrong = {"name": "ada", "password": "wrong horse battery"}

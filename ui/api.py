@@ -133,7 +133,7 @@ def create_api(project: Project, *, rater: str, team: bool = False, home: str | 
     app.add_exception_handler(AgentAlignError, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)
     signer = project_signer(house.secret)
-    _reading(app, house, signer)
+    _reading(app, house, signer, team=team)
     _rating(app, house)
     _exporting(app, house)
     accounts = house.store.accounts if team else None
@@ -175,12 +175,12 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": f"{place or 'the request'}: {first['msg']}."}, 422)
 
 
-def _reading(app: FastAPI, house: House, signer: Signer) -> None:
+def _reading(app: FastAPI, house: House, signer: Signer, *, team: bool) -> None:
     @app.get("/api/session")
     def session(person: Asking) -> Response:
         """Who I am, and what there is to look at."""
         tasksets = house.store.choices().taskset
-        return ascii_json({"rater": person.name, "role": person.role, "id": signer.project, "tasksets": tasksets})
+        return ascii_json({"rater": person.name, "role": person.role, "team": team, "id": signer.project, "tasksets": tasksets})
 
     @app.get("/api/choices")
     def choices(_rater: Rater, taskset: Name = None) -> Response:

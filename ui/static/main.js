@@ -9,7 +9,7 @@ import { showList } from "./list.js";
 import { address, notice } from "./place.js";
 import { showQueue } from "./queue.js";
 import { prefetch, showRun } from "./run.js";
-import { onSave, openQueue, read } from "./save.js";
+import { onSave, openQueue, read, unsaved } from "./save.js";
 
 const SCREENS = {
   queue: () => showQueue,
@@ -115,6 +115,26 @@ function bar(session, root) {
     h("span", { class: "grow" }),
     state,
     h("span", { class: "who", title: "You rate under this name" }, session.rater),
+    session.team && leaving(root),
     h("button", { type: "button", class: "quiet", title: "All keys", onclick: () => toggleSheet(root) }, "Keys ", h("kbd", {}, "?")),
   );
+}
+
+/** On a team's server: the way back to the login. What waits here is kept for who gave it, so that is said before, once. */
+function leaving(root) {
+  let isWarned = false;
+  const leave = async () => {
+    const many = unsaved().length;
+    if (many && !isWarned) {
+      isWarned = true;
+      return notice(root, `${many} ${many === 1 ? "mark is" : "marks are"} not saved yet. Press "Log out" again to go all the same: ${many === 1 ? "it waits" : "they wait"} in this browser until you log in.`);
+    }
+    try {
+      await read("/api/logout", {});
+      location.replace("/login");
+    } catch (error) {
+      notice(root, error.message);
+    }
+  };
+  return h("button", { type: "button", class: "quiet", title: "End this session on this browser", onclick: leave }, "Log out");
 }

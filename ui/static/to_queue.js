@@ -37,6 +37,6 @@ export function queueForm({ runs, isPair, root, close, other }) {
 function told({ added, changed }, isPair) {
   const [one, many] = isPair ? ["pair", "pairs"] : ["run", "runs"];
   const fresh = added ? `${added} ${added === 1 ? `${one} is` : `${many} are`} new in the queue` : "";
-  const known = changed ? `${changed} ${changed === 1 ? `${one} was` : `${many} were`} in it and asked of as many people as you said` : "";
+  const known = changed ? changed === 1 ? `1 ${one} was in it and has the new number of people` : `${changed} ${many} were in it and have the new number of people` : "";
   return [fresh, known].filter(Boolean).join(", ") + ".";
 }
