@@ -85,27 +85,3 @@ def test_a_next_run_that_does_not_come_leaves_nothing_to_mark(watched: Watched, 
     page.keyboard.press("Enter")
     page.wait_for_selector(".timeline .entry")
     expect(page.locator(".notice")).to_be_hidden()
-
-
-def test_a_lead_puts_ticked_runs_and_two_as_a_pair_into_the_queue_by_keyboard(watched: Watched, server: Server, store: Store) -> None:
-    store.add([make_run(answer=f"Answer {number}.", sample=number) for number in range(2)])
-    page = watched.page
-    page.goto(f"{server.url}/#/runs")
-    page.wait_for_selector("table.runs tbody tr")
-    page.keyboard.press("q")
-    expect(page.locator(".notice")).to_contain_text("Tick the runs", timeout=PATIENCE)
-    page.keyboard.press("X")
-    for key, overlap, told in (("q", "3", "2 runs are new"), ("Q", "2", "1 pair is new"), ("q", "4", "2 runs were in it")):
-        page.keyboard.press(key)
-        expect(page.locator(".queueing input")).to_be_focused(timeout=PATIENCE)
-        page.keyboard.type(overlap)
-        page.keyboard.press("Enter")
-        expect(page.locator(".notice")).to_contain_text(told, timeout=PATIENCE)
-    page.keyboard.press("Q")
-    expect(page.locator(".queueing .fill-form")).to_contain_text("as one pair", timeout=PATIENCE)
-    page.keyboard.press("Escape")
-    page.keyboard.press("Escape")
-    expect(page.locator(".fill-form")).to_have_count(0)
-    assert sorted((item.other is None, item.overlap) for item in store.queue_items.items()) == [(False, 2), (True, 4), (True, 4)]
-    page.keyboard.press("?")
-    expect(page.locator(".sheet")).to_contain_text("put the two ticked runs into the queue as a pair")

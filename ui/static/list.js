@@ -63,7 +63,7 @@ export async function showList(view, { query, root, session }) {
   const toQueue = h("button", { type: "button", class: "quiet", title: "People are to rate the ticked runs", onclick: () => fillQueue() }, "To the queue ", h("kbd", {}, LIST_LETTERS.queue));
   const pick = h("button", { type: "button", class: "quiet", title: "Compare the two ticked runs, blind", onclick: () => compareTicked() }, "Compare ", h("kbd", {}, "c"));
 
-  const change = (name, value) => go("runs", "", { ...wanted, ...(name === "taskset" ? { family: "", policy: "", tool: "", criterion: "", score_at_least: "", score_at_most: "" } : {}), [name]: value });
+  const change = (name, value) => go("runs", "", { ...wanted, ...(name === "taskset" ? { task_id: "", family: "", policy: "", tool: "", criterion: "", score_at_least: "", score_at_most: "" } : {}), [name]: value });
   const addPage = async () => {
     more.disabled = true;
     try {
@@ -98,7 +98,9 @@ export async function showList(view, { query, root, session }) {
     const { queueForm } = await import("./to_queue.js");
     const form = queueForm({ runs, isPair, root, close: () => queueing.replaceChildren(), other: () => fillQueue(!isPair) });
     queueing.replaceChildren(form);
-    form.querySelector("input").select();
+    const field = form.querySelector("input");
+    field.focus();
+    field.select();
   };
   const tickAll = () => {
     const ticks = [...body.querySelectorAll(".tick-cell input")];
@@ -117,6 +119,11 @@ export async function showList(view, { query, root, session }) {
   const search = h("input", { type: "search", class: "field", placeholder: "Search text", value: wanted.text ?? "", "aria-label": "Search text", title: SEARCHED });
   search.addEventListener("keydown", (event) => event.key === "Enter" && change("text", search.value));
   search.addEventListener("search", () => search.value === "" && wanted.text && change("text", ""));
+  const tasks = [...new Set(rows.map((row) => row.task_id).filter(Boolean))].sort();
+  const task = h("input", { class: "field task-field", placeholder: "Task", value: wanted.task_id ?? "", "aria-label": "Task", title: "A task's id, in full", autocomplete: "off" });
+  const suggestions = h("datalist", { id: "aa-tasks" }, tasks.map((id) => h("option", { value: id })));
+  task.setAttribute("list", suggestions.id);
+  task.addEventListener("change", () => change("task_id", task.value.trim()));
   const unrated = h("input", { type: "checkbox", checked: wanted.unrated === "true", onchange: (event) => change("unrated", event.target.checked ? "true" : "") });
   const isFiltered = Object.keys(wanted).length > 0;
 
@@ -125,6 +132,8 @@ export async function showList(view, { query, root, session }) {
       "div",
       { class: "filters" },
       search,
+      task,
+      suggestions,
       FILTERS.filter(([name]) => name !== "split").map(([name, label]) => chooser(name, label, choices[name], wanted[name] ?? "", change)),
       scoreFilters(choices, wanted, go, chooser("split", "any split", choices.split, wanted.split ?? "", change)),
       h("label", { class: "tick" }, unrated, "Unrated by me"),
@@ -158,6 +167,7 @@ export async function showList(view, { query, root, session }) {
     ...(isLead ? leadKeys({ fillQueue, tickAll, close: () => queueing.replaceChildren() }) : []),
     { keys: ["u"], label: "u", does: "only runs I have not rated", act: () => unrated.click() },
     { keys: ["/"], label: "/", does: "search", act: () => search.focus() },
+    { keys: ["t"], label: "t", does: "only the runs of a task (Enter takes its id)", act: () => (task.focus(), task.select()) },
   ]);
 }
 
