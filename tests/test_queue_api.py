@@ -104,29 +104,6 @@ def test_a_skip_is_stored_with_its_reason(clients: dict[str, TestClient], store:
     assert clients["lea"].post("/api/queue/items/status", json={"runs": [run.id], "status": "closed"}).json() == {"changed": 1}
 
 
-def test_a_lead_puts_runs_or_two_as_a_pair_into_the_queue(clients: dict[str, TestClient], store: Store) -> None:
-    one, two, other = (make_run(answer=text, task=task) for text, task in (("Yes.", "q1"), ("No.", "q1"), ("Maybe.", "q2")))
-    store.add([one, two, other])
-    lea, runs = clients["lea"], [one.id, two.id]
-    assert lea.post("/api/queue/items", json={"runs": runs, "overlap": 3}).json() == {"added": 2, "changed": 0}
-    for added in ({"added": 1, "changed": 0}, {"added": 0, "changed": 1}):
-        assert lea.post("/api/queue/items", json={"runs": runs, "overlap": 2, "pair": True}).json() == added
-    listed = {(item.trajectory, item.other): item for item in store.queue_items.items()}
-    pair = listed[(min(runs), max(runs))]
-    assert (pair.overlap, listed[(one.id, None)].overlap, pair.is_gold) == (2, 3, False)
-    assert pair.priority > 0, "urgent as its runs are: nobody rated such a run"
-    for wrong, word in (
-        ([one.id, other.id], "not of one task"),
-        ([one.id], "these are 1"),
-        ([one.id, one.id], "word for word the same"),
-        ([one.id, "0" * 32], "not in the store"),
-    ):
-        refused = lea.post("/api/queue/items", json={"runs": wrong, "pair": True})
-        assert (refused.status_code, word in refused.json()["detail"]) == (422, True), refused.text
-    assert clients["ada"].post("/api/queue/items", json={"runs": runs, "pair": True}).status_code == 403
-    store.queue_items.set_status(["+".join(sorted(runs)), *runs], "closed")
-
-
 # ---- blind
 
 

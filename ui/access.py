@@ -85,6 +85,7 @@ RULES = (
     Rule("GET", "/api/queue/items", "lead"),
     Rule("POST", "/api/queue/items", "lead"),
     Rule("POST", "/api/queue/items/status", "lead"),
+    Rule("POST", "/api/queue/items/gold", "lead"),
     Rule("POST", "/api/queue/pairs", "lead"),
     Rule("POST", "/api/queue/pairs/gold", "lead", is_own=True),
 )

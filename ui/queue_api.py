@@ -17,12 +17,12 @@ from starlette.responses import JSONResponse, Response
 
 from agentalign.config.project import Project
 from agentalign.errors import AgentAlignError, DataError
-from agentalign.records.criterion import Criterion
+from agentalign.records.criterion import Criterion, Score
 from agentalign.scoring.to_compare import put_pairs
 from agentalign.scoring.urgency import urgency
 from agentalign.store.queue import Assignment, Finish, Queue, Rules
 from agentalign.store.store import Store
-from agentalign.ui import compare
+from agentalign.ui import compare, hidden
 from agentalign.ui.auth import Person, require_lead, require_person, require_rater
 from agentalign.ui.criteria import criteria_of
 from agentalign.ui.views import RunView
@@ -78,6 +78,15 @@ class StatusIn(BaseModel):
 
     runs: Annotated[list[ItemId], Field(min_length=1, max_length=1000)]
     status: Literal["open", "closed"]
+
+
+class GoldIn(BaseModel):
+    """A run that the lead has rated."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Key
+    run: RunId
 
 
 class Taken(BaseModel):
@@ -186,6 +195,26 @@ def _leading(app: FastAPI, desk: Desk) -> None:
     def set_status(_lead: Lead, wanted: StatusIn) -> JSONResponse:
         """Open or close runs of the queue."""
         return JSONResponse({"changed": store.queue_items.set_status(wanted.runs, wanted.status)})
+
+    @app.post("/api/queue/items/gold")
+    def add_gold(person: Asking, known: GoldIn) -> JSONResponse:
+        """Test raters with this run, by what the lead said about it."""
+        hidden.refuse_hidden(store, person, known.run)
+        gold = known_values(desk.project, store.recent.taskset(known.run), store.scores([known.run]), person.name)
+        added, _ = store.queue_items.add([known.run], gold=gold, gold_by=person.name)
+        return JSONResponse({"saved": True, "id": known.run, "known": added == 0})
+
+
+def known_values(project: Project, taskset: str, scores: Sequence[Score], person: str) -> dict[str, float]:
+    """What the person says of a whole run by the criteria in force, by criterion; DataError where they say nothing."""
+    asked = required(project, taskset, is_pair=False)
+    mine = [score for score in scores if score.rater_kind == "human" and score.rater == person and score.step is None]
+    newest = {score.criterion: score for score in mine}
+    found = {key: value for key in asked if key in newest and (value := newest[key].value) is not None}
+    if not found:
+        names = ", ".join(asked) or "none, so people cannot rate runs of it"
+        raise DataError(f"you have given this run no mark, so there is no answer to hold raters to. Asked of {taskset}: {names}.")
+    return found
 
 
 def _pair(store: Store, runs: Sequence[str]) -> tuple[str, str]:

@@ -184,7 +184,7 @@ def test_a_lead_tests_raters_with_the_pair_that_was_just_compared(watched: Watch
     page = watched.page
     page.goto(f"{server.url}/#/compare?taskset=desk")
     page.wait_for_selector(".ballot-row.active")
-    for key in "303e":
+    for key in "303E":
         page.keyboard.press(key)
     expect(page.locator(".notice")).to_contain_text("held to your answers", timeout=PATIENCE)
     (item,) = store.queue_items.items()
@@ -192,3 +192,21 @@ def test_a_lead_tests_raters_with_the_pair_that_was_just_compared(watched: Watch
     page.keyboard.press("Enter")
     expect(page.locator(".empty")).to_contain_text("No pair is left", timeout=PATIENCE)
     assert {p.criterion: p.pair_answer for p in store.preferences("desk")} == {"tone@1": 2.0, "honest@1": 3.0, "overall": 2.0}
+
+
+def test_a_lead_tests_raters_with_a_run_by_the_marks_just_given(watched: Watched, server: Server, store: Store) -> None:
+    run = make_run()
+    store.add([run])
+    page = watched.page
+    page.goto(f"{server.url}/#/run/{run.id}")
+    page.wait_for_selector(".card.active")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+    page.keyboard.press("E")
+    expect(page.locator(".notice")).to_contain_text("you have given this run no mark", timeout=PATIENCE)
+    page.keyboard.press("4")
+    page.keyboard.press("E")
+    expect(page.locator(".notice")).to_contain_text("held to your answers", timeout=PATIENCE)
+    (item,) = store.queue_items.items()
+    assert (item.trajectory, item.is_gold, item.gold_by) == (run.id, True, "rater")
+    page.keyboard.press("?")
+    expect(page.locator(".sheet")).to_contain_text("test raters with this run, by my answers")

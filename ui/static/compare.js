@@ -3,10 +3,11 @@
 import { alignedRows } from "./aligned.js";
 import { ballot } from "./ballot.js";
 import { h } from "./dom.js";
+import { goldTest } from "./gold.js";
 import { holdKeys, releaseKeys, useKeys } from "./keys.js";
 import { LETTERS } from "./letters.js";
 import { go, notice } from "./place.js";
-import { onSave, read, save, unsaved } from "./save.js";
+import { onSave, read, unsaved } from "./save.js";
 import { timeline, toggle } from "./timeline.js";
 
 const OPEN_SHARED = 5;
@@ -26,18 +27,10 @@ export async function showCompare(view, { query, session, root }) {
     return;
   }
   const again = () => (chosen.length === 2 ? go("compare", "", { taskset }) : window.dispatchEvent(new HashChangeEvent("hashchange")));
-  const isLead = session.role !== "rater";
-  // Answers go first, in their order: what the server knows by then is what raters are held to.
-  const makeGold = () => save(GOLD, { draw: pair.draw });
-  const test = isLead && h("button", { type: "button", class: "quiet", title: "Your answers on this pair become the known ones: every rater meets it once, and is not told", onclick: makeGold }, "Test raters with it ", h("kbd", {}, LETTERS.gold));
-  const stop = onSave(({ kind, item }) => {
-    if (kind === "saved" && item?.url === GOLD && item.body.draw === pair.draw) notice(root, "It is in the queue: raters are held to your answers.");
-  });
-  view.addEventListener("gone", stop);
-  view.append(h("div", { class: "filters" }, tasksets, h("span", { class: "dim" }, "The sides are drawn by chance."), h("span", { class: "grow" }), test, h("span", { class: "count" }, chosen.length === 2 ? "the pair you chose" : `${pair.open} ${pair.open === 1 ? "pair" : "pairs"} left`)));
+  const test = goldTest(view, { what: "pair", url: GOLD, body: { draw: pair.draw }, session, root });
+  view.append(h("div", { class: "filters" }, tasksets, h("span", { class: "dim" }, "The sides are drawn by chance."), h("span", { class: "grow" }), test.button, h("span", { class: "count" }, chosen.length === 2 ? "the pair you chose" : `${pair.open} ${pair.open === 1 ? "pair" : "pairs"} left`)));
   const shown = showPair(view, pair, { root, leave: again });
-  const lead = isLead ? [{ keys: [LETTERS.gold], label: LETTERS.gold, does: "test raters with this pair, by my answers", act: makeGold }] : [];
-  useKeys([...shown.keys, ...lead, { keys: [LETTERS.skip], label: LETTERS.skip, does: "skip to another pair", act: again }]);
+  useKeys([...shown.keys, ...test.keys, { keys: [LETTERS.skip], label: LETTERS.skip, does: "skip to another pair", act: again }]);
 }
 
 /** A pair with its ballot in `view`; `leave` is called once it is answered and every answer is acknowledged. Returns its keys. */

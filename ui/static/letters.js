@@ -17,7 +17,7 @@ export const LETTERS = {
   list: "l",
   shared: "i",
   skip: "s",
-  gold: "e",
+  gold: "E",
   done: "Enter",
 };
 

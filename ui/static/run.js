@@ -2,6 +2,7 @@
 
 import { corrections } from "./correct.js";
 import { h, reveal, soon, visible } from "./dom.js";
+import { goldTest } from "./gold.js";
 import { useKeys } from "./keys.js";
 import { relatives } from "./links.js";
 import { listed, maker, meter, readMore, stopChip } from "./list.js";
@@ -15,7 +16,7 @@ import { timeline, toggle } from "./timeline.js";
 import { tokenView } from "./tokens.js";
 
 /** Show a run; `given` is what the server told of it already, in a queue, where it has no neighbours. */
-export async function showRun(view, { id, query, root, given }) {
+export async function showRun(view, { id, query, root, given, session }) {
   const run = given ?? (await readRun(id));
   const marks = makeMarks(run);
   const nSteps = run.timeline.filter((entry) => entry.kind === "step").length;
@@ -170,6 +171,9 @@ export async function showRun(view, { id, query, root, given }) {
 
   view.append(head(run, ways, run.bases > 0 && tokens.button, nSteps), map.box, h("div", { class: "split" }, h("div", { class: "left" }, rows, tokens.box), side));
   drawMarks();
+  // Not in the queue, where all that is told of a run is the run.
+  const test = given || run.hidden ? { button: null, keys: [] } : goldTest(view, { what: "run", url: GOLD, body: { run: run.id }, session, root });
+  if (test.button) ways.before(test.button);
   // The run is shown before it is known what stands beside it in the list.
   ways.replaceChildren(...waysTo(neighbours));
   const beside = given ? Promise.resolve(neighbours) : neighboursOf(run.id).catch(() => neighbours);
@@ -198,9 +202,10 @@ export async function showRun(view, { id, query, root, given }) {
       toggle(rows.querySelector(`.entry[data-step="${screen.step}"]`), false);
       selectStep(screen.step);
     });
-  useKeys(keysOf(run, { press, pressChip, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root }));
+  useKeys([...test.keys, ...keysOf(run, { press, pressChip, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root })]);
 }
 
+const GOLD = "/api/queue/items/gold";
 const CLICK = 300;
 const FRESH = 60000;
 const NONE = { id: "", asked: 0, run: null };
