@@ -213,6 +213,7 @@ def _queue_status(arguments: argparse.Namespace) -> None:
 
 
 def _queue_gold(arguments: argparse.Namespace) -> None:
+    from agentalign.scoring.gold import gold_rows
     from agentalign.store.store import Store
 
     with Store(Project.find().store_url) as store:
@@ -220,14 +221,9 @@ def _queue_gold(arguments: argparse.Namespace) -> None:
     if arguments.json:
         show_json([mark._asdict() for mark in marks])
         return
-    rows = []
-    for person, criterion, is_pair in sorted({(mark.person, mark.criterion, mark.other is not None) for mark in marks}):
-        theirs = [mark for mark in marks if (mark.person, mark.criterion, mark.other is not None) == (person, criterion, is_pair)]
-        given = [(mark.expected, mark.given) for mark in theirs if mark.given is not None]
-        right = sum(expected == value for expected, value in given)
-        # Answers about pairs have no order, so they are right or not.
-        off = sum(abs(expected - value) for expected, value in given) / len(given) if given and not is_pair else None
-        by = ", ".join(sorted({mark.set_by or "nobody known" for mark in theirs}))
-        rows.append((person, criterion, "pairs" if is_pair else "runs", len(theirs), right, off, by))
+    rows = [
+        (row.person, row.criterion, "pairs" if row.is_pair else "runs", row.asked, row.right, row.off, ", ".join(row.set_by))
+        for row in gold_rows(marks)
+    ]
     columns = ("person", "criterion", "of", "asked", "right", "off by, mean", "answers set by")
     show_table(columns, rows, empty="Nobody has met a gold run or pair yet.")

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from agentalign.config.project import Project
 from agentalign.records.criterion import Score
 from agentalign.records.preference import Item, Preference
+from agentalign.store.queue import Rules
 from agentalign.store.store import Store
 from agentalign.ui.api import create_api
 from agentalign.ui.auth import PERSON, Person
@@ -70,6 +71,20 @@ def test_everything_about_agreement_is_for_leads(project: Project, store: Store,
         ):
             assert answer.status_code == 403
     assert not [score for score in store.scores() if score.rater_kind == "adjudicator"]
+
+
+def test_who_was_right_on_known_answers_is_told_and_no_run_is_named(client: TestClient, store: Store) -> None:
+    run = make_run()
+    store.add([run])
+    store.queue_items.add([run.id], gold={"tone@1": 5.0}, gold_by="lea")
+    queue = store.queue(Rules(gold_rate=1.0))
+    hand = queue.take("ada")
+    assert hand is not None and client.get("/api/agreement", params={"taskset": "desk"}).json()["gold"] == []
+    store.add_scores([Score(trajectory=run.id, criterion="tone@1", value=3, rater="ada", rater_kind="human")])
+    queue.finish(hand.id, "ada")
+    told = {"person": "ada", "criterion": "tone@1", "is_pair": False, "asked": 1, "right": 0, "off": 2.0, "set_by": ["lea"]}
+    assert client.get("/api/agreement", params={"taskset": "desk"}).json()["gold"] == [told]
+    assert client.get("/api/agreement", params={"taskset": "other"}).json()["gold"] == []
 
 
 def test_the_report_says_too_few_rather_than_a_number(client: TestClient, disputed: list[str]) -> None:

@@ -18,6 +18,7 @@ from agentalign.records.preference import Item, Preference
 from agentalign.scoring.agreement_report import AgreementReport, agreement_report, stored_panel
 from agentalign.scoring.cases import Case, Panel, Question, Rater
 from agentalign.scoring.disputes import Dispute, dispute, disputes
+from agentalign.scoring.gold import gold_rows
 from agentalign.ui import align, compare, hidden, views
 from agentalign.ui.api import House, Key, RunId, Saved, ScoreIn, ascii_json, score_of, stored_run
 from agentalign.ui.auth import Person, require_lead
@@ -103,13 +104,14 @@ def add(app: FastAPI, house: House) -> None:
 
     @app.get("/api/agreement")
     def agreement(_lead: Lead, taskset: Taskset) -> Response:
-        """The report, and whose criteria it is about."""
+        """The report, whose criteria it is about, and who was right where the answer is known."""
         criteria, missing = house.criteria(taskset)
         found = stored_panel(house.store, taskset)
         kept = reports.get(taskset)
         if kept is None or kept[0] != (found, criteria):
             kept = reports[taskset] = ((found, criteria), agreement_report(found, taskset, criteria))
-        return ascii_json({**kept[1].model_dump(), "criteria_missing": missing})
+        gold = [row._asdict() for row in gold_rows(house.store.queue_items.gold_marks(taskset))]
+        return ascii_json({**kept[1].model_dump(), "criteria_missing": missing, "gold": gold})
 
     @app.get("/api/agreement/cases", response_model=CasesView)
     def cases(lead: Lead, wanted: Annotated[CasesQuery, Query()]) -> Response:

@@ -15,6 +15,7 @@ from small_desk import HOSTILE, make_desk, make_run
 from agentalign.config.project import Project
 from agentalign.records.criterion import Score
 from agentalign.records.preference import Item, Preference
+from agentalign.store.queue import Rules
 from agentalign.store.store import Store
 from agentalign.ui.app import create_app
 
@@ -135,3 +136,23 @@ CONTRAST = """(element) => {
   const [a, b] = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(parse).map(light).sort((x, y) => y - x);
   return (a + 0.05) / (b + 0.05);
 }"""
+
+
+def test_who_was_right_on_known_answers_stands_below_the_people(browser: Browser, project: Project, url: str) -> None:
+    with Store(project.store_url) as store:
+        run = make_run(answer="Known.", task="known")
+        store.add([run])
+        store.queue_items.add([run.id], gold={"tone@1": 5.0}, gold_by=EVIL)
+        queue = store.queue(Rules(gold_rate=1.0))
+        hand = queue.take("ada")
+        assert hand is not None
+        store.add_scores([Score(trajectory=run.id, criterion="tone@1", value=4, rater="ada", rater_kind="human")])
+        queue.finish(hand.id, "ada")
+    context = browser.new_context(viewport={"width": 1280, "height": 720})
+    page = context.new_page()
+    page.goto(url + "/#/agreement?taskset=desk")
+    row = page.locator("table.gold tbody tr")
+    expect(row).to_have_count(1, timeout=PATIENCE)
+    assert row.locator("th, td").all_text_contents() == ["ada", "tone@1", "runs", "1", "0", "1.00", EVIL]
+    assert page.evaluate("window.pwned") is None
+    context.close()

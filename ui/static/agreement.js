@@ -36,6 +36,7 @@ async function showReport(view, { query, session }) {
   if (empty.length) body.append(h("details", { class: "unanswered" }, h("summary", {}, `${empty.length} that no person has answered`), empty));
   if (!report.questions.length) body.append(h("div", { class: "empty" }, h("p", {}, "Nobody has rated or compared runs of this taskset.")));
   if (report.people.length) body.append(peopleBox(report.people));
+  if (report.gold.length) body.append(goldBox(report.gold));
   view.append(bar, body);
   useKeys(keysOf(body));
 }
@@ -161,6 +162,13 @@ function peopleBox(people) {
     p.flags.length > 0 && h("tr", { class: "flags" }, h("td", { colSpan: heads.length }, p.flags.map((flag) => h("span", { class: "chip warn" }, visible(p.name), " ", visible(flag))))),
   ]);
   return h("section", { class: "question-box" }, h("header", {}, h("h2", {}, "People"), h("span", { class: "dim" }, "for a talk, not for deleting anyone's marks")), h("table", { class: "people" }, h("thead", {}, h("tr", {}, heads.map(([name, title]) => h("th", { title, scope: "col" }, name)))), h("tbody", {}, rows)));
+}
+
+function goldBox(gold) {
+  const heads = [["Person"], ["Criterion"], ["Of"], ["Asked"], ["Right"], ["Off by", "Mean distance on the criterion's scale"], ["Answers set by", "Nobody is tested by their own"]];
+  const cell = (...content) => h("td", {}, ...content);
+  const row = (g) => h("tr", {}, h("th", { scope: "row" }, visible(g.person)), cell(visible(g.criterion)), cell(g.is_pair ? "pairs" : "runs"), cell(String(g.asked)), cell(String(g.right)), cell(g.off === null ? "–" : g.off.toFixed(2)), cell(g.set_by.length ? visible(g.set_by.join(", ")) : "–"));
+  return h("section", { class: "question-box" }, h("header", {}, h("h2", {}, "Known answers"), h("span", { class: "dim" }, "runs and pairs that raters are tested with, once each")), h("table", { class: "people gold" }, h("thead", {}, h("tr", {}, heads.map(([name, title]) => h("th", { title, scope: "col" }, name)))), h("tbody", {}, gold.map(row))));
 }
 
 async function showCases(view, { query }) {
