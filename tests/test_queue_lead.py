@@ -28,7 +28,7 @@ def test_a_lead_puts_runs_or_two_as_a_pair_into_the_queue(clients: dict[str, Tes
         ([one.id, other.id], "not of one task"),
         ([one.id], "these are 1"),
         ([one.id, one.id], "word for word the same"),
-        ([one.id, "0" * 32], "not in the store"),
+        ([one.id, "0" * 32], "in the store"),
     ):
         refused = lea.post("/api/queue/items", json={"runs": wrong, "pair": True})
         assert (refused.status_code, word in refused.json()["detail"]) == (422, True), refused.text

@@ -145,7 +145,7 @@ def test_a_pair_is_answered_with_reasons_and_cannot_judge_and_queued_for_all_wit
     page.keyboard.press("u")
     expect(page.locator(".ballot .reason.chosen")).to_have_count(1)
     saved(page)
-    page.keyboard.press("e")
+    page.keyboard.press("E")
     expect(page.locator(".notice")).to_contain_text("all in all", timeout=PATIENCE)
     page.reload()
     page.wait_for_selector(".empty")

@@ -45,6 +45,8 @@ def test_somebody_logs_in_and_out_again(watched: Watched, server: Server) -> Non
         page.keyboard.type(PASSWORD)
         page.keyboard.press("Enter")
         expect(page.locator(".bar .who")).to_have_text("ada", timeout=PATIENCE)
+        page.wait_for_selector("#aa-shell .aa")
+        page.wait_for_load_state("networkidle")  # Gradio's own scripts complain where they are left in the middle
         page.get_by_role("button", name="Log out").focus()
         page.keyboard.press("Enter")
         page.wait_for_url("**/login")
