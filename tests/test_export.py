@@ -108,7 +108,9 @@ def test_an_export_is_plain_readable_and_complete(made: Project, tmp_path: Path)
     assert f"--lora-modules hello={done.folder}" in done.command
     assert "--max-lora-rank 8 " in done.command
     assert "--tool-call-parser hermes" in done.command
-    assert done.command in (done.folder / "README.md").read_text()
+    readme = (done.folder / "README.md").read_text()
+    assert done.command in readme
+    assert "send `temperature: 0`" in readme
 
 
 def test_fixed_template_arguments_stand_in_the_exported_template() -> None:

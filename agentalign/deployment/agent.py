@@ -264,8 +264,8 @@ class Agent:
                 yield turn.message.content
         if turn.message is not None:
             # Some servers count call ids from 0 in every turn.
-            turn = turn._replace(message=numbered(turn.message, sum(len(message.tool_calls) for message in messages)))
-            self._held = (*messages, turn.message)
+            said = numbered(turn.message, sum(len(message.tool_calls) for message in messages))
+            turn, self._held = turn._replace(message=said), (*messages, said)
         return turn
 
     def _as_told(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agentalign.deployment.export_files import Written, fixed_template, write_words
-from agentalign.deployment.export_peft import VLLM_PARSERS
+from agentalign.deployment.export_peft import VLLM_PARSERS, client_words
 from agentalign.errors import RegistryError
 from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle
 from agentalign.training.base import Base, prepare_base
@@ -64,6 +64,7 @@ With vLLM:
 
     {command}
 
+{client_words(bundle)}
 Whoever rounds it further (GGUF Q4, AWQ, NF4) has another policy again, and should measure that one.
 """
     return Written(command, use)

@@ -99,12 +99,22 @@ def _vllm_use(bundle: Bundle, command: str) -> str:
 On a CPU build of vLLM never mix requests to the bare base with requests to the adapter: those to the base may be answered with the adapter.
 Ask the model `{ZERO}` for the base; it is an adapter that changes nothing. vLLM computes on the base as it is here, not rounded: an
 adapter that was trained on a rounded base is another policy there, and *Tried* says how far away.
-See whether the server does what was trained:
+{client_words(bundle)}See whether the server does what was trained:
 
     agentalign deploy-check {bundle.card.ref} --endpoint http://127.0.0.1:8000/v1 --quantization none/bfloat16
 
 What it computes in (`dtype` in vLLM's log) stands after the slash.
 """
+
+
+def client_words(bundle: Bundle) -> str:
+    """What clients of a vLLM server must know, for it to be the agent that was evaluated."""
+    words = """It was evaluated greedily: send `temperature: 0`. Where a client leaves it out, vLLM samples as the generation_config.json of
+the base says; `--generation-config vllm` leaves out what else stands there, such as a repetition penalty.
+"""
+    if Dialect.load(bundle.base).form.reasoning:
+        words += "The base thinks before it speaks: give vLLM the `--reasoning-parser` of its family, or thoughts stand in `content`.\n"
+    return words
 
 
 def _peft_use(bundle: Bundle, target: Path) -> str:
