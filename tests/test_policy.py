@@ -1,7 +1,10 @@
 """Policies: a small model that has learnt one run by heart, and a real server on loopback."""
 
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -391,6 +394,26 @@ def test_requests_are_sent_side_by_side_and_answered_in_order(serve, taskset):
     turns = EndpointPolicy(server.url, "served").act(requests)
     assert [turn.message.content for turn in turns if turn.message] == [str(number) for number in range(20)]
     assert not any(turn.stopped for turn in turns)
+
+
+def test_an_interrupt_waits_for_no_server(serve, taskset):
+    over = threading.Event()
+
+    def answer(*_: object) -> tuple[int, Any]:
+        over.wait(20)
+        return 200, completion({"content": "x"})
+
+    server = serve(answer)
+    interrupt = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
+    interrupt.start()
+    begun = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            EndpointPolicy(server.url, "served", concurrency=2).act([request_for(taskset, USER)] * 5)
+        assert time.monotonic() - begun < 10
+    finally:
+        over.set()
+    assert len(server.bodies) <= 2, "the others are never sent"
 
 
 def test_an_answer_to_an_unreadable_call_is_sent_as_a_users_words():

@@ -7,7 +7,6 @@ a decoder strips, the bytes of one character), so both sides are put into a coar
 import json
 import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from openai import AuthenticationError, BadRequestError, OpenAI, OpenAIError, Pe
 from agentalign.errors import ModelError
 from agentalign.records.golden import GoldenTurn, TopTokens
 from agentalign.rollouts.openai_messages import openai_message
+from agentalign.rollouts.side_by_side import side_by_side
 from agentalign.training.dialect import Dialect
 from agentalign.training.top_tokens import TOP
 
@@ -92,8 +92,7 @@ class Endpoint:
 
     def ask_all(self, asked: Sequence[tuple[str, GoldenTurn]], *, at_once: int = AT_ONCE) -> list[Answer]:
         """Side by side, answered in order."""
-        with ThreadPoolExecutor(at_once) as threads:
-            return list(threads.map(lambda one: self.ask(*one), asked))
+        return side_by_side(lambda one: self.ask(*one), asked, at_once)
 
     def _reply(self, model: str, turn: GoldenTurn) -> dict[str, Any]:
         tools = json.loads(turn.tools)

@@ -13,7 +13,6 @@ import traceback
 import uuid
 from collections.abc import Generator as Generating
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import httpx
@@ -26,6 +25,7 @@ from agentalign.errors import ConfigError, ModelError, TasksetError, TemplateErr
 from agentalign.records.base import digest
 from agentalign.records.trajectory import Message, TurnTokens
 from agentalign.rollouts.openai_messages import openai_message, read_answer
+from agentalign.rollouts.side_by_side import side_by_side
 from agentalign.rollouts.streamed import Late, Sampling, read_chunks, write_in_pieces
 from agentalign.training.completion import Completion
 from agentalign.training.decode_attention import ROWS
@@ -238,8 +238,7 @@ class EndpointPolicy:
 
     def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
         """See `Policy.act`; requests are sent side by side."""
-        with ThreadPoolExecutor(self._concurrency) as threads:
-            return list(threads.map(self._turn, requests))
+        return side_by_side(self._turn, requests, self._concurrency)
 
     def finish(self, slot: int) -> None:
         """See `Policy.finish`; the server is told everything each time."""
