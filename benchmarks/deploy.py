@@ -71,11 +71,12 @@ class Bench(NamedTuple):
     folder: Path
 
 
-def row(bench: Bench, way: str, acted: Acted, tops: Sequence[Sequence[TopTokens]]) -> Row:
-    """Figures of one way."""
+def row(bench: Bench, way: str, acted: Acted, tops: Sequence[Sequence[TopTokens]], record: Sequence[Sequence[TopTokens]] = ()) -> Row:
+    """Figures of one way; `record`: the adapter's, in the alphabet of the server's texts."""
     rate = acted.evaluation.everything.success
     read, tried = calls_read(bench.dialect, acted.runs)
-    away = sum(apart(turn.adapter, found) for turn, found in zip(bench.golden.turns, tops, strict=True)) / len(tops)
+    adapter = record or [turn.adapter for turn in bench.golden.turns]
+    away = sum(apart(one, found) for one, found in zip(adapter, tops, strict=True)) / len(tops)
     return Row(way, rate.n, rate.mean, f"{rate.low:.2f}-{rate.high:.2f}", tried, read, away)
 
 
@@ -105,8 +106,8 @@ def asked(bench: Bench, way: str, server: servers.Server) -> Row:
         if broken:
             raise ModelError(f"a run broke off: {broken.strip().splitlines()[-1][:200]}")
         endpoint = Endpoint(url, api_key="none", max_new_tokens=bench.taskset.limits.max_turn_tokens, dialect=bench.dialect)
-        tops = [endpoint.ask(server.model, turn).tops for turn in bench.golden.turns]
-    return row(bench, way, acted, tops)
+        alongs = [endpoint.ask(server.model, turn).along for turn in bench.golden.turns]
+    return row(bench, way, acted, [along.tops for along in alongs], [along.adapter for along in alongs])
 
 
 def llama(bench: Bench, way: str, python: Path | None, server: Path | None, converter: Path | None) -> Row:
