@@ -1,4 +1,4 @@
-"""Throughput of `agentalign serve` beside `transformers serve`, llama.cpp and vLLM, at 1, 4 and 16 clients, in one run. Not measured yet.
+"""Throughput of `agentalign serve` beside `transformers serve`, llama.cpp and vLLM, at 1, 4 and 16 clients, in one run.
 
     .venv/bin/python benchmarks/serve.py order_desk@production                        # ours, and transformers serve of this environment
     .venv/bin/python benchmarks/serve.py order_desk@production --vllm .venv-vllm/bin/python \\
