@@ -336,9 +336,11 @@ def test_a_run_that_ends_badly_is_no_run_that_is_lost() -> None:
         """Fall."""
         raise LookupError("no floor")
 
+    calls = *ask("add", '{"first":2,"second":2}').tool_calls, *ask("fall", "{}", "call_1").tool_calls
     with pytest.raises(LookupError):
-        working(ask("fall", "{}")).run("Add.", [add, fall])
+        working(Message(role="assistant", tool_calls=calls)).run("Add.", [add, fall])
     assert "no floor" in kept[-1].error
+    assert kept[-1].messages[-1].content == "4", "what a tool did before is in the record"
 
 
 def test_a_store_that_cannot_be_written_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -223,13 +223,13 @@ class Agent:
             late = time.monotonic() >= deadline
             if turn.message is not None or turn.error:
                 messages.append(_message(turn))
-            if not turn.stopped:
+            if turn.message is None or not turn.stopped:
                 return StopReason.MAX_SECONDS if late else StopReason.MAX_TOKENS
             if messages[-1].malformed:
                 words = f"error: the tool call could not be read: {messages[-1].malformed}"
                 messages.append(Message(role="tool", content=words, error=True))
             elif messages[-1].tool_calls:
-                messages += _results(messages[-1], tools)
+                messages.extend(_results(messages[-1], tools))  # one by one: those before one that breaks are kept
             else:
                 return StopReason.ANSWERED
             if time.monotonic() >= deadline:
@@ -336,15 +336,13 @@ def _message(turn: PolicyTurn) -> Message:
     return turn.message
 
 
-def _results(message: Message, tools: Mapping[str, Tool]) -> list[Message]:
+def _results(message: Message, tools: Mapping[str, Tool]) -> Iterator[Message]:
     if not tools:
         raise DataError(
             f"the agent called {message.tool_calls[0].name}, but there are no tools to call. Give them: run(text, tools=[...])."
         )
-    results = []
     for call in message.tool_calls:
         try:
-            results.append(Message(role="tool", content=run_tool(tools, call), tool_call_id=call.id, name=call.name))
+            yield Message(role="tool", content=run_tool(tools, call), tool_call_id=call.id, name=call.name)
         except ToolError as error:
-            results.append(Message(role="tool", content=str(error), tool_call_id=call.id, name=call.name, error=True))
-    return results
+            yield Message(role="tool", content=str(error), tool_call_id=call.id, name=call.name, error=True)
