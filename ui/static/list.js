@@ -82,7 +82,8 @@ export async function showList(view, { query, root, session }) {
     count.textContent = listed.isExact && listed.total === listed.ids.length ? `${all} ${listed.total === 1 ? "run" : "runs"}` : `${listed.ids.length} of ${all} runs`;
     more.hidden = !listed.next;
     pick.disabled = screen.chosen.size !== 2;
-    toQueue.disabled = screen.chosen.size === 0;
+    // Room for the filters: what is done with ticked runs stands there once some are.
+    pick.hidden = toQueue.hidden = screen.chosen.size === 0;
   };
   const ticked = () => {
     queueing.replaceChildren();
