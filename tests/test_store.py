@@ -15,9 +15,10 @@ from agentalign.records.criterion import Score, ScoreStatus
 from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import Message, Origin, StopReason, TokenRecord, ToolCall, Trajectory, TurnTokens
 from agentalign.store import tables
+from agentalign.store.adding import AddReport
 from agentalign.store.filters import RunFilter
 from agentalign.store.rows import storable
-from agentalign.store.store import AddReport, Store
+from agentalign.store.store import Store
 
 
 @pytest.fixture

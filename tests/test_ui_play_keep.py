@@ -1,11 +1,14 @@
 """What is kept of a chat: a changed call as a correction that trainings see, once, with the agent's own call beside it."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 from small_desk import HOME
 from small_play import PASSWORD, begin, clear_task, decide, deny_all, play_fixtures, rests
 from small_server import SYSTEM, TINY
+from sqlalchemy.exc import IntegrityError
 from starlette.testclient import TestClient
 
 from agentalign.config.dpo import DPOConfig
@@ -112,6 +115,29 @@ def test_trainings_learn_from_it_and_from_nothing_else_of_the_chat(ada: TestClie
         turn, whole = side.turns[0], both.rendered[item.trajectory].turns[0].completion
         assert [*turn.context, *turn.completion][-len(whole) :] == list(whole), "tokens that both begin with are context"
         assert dialect.parse_ids(whole).tool_calls[0].arguments == arguments
+
+
+def test_of_a_chat_whose_vote_cannot_be_stored_nothing_is_and_it_goes_on(ada: TestClient, store: Store, project: Project) -> None:
+    id = begin(ada, sides=["toy_desk@1", "toy_desk@2"], task=clear_task())
+    for side in (0, 1):
+        deny_all(ada, id, side)
+    with closing(sqlite3.connect(project.store_url.removeprefix("sqlite:///"))) as full:
+        full.execute("CREATE TRIGGER full BEFORE INSERT ON preferences BEGIN SELECT RAISE(FAIL, 'the disk is full'); END")
+        full.commit()
+        try:
+            with pytest.raises(IntegrityError, match="the disk is full"):
+                ada.post(f"/api/play/chats/{id}/keep", json={"choice": "left"})
+        finally:
+            full.execute("DROP TRIGGER full")
+            full.commit()
+    assert of_chat(store, id, "chat") == [], "a blind pair would stand in the list of runs with its makers"
+    assert ada.post(f"/api/play/chats/{id}/say", json={"words": "Are you there?"}).status_code == 200, "it is not over"
+    for side in (0, 1):
+        deny_all(ada, id, side)
+    kept = ada.post(f"/api/play/chats/{id}/keep", json={"choice": "right"}).json()
+    runs = [run.id for run in of_chat(store, id, "chat")]
+    assert sorted(kept["runs"]) == sorted(runs) and len(runs) == 2
+    assert [p.decided for p in store.preferences("toy_desk", source="human") if {i.trajectory for i in p.items} == set(runs)] == [True]
 
 
 def test_a_chat_that_is_kept_again_does_not_double(ada: TestClient, store: Store) -> None:

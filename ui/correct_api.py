@@ -94,9 +94,7 @@ def add(app: FastAPI, house: House) -> None:
         act = Act(wanted.content, wanted.reasoning, tuple((call.name, call.arguments) for call in wanted.calls))
         corrected = correct_step(original, wanted.step, act, rater)
         pair = correction_pair(corrected, original, note=wanted.note, id=digest(["correction", rater, wanted.key]))
-        house.store.add([corrected], inherited_tokens(corrected, house.store.tokens(original.id)))
-        # Two commits; the answer comes after both, and whoever lost it sends the same again.
-        report = house.store.add_preferences([pair])
+        report = house.store.add_judged([corrected], inherited_tokens(corrected, house.store.tokens(original.id)), [], [pair])
         return ascii_json(Saved(id=corrected.id, known=report.stored == 0))
 
     @app.post("/api/corrections/withdrawn", response_model=Saved)

@@ -49,15 +49,12 @@ def keep(store: Store, chat: Chat, *, choice: Choice | None, scores: Sequence[Sc
     sides = zip(chat.lanes, runs, strict=True)
     changed = [one for lane, run in sides for one in changed_turns(lane, run, chat.owner, chat.sides.base)] if corrections else []
     made = [run for one in changed for run in (one.proposal, one.corrected)]
-    if store.add([*runs, *made], [*chat.tokens_of(runs), *(record for one in changed for record in one.tokens)]).forgotten:
-        raise DataError("this chat begins with words of a run that was forgotten meanwhile, so it cannot be kept. Discard it.")
-    chat.runs = runs
-    if scores:
-        store.add_scores(scores)
+    tokens = [*chat.tokens_of(runs), *(record for one in changed for record in one.tokens)]
     words = [_vote(chat, runs, choice, note)] if choice is not None else []
     words += [correction_pair(one.corrected, one.proposal) for one in changed]
-    if words:
-        store.add_preferences(words)
+    # One commit: a blind pair whose vote was lost would stand in the list of runs with its makers.
+    store.add_judged([*runs, *made], tokens, scores, words)
+    chat.runs = runs
     if queue:
         store.queue_items.add([run.id for run in runs])
     # Names are told from here on: after everything is committed.

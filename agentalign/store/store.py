@@ -4,33 +4,31 @@ Append-only but for trainings, and for what is forgotten. Every writing method r
 kept; storing something twice is never an error, because whoever lost the answer to a save will save again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from sqlalchemy import Table, func, select
+from sqlalchemy import func, select
 
 from agentalign.errors import DataError
 from agentalign.records.adapter import Training
-from agentalign.records.base import Record
 from agentalign.records.criterion import Score
-from agentalign.records.preference import Item, Preference
+from agentalign.records.preference import Preference
 from agentalign.records.trajectory import TokenRecord, Trajectory
-from agentalign.store import rows, standing, tables, verdicts
+from agentalign.store import rows, tables
 from agentalign.store.accounts import Accounts
-from agentalign.store.appending import insert_all, insert_new, insert_tokens, read_records, refuse_conflicts, require_items
+from agentalign.store.adding import AddReport, Write, adding_preferences, adding_runs, adding_scores
+from agentalign.store.appending import insert_new, read_records
 from agentalign.store.check import StoreReport, check
 from agentalign.store.choices import RunChoices, choices
 from agentalign.store.database import is_one_of, open_database
 from agentalign.store.filters import RunFilter, bindable, conditions, cursor, listing, of_criterion
-from agentalign.store.forgetting import Forgotten, Tombstone, foreseen, forget, gone_with, tombstones
+from agentalign.store.forgetting import Forgotten, Tombstone, foreseen, forget, tombstones
 from agentalign.store.pairs import Pairs
 from agentalign.store.queue import Queue, Rules
 from agentalign.store.queue_items import QueueItems
 from agentalign.store.recent import RecentRuns
-from agentalign.store.rows import Row
 
-R = TypeVar("R", bound=Record)
 runs_table = tables.trajectories.c
 
 COUNTED = 1000
@@ -41,16 +39,6 @@ COUNTED_TEXTS = 500
 
 CHUNK = 200
 """Whole runs read at once while streaming; no transaction stays open between chunks."""
-
-
-class AddReport(NamedTuple):
-    """What storing did."""
-
-    stored: int
-    known: int
-    """Already there, unaltered; nothing was written for these."""
-    forgotten: int = 0
-    """Deleted for good earlier; nothing was written for these."""
 
 
 class RunRow(NamedTuple):
@@ -113,22 +101,22 @@ class Store:
 
         A fork or correction of a forgotten run is counted as forgotten: it repeats that run's beginning.
         """
-        unique = {trajectory.id: trajectory for trajectory in trajectories}
-        short = [rows.trajectory_row(trajectory) for trajectory in unique.values()]
-        long = {id: rows.body_row(trajectory) for id, trajectory in unique.items()}
-        packed = [rows.token_row(record) for record in tokens]
+        return self._write(adding_runs(trajectories, tokens))
+
+    def add_judged(
+        self, trajectories: Sequence[Trajectory], tokens: Sequence[TokenRecord], scores: Sequence[Score], preferences: Sequence[Preference]
+    ) -> AddReport:
+        """Store runs with what was said about them: all of it or nothing. Returns what came of what was said.
+
+        Raises:
+            DataError: a run was forgotten, or goes back to one that was; or as `add_scores` says.
+        """
+        write_runs, writes = adding_runs(trajectories, tokens), (adding_scores(scores), adding_preferences(preferences))
         with self._database.write() as connection:
-            gone = gone_with(connection, unique)
-            short = [row for row in short if row["id"] not in gone]
-            packed = [row for row in packed if row["trajectory"] not in gone]
-            added = insert_new(connection, tables.trajectories, short)
-            insert_all(connection, tables.bodies, [{"trajectory": seq, **long[id]} for id, seq in added.items()])
-            called = [{"tool": tool, "trajectory": seq} for id, seq in added.items() for tool in sorted(rows.called_tools(unique[id]))]
-            insert_all(connection, tables.calls, called)
-            if packed:
-                insert_tokens(connection, packed)
-        lost = sum(trajectory.id in gone for trajectory in trajectories)
-        return AddReport(len(added), len(trajectories) - len(added) - lost, lost)
+            if write_runs(connection).forgotten:
+                raise DataError("this begins with words of a run that was forgotten, so it cannot be kept. Discard it.")
+            said = [write(connection) for write in writes]
+        return AddReport(*(sum(counts) for counts in zip(*said, strict=True)))
 
     def trajectory(self, id: str) -> Trajectory:
         """The run, whole; DataError where there is none."""
@@ -212,7 +200,7 @@ class Store:
 
     def add_scores(self, scores: Sequence[Score]) -> AddReport:
         """Append scores. A known id with the same content (but for its time) is counted as known; with other content it is a DataError."""
-        return self._append(tables.scores, rows.score_row, scores, lambda score: [Item(score.trajectory, score.step)])
+        return self._write(adding_scores(scores))
 
     def scores(self, trajectory_ids: Sequence[str] | None = None, taskset: str | None = None, criterion: str | None = None) -> list[Score]:
         """Scores in the order they were stored. `criterion` is "name@version", or "name" for all versions."""
@@ -229,7 +217,7 @@ class Store:
 
     def add_preferences(self, preferences: Sequence[Preference]) -> AddReport:
         """Append preferences, as `add_scores` does."""
-        return self._append(tables.preferences, rows.preference_row, preferences, lambda preference: preference.items)
+        return self._write(adding_preferences(preferences))
 
     def preferences(self, taskset: str, criterion: str | None = None, source: str | None = None) -> list[Preference]:
         """A taskset's preferences in the order they were stored. `criterion` is as in `scores`, or "overall"."""
@@ -305,16 +293,6 @@ class Store:
         with self._database.read() as connection:
             return check(connection)
 
-    def _append(self, table: Table, row_of: Callable[[R], Row], records: Sequence[R], items: Callable[[R], Iterable[Item]]) -> AddReport:
-        made = [(row_of(record), record) for record in records]
+    def _write(self, write: Write) -> AddReport:
         with self._database.write() as connection:
-            gone = tombstones(connection, [row["id"] for row, _ in made])
-            new = [(row, record) for row, record in made if row["id"] not in gone]
-            require_items(connection, [item for _, record in new for item in items(record)])
-            added = insert_new(connection, table, [row for row, _ in new])
-            if len(added) < len(new):
-                refuse_conflicts(connection, table, [row for row, _ in new], [record for _, record in new])
-            if table is tables.scores and added:
-                verdicts.refresh(connection, (row["trajectory"] for row, _ in new if row["id"] in added))
-            standing.take_back(connection, [record for row, record in new if row["id"] in added])
-        return AddReport(len(added), len(new) - len(added), len(made) - len(new))
+            return write(connection)
