@@ -96,6 +96,30 @@ def test_a_lease_that_ran_out_frees_the_place_and_a_late_answer_is_kept_apart(st
     assert [(a.person, a.state) for a in store.queue_items.assignments([late.trajectory])] == [("ada", "late"), ("bob", "done")]
 
 
+def test_a_lease_that_was_lost_for_good_ends_and_hides_nothing_more(store: Store) -> None:
+    ids = runs(store, 3)
+    queue = store.queue(PLAIN)
+    for run, how in zip(ids, ("done", "closed", "held"), strict=True):
+        store.queue_items.add([run], overlap=2 if how == "held" else 1)
+        lost = taken(store.queue(GONE), "ada")
+        again = taken(queue, "bob")
+        assert queue.take("ada") is None if how == "done" else lost.trajectory == run
+        assert queue.hidden("ada", [run]) == {run: 0}, "bob may give it back, and then it is ada's again"
+        if how == "done":
+            assert store.queue_items.progress("ada").waiting == 0
+            queue.finish(again.id, "bob")
+        elif how == "closed":
+            queue.finish(again.id, "bob")
+            store.queue_items.set_status([run], "closed")
+        else:
+            queue.skip(again.id, "bob", "not English")
+            queue.skip(taken(queue, "eve").id, "eve", "cut off")
+        assert queue.take("ada") is None
+        assert (queue.hidden("ada", [run], waiting=True), store.queue_items.progress("ada").waiting) == ({}, 0)
+        assert queue.beat(lost.id, "ada").state == "lapsed"
+        assert queue.finish(lost.id, "ada") == (False, True)
+
+
 def test_a_heartbeat_keeps_a_lease_and_takes_up_a_free_place_again(store: Store) -> None:
     store.queue_items.add(runs(store, 1))
     gone = taken(store.queue(GONE), "ada")
@@ -218,10 +242,10 @@ def test_gold_and_repeats_come_at_their_rates(store: Store) -> None:
     store.queue_items.add(ids[:80])
     store.queue_items.add(ids[80:], gold={"tone@1": 5.0})
     queue, chance, kinds = store.queue(Rules(gold_rate=0.2, repeat_rate=0.1, repeat_after=3)), Random(7), []
-    while (found := queue.take("ada", chance=chance)) is not None:
+    while kinds.count("normal") < 80:
+        found = taken(queue, "ada", chance=chance)
         kinds.append(found.kind)
         queue.finish(found.id, "ada")
-    assert kinds.count("normal") == 80
     assert 10 < kinds.count("gold") <= 35 and 3 < kinds.count("repeat") <= 20
 
 
@@ -254,6 +278,37 @@ def test_progress_counts_what_is_mine_and_what_the_team_wants(store: Store) -> N
     assert (found.mine, found.skipped, found.waiting, found.team_done, found.team_wanted, found.at_work) == (1, 1, 2, 1, 8, 1)
     assert found.seconds is not None and found.seconds_left == pytest.approx(2 * found.seconds)
     assert store.queue_items.progress("ada", "other").team_wanted == 0
+
+
+def test_what_a_rater_is_told_is_left_tells_no_kind_of_run_apart(store: Store) -> None:
+    store.queue_items.add(runs(store, 25))
+    store.queue_items.add(runs(store, 28)[25:], gold={"tone@1": 5.0})
+    kinds = {"normal": PLAIN, "gold": PLAIN._replace(gold_rate=1.0), "repeat": PLAIN._replace(repeat_rate=1.0, repeat_after=1)}
+    met, exact, told = ["normal"] * 3 + ["gold", "normal", "repeat", "normal", "gold"], [], []
+    for kind in met:
+        found = taken(store.queue(kinds[kind]), "ada")
+        assert found.kind == kind
+        progress = store.queue_items.progress("ada")
+        exact.append(progress.waiting)
+        told.append(progress.in_steps())
+        store.queue(PLAIN).finish(found.id, "ada")
+    assert exact == [28, 27, 26, 25, 24, 24, 23, 22], "gold counts like any other; only a repeat takes nothing from what is left"
+    assert {(one.waiting, one.team_done) for one in told} == {(30, 0)}
+    assert [one.mine for one in told] == list(range(8))
+    end = store.queue_items.progress("ada")._replace(waiting=1, team_done=25, seconds=2.0, at_work=1).in_steps()
+    assert (end.waiting, end.seconds_left, end.team_done, end.team_seconds_left) == (10, 20.0, 25, 0.0)
+
+
+def test_with_no_other_run_left_each_known_answer_comes_once(store: Store) -> None:
+    *ids, own = runs(store, 5)
+    store.queue_items.add(ids[:1])
+    store.queue_items.add(ids[1:], gold={"tone@1": 5.0})
+    store.queue_items.add([own], gold={"tone@1": 5.0}, gold_by="ada")
+    queue, met = store.queue(Rules(gold_rate=0.0, repeat_rate=0.0)), []
+    while (found := queue.take("ada")) is not None:
+        met.append(found.trajectory)
+        queue.finish(found.id, "ada")
+    assert (sorted(met), met[0], store.queue_items.progress("ada").waiting) == (sorted(ids), ids[0], 0)
 
 
 def test_runs_that_are_open_or_waiting_are_hidden_from_their_rater_alone(store: Store) -> None:

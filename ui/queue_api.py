@@ -1,9 +1,9 @@
 """The routes under /api/queue: take the next run or pair, keep it, finish or skip it; a lead fills the queue and sees what is in it.
 
-Nothing that a rater is told depends on the kind of an assignment: a gold run and a repeat look like any other. Of a pair not even the
-runs' ids are told; the page asks /api/compare for it by its assignment. A run comes with the answer that takes it, and a finished one may
-bring the next: from the key to the next run there is one question. Surprise: that is no more than a courtesy. Where taking the next run
-fails, the finished one is acknowledged all the same.
+Nothing that a rater is told depends on the kind of an assignment: a gold run and a repeat look like any other, and what is left is told
+in steps of ten, because only a normal run fills a place. Of a pair not even the runs' ids are told; the page asks /api/compare for it by
+its assignment. A run comes with the answer that takes it, and a finished one may bring the next: from the key to the next run there is one
+question. Surprise: that is no more than a courtesy. Where taking the next run fails, the finished one is acknowledged all the same.
 """
 
 import json
@@ -132,7 +132,7 @@ def add_queue(app: FastAPI, project: Project, store: Store, rules: Rules, show: 
         """What I have in hand, and how far we are."""
         found = desk.queue.current(rater)
         hand = None if found is None else taken(found, rules).model_dump()
-        return JSONResponse({"current": hand, "progress": store.queue_items.progress(rater, taskset or None)._asdict()})
+        return JSONResponse({"current": hand, "progress": store.queue_items.progress(rater, taskset or None).in_steps()._asdict()})
 
     @app.post("/api/queue/next")
     def take(person: Asking, wanted: NextIn) -> Response:
@@ -167,7 +167,7 @@ def next_one(desk: Desk, person: Person, taskset: str | None) -> dict[str, Any]:
     hand = None if found is None else taken(found, desk.queue.rules)
     return {
         "current": hand and hand.model_dump(),
-        "progress": desk.store.queue_items.progress(person.name, taskset)._asdict(),
+        "progress": desk.store.queue_items.progress(person.name, taskset).in_steps()._asdict(),
         "run": desk.show(person, hand.run).model_dump() if hand and hand.run else None,
     }
 

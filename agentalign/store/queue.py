@@ -4,7 +4,7 @@ An assignment is one row for an item (a run, or two to compare), a person and a 
 (the answer is known) and *repeat* ones (the same person once more, a pair with its sides swapped) stand outside it. A lease lives by the
 database's clock, so no rater's clock matters, and every decision is made inside the one write transaction. Surprise: a lease that ran
 out is no state. The row stays open; its item is free for others at that instant, and whoever answers late is thanked, stored and flagged,
-but fills no place.
+but fills no place. Only where the item takes no more answers meanwhile is it *lapsed*: nobody gets it back, and it hides nothing.
 """
 
 import secrets
@@ -28,7 +28,7 @@ from agentalign.store.tables import assignments, queue_items, scores
 from agentalign.store.undoing import say_again
 
 Kind = Literal["normal", "gold", "repeat", "own"]
-State = Literal["open", "done", "late", "skipped", "drawn"]
+State = Literal["open", "done", "late", "skipped", "lapsed", "drawn"]
 FINISHED: tuple[State, ...] = ("done", "late", "skipped")
 
 LOOK_AHEAD = 64
@@ -106,6 +106,7 @@ class Queue:
         name(person, "name of a rater")
         with self._database.write() as connection:
             now = clock(connection)
+            _lapse(connection, person, now)
             found = self._resumed(connection, person, taskset, now)
             if found is not None:
                 return found
@@ -117,6 +118,8 @@ class Queue:
                 item, kind = self._repeat(connection, person, taskset, chance), "repeat"
             if item is None:
                 item, kind = _normal(connection, person, taskset, now), "normal"
+            if item is None:  # every rater meets each known answer, however little there is beside them
+                item, kind = _gold(connection, person, taskset, chance), "gold"
             return None if item is None else self._assign(connection, item, person, kind, now, chance)
 
     def beat(self, id: str, person: str) -> Assignment:
@@ -124,9 +127,8 @@ class Queue:
         with self._database.write() as connection:
             now = clock(connection)
             row = _mine(connection, id, person)
-            if row.state == "open" and (row.expires > now or row.kind != "normal" or _is_free(connection, row.item, now)):
-                return self._renewed(connection, row, now)
-            return assignment_of(row, now)
+            is_kept = connection.execute(_open(person, None).where(assignments.c.id == row.id, comes_back(now))).first() is not None
+            return self._renewed(connection, row, now) if is_kept else assignment_of(row, now)
 
     def finish(self, id: str, person: str, required: Collection[str] = ()) -> Finish:
         """The person is done with the run. DataError where one of the `required` criteria was not answered since it was taken."""
@@ -161,7 +163,8 @@ class Queue:
             self._end(connection, row, "skipped", now, bindable(reason, "reason of a skip"))
             skips = select(func.count()).select_from(assignments).where(_on(row.item), assignments.c.state == "skipped")
             if connection.execute(skips).scalar_one() >= self.rules.held_at:
-                _set_status(connection, row.item, "open", "held")
+                is_open = and_(queue_items.c.item == row.item, queue_items.c.status == "open")
+                connection.execute(queue_items.update().where(is_open).values(status="held"))
             return Finish(False, late)
 
     def current(self, person: str) -> Assignment | None:
@@ -200,10 +203,8 @@ class Queue:
             return read_records(connection, query, Score)
 
     def _resumed(self, connection: Connection, person: str, taskset: str | None, now: float) -> Assignment | None:
-        for row in connection.execute(_open(person, taskset)):
-            if row.expires > now or row.kind != "normal" or _is_free(connection, row.item, now):
-                return self._renewed(connection, row, now)
-        return None
+        row = connection.execute(_open(person, taskset).where(comes_back(now))).first()
+        return None if row is None else self._renewed(connection, row, now)
 
     def _repeat(self, connection: Connection, person: str, taskset: str | None, chance: Random) -> str | None:
         again = assignments.alias()
@@ -246,9 +247,16 @@ def clock(connection: Connection) -> float:
 
 def busy(now: float, among: FromClause = queue_items) -> ScalarSelect[int]:
     """How many places of an item in `queue_items`, or in a part of it, are taken: normal answers, and normal leases that live."""
-    holding = or_(assignments.c.state == "done", and_(assignments.c.state == "open", assignments.c.expires > now))
-    query = select(func.count()).select_from(assignments)
-    return query.where(assignments.c.item == among.c.item, assignments.c.kind == "normal", holding).scalar_subquery()
+    given = assignments.alias()  # so that it may stand in a question about assignments
+    holding = or_(given.c.state == "done", and_(given.c.state == "open", given.c.expires > now))
+    query = select(func.count()).select_from(given)
+    return query.where(given.c.item == among.c.item, given.c.kind == "normal", holding).scalar_subquery()
+
+
+def comes_back(now: float) -> ColumnElement[bool]:
+    """Whether an open assignment, joined with its item, is given to its person again: its lease lives, or its place is free."""
+    is_free = and_(queue_items.c.status == "open", busy(now) < queue_items.c.overlap)
+    return or_(assignments.c.expires > now, assignments.c.kind != "normal", is_free)
 
 
 def _is_open_for(person: str) -> ColumnElement[bool]:
@@ -306,19 +314,18 @@ def _normal(connection: Connection, person: str, taskset: str | None, now: float
 
 
 def _gold(connection: Connection, person: str, taskset: str | None, chance: Random) -> str | None:
+    query = select(queue_items.c.item).where(is_unmet_gold(person), *_of(taskset)).order_by(queue_items.c.seq)
+    return _any(list(connection.execute(query).scalars()), chance)
+
+
+def is_unmet_gold(person: str) -> ColumnElement[bool]:
+    """Whether the person is still to meet an item of which the answer is known."""
     had = exists().where(assignments.c.item == queue_items.c.item, assignments.c.person == person)
-    open_gold = (queue_items.c.status == "open", queue_items.c.gold != "", blind.is_for(person))
-    query = select(queue_items.c.item).where(*open_gold, ~had, *_of(taskset))
-    return _any(list(connection.execute(query.order_by(queue_items.c.seq)).scalars()), chance)
+    return and_(queue_items.c.status == "open", queue_items.c.gold != "", blind.is_for(person), ~had)
 
 
 def _any(found: list[str], chance: Random) -> str | None:
     return chance.choice(found) if found else None
-
-
-def _is_free(connection: Connection, item: str, now: float) -> bool:
-    query = select(queue_items.c.seq).where(queue_items.c.item == item, queue_items.c.status == "open")
-    return connection.execute(query.where(busy(now) < queue_items.c.overlap)).first() is not None
 
 
 def _answered(connection: Connection, row: Row[*tuple[object, ...]]) -> set[str]:
@@ -328,13 +335,15 @@ def _answered(connection: Connection, row: Row[*tuple[object, ...]]) -> set[str]
     return set(connection.execute(select(scores.c.criterion).where(mine, scores.c.seq > row.after)).scalars())
 
 
+def _lapse(connection: Connection, person: str, now: float) -> None:
+    """A lease that ran out on an item which takes no more answers is over: for its person the run is one like any other."""
+    takes_answers = exists().where(queue_items.c.item == assignments.c.item, queue_items.c.status == "open")
+    is_over = and_(_is_open_for(person), assignments.c.kind == "normal", assignments.c.expires <= now, ~takes_answers)
+    connection.execute(assignments.update().where(is_over).values(state="lapsed"))
+
+
 def _settle(connection: Connection, item: str) -> None:
     """An item with all its answers is full, and is looked at no more when the next one is chosen."""
     done = select(func.count()).select_from(assignments).where(_on(item), assignments.c.state == "done").scalar_subquery()
     is_full = and_(queue_items.c.item == item, queue_items.c.status == "open", queue_items.c.gold == "")
     connection.execute(queue_items.update().where(is_full, queue_items.c.overlap <= done).values(status="full"))
-
-
-def _set_status(connection: Connection, item: str, before: str, after: str) -> None:
-    where = and_(queue_items.c.item == item, queue_items.c.status == before)
-    connection.execute(queue_items.update().where(where).values(status=after))

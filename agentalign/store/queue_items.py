@@ -5,15 +5,16 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Row, exists, func, select
 
 from agentalign.errors import DataError
 from agentalign.records.base import canonical_json
 from agentalign.records.criterion import Score, ScoreStatus
 from agentalign.store.appending import read_records
+from agentalign.store.blind import is_open_for
 from agentalign.store.database import Database, is_one_of
 from agentalign.store.filters import bindable
-from agentalign.store.queue import FINISHED, Assignment, assignment_of, busy, clock
+from agentalign.store.queue import FINISHED, Assignment, assignment_of, busy, clock, comes_back, is_unmet_gold
 from agentalign.store.rows import name
 from agentalign.store.sides import said_about
 from agentalign.store.tables import assignments, queue_items, scores, trajectories
@@ -23,6 +24,8 @@ RECENT = 200
 """So many finished assignments tell how long one takes."""
 ACTIVE_SECONDS = 900.0
 """Who finished something within this time is at work."""
+STEP = 10
+"""Raters are told how much is left in steps of so many."""
 
 
 class QueueItem(NamedTuple):
@@ -68,6 +71,14 @@ class Progress(NamedTuple):
     seconds_left: float | None
     """Until this person has nothing left, at that pace."""
     team_seconds_left: float | None
+
+    def in_steps(self) -> "Progress":
+        """What its rater may be told: by exact numbers, which fall with a normal run alone, gold runs and repeats would be told apart."""
+        waiting = -(-self.waiting // STEP) * STEP
+        done = self.team_done if self.team_done >= self.team_wanted else self.team_done // STEP * STEP
+        left = None if self.seconds is None else self.seconds * waiting
+        team = None if self.seconds is None else self.seconds * max(0, self.team_wanted - done) / max(1, self.at_work)
+        return self._replace(waiting=waiting, team_done=done, seconds_left=left, team_seconds_left=team)
 
 
 class GoldMark(NamedTuple):
@@ -169,15 +180,12 @@ class QueueItems:
             counted = counted.where(*of).group_by(assignments.c.kind, assignments.c.state)
             own = _by_state(connection.execute(counted.where(assignments.c.person == person)).all())
             done = {(kind, state): number for kind, state, number in connection.execute(counted)}.get(("normal", "done"), 0)
-            had = select(assignments.c.item).where(assignments.c.person == person, assignments.c.kind == "normal")
-            free = select(func.count()).select_from(queue_items).where(queue_items.c.status == "open", queue_items.c.gold == "", *of)
-            waiting = connection.execute(free.where(queue_items.c.item.not_in(had), busy(now) < queue_items.c.overlap)).scalar_one()
+            waiting = _waiting(connection, person, of, now)
             wanted = select(func.sum(queue_items.c.overlap)).where(queue_items.c.status != "closed", queue_items.c.gold == "", *of)
             total = connection.execute(wanted).scalar() or 0
             lately = assignments.c.finished > now - ACTIVE_SECONDS
             at_work = connection.execute(select(func.count(assignments.c.person.distinct())).where(lately)).scalar_one()
             seconds = _median(connection, person) or _median(connection, None)
-        waiting += own.get("open", 0)
         return Progress(
             mine=own.get("done", 0) + own.get("late", 0),
             late=own.get("late", 0),
@@ -239,6 +247,20 @@ def put(connection: Connection, rows: Sequence[dict[str, Any]], priority: Mappin
             connection.execute(queue_items.insert().values({"priority": 0.0, "status": "open", "added": now, **row, **urgency}))
     _fill(connection)
     return len(items) - len(held), len(held)
+
+
+def _waiting(connection: Connection, person: str, of: Sequence[ColumnElement[bool]], now: float) -> int:
+    """How many items the queue can give to this person: those with a free place, gold that they never met, and what they have in hand."""
+    theirs = (assignments.c.item == queue_items.c.item) & (assignments.c.person == person)
+    had = exists().where(theirs, assignments.c.kind == "normal")
+    items = select(func.count()).select_from(queue_items).where(*of)
+    in_hand = select(func.count()).select_from(assignments).join(queue_items, queue_items.c.item == assignments.c.item)
+    counts = (
+        items.where(queue_items.c.status == "open", queue_items.c.gold == "", ~had, busy(now) < queue_items.c.overlap),
+        items.where(is_unmet_gold(person)),
+        in_hand.where(is_open_for(person), comes_back(now), *of),
+    )
+    return sum(connection.execute(count).scalar_one() for count in counts)
 
 
 def _by_state(counts: Iterable[Row[str, str, int]]) -> dict[str, int]:
