@@ -97,14 +97,14 @@ def _queue_add(arguments: argparse.Namespace) -> None:
 
 
 def _add_gold_pair(store: "object", ids: list[str], said: list[str], criteria: "InForce", by: str) -> tuple[int, int]:
+    from agentalign.scoring.to_compare import refuse_incomparable
     from agentalign.store.store import Store
 
     assert isinstance(store, Store)
     if len(ids) != 2:
         raise UsageError(f"--gold is about one pair, and {len(ids)} runs are named. Name its two runs by --run ID --run ID.")
     first, second = (store.trajectory(id) for id in ids)
-    if first.same_task_key() != second.same_task_key():
-        raise DataError("these two runs are not of one task, so neither can be better at it. Name two runs of the same task.")
+    refuse_incomparable(first, second)
     known = {}
     for text in said:
         criterion, _, answer = text.partition("=")

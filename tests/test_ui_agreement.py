@@ -87,6 +87,23 @@ def test_who_was_right_on_known_answers_is_told_and_no_run_is_named(client: Test
     assert client.get("/api/agreement", params={"taskset": "other"}).json()["gold"] == []
 
 
+def test_the_report_names_no_case_of_a_run_that_its_lead_rates_blind(client: TestClient, store: Store, disputed: list[str]) -> None:
+    first, second = disputed
+    judged = [(first, 5.0), (second, 1.0)]
+    store.add_scores([Score(trajectory=run, criterion="tone@1", value=v, rater="j", rater_kind="judge") for run, v in judged])
+
+    def named() -> set[str]:
+        report = client.get("/api/agreement", params={"taskset": "desk"}).json()
+        return {item[0] for q in report["questions"] for m in q["machines"] for one in m["worst"] for item in one["items"]}
+
+    assert named() == {first, second}
+    store.queue_items.add([first], overlap=3)
+    hand = client.post("/api/queue/next", json={}).json()["current"]
+    assert named() == {second}
+    assert client.post(f"/api/queue/{hand['assignment']}/skip", json={"key": "k" * 8, "reason": "not mine"}).json()["saved"]
+    assert named() == {first, second}
+
+
 def test_the_report_says_too_few_rather_than_a_number(client: TestClient, disputed: list[str]) -> None:
     report = client.get("/api/agreement", params={"taskset": "desk"}).json()
     tone, pair = report["questions"]

@@ -17,8 +17,10 @@ from agentalign.config.project import Project
 from agentalign.errors import ConfigError
 from agentalign.records.criterion import Criterion, Score
 from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
+from agentalign.scoring.corrected import Act, correct_step
+from agentalign.store.adding import AddReport
 from agentalign.store.filters import RunFilter
-from agentalign.store.store import AddReport, Store
+from agentalign.store.store import Store
 from agentalign.ui import views
 from agentalign.ui.api import create_api
 from agentalign.ui.app import serve_ui
@@ -508,6 +510,9 @@ def test_runs_that_cannot_be_compared_are_refused_with_the_reason(client: TestCl
     store.add([run, twin, other])
     assert "word for word the same" in client.post("/api/compare", json={"runs": [run.id, twin.id]}).json()["detail"]
     assert "not of one task" in client.post("/api/compare", json={"runs": [run.id, other.id]}).json()["detail"]
+    step = correct_step(run, 0, Act("One moment.", "", ()), "anna")
+    store.add([step])
+    assert "a single step" in client.post("/api/compare", json={"runs": [step.id, run.id]}).json()["detail"]
     assert client.post("/api/compare", json={"runs": [run.id, "0" * 32]}).status_code == 404
     assert client.post("/api/compare", json={"taskset": "desk"}).json() == {
         "draw": None,

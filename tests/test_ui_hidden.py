@@ -64,6 +64,20 @@ def test_no_relative_tells_of_a_branch_in_ones_hands(project: Project, store: St
         assert "secret@7" in client.get(f"/api/runs/{branch.id}").text
 
 
+def test_a_hidden_run_is_not_compared_with_one_that_somebody_chose(project: Project, store: Store) -> None:
+    known, asked = make_run(policy="known@1"), make_run(answer="No.", policy="secret@7")
+    store.add([known, asked])
+    store.queue_items.add([asked.id])
+    with rating(project, 0.0) as client:
+        assert client.post("/api/compare", json={"runs": [known.id, asked.id]}).status_code == 200
+        hand = take(client)
+        for pair in ([known.id, asked.id], [asked.id, known.id]):
+            refused = client.post("/api/compare", json={"runs": pair})
+            assert (refused.status_code, "open in your queue" in refused.json()["detail"]) == (409, True)
+        end(client, hand)
+        assert client.post("/api/compare", json={"runs": [known.id, asked.id]}).status_code == 200
+
+
 def test_a_correction_of_the_first_time_is_not_shown_in_a_repeat_and_stands_through_it(project: Project, store: Store) -> None:
     run = make_run()
     store.add([run])

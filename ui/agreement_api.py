@@ -19,6 +19,7 @@ from agentalign.scoring.agreement_report import AgreementReport, agreement_repor
 from agentalign.scoring.cases import Case, Panel, Question, Rater
 from agentalign.scoring.disputes import Dispute, dispute, disputes
 from agentalign.scoring.gold import gold_rows
+from agentalign.scoring.raters import Machine
 from agentalign.ui import align, compare, hidden, views
 from agentalign.ui.api import House, Key, RunId, Saved, ScoreIn, ascii_json, score_of, stored_run
 from agentalign.ui.auth import Person, require_lead
@@ -103,15 +104,19 @@ def add(app: FastAPI, house: House) -> None:
     """Per taskset the last report and what it was made from: intervals over thousands of marks take seconds."""
 
     @app.get("/api/agreement")
-    def agreement(_lead: Lead, taskset: Taskset) -> Response:
-        """The report, whose criteria it is about, and who was right where the answer is known."""
+    def agreement(lead: Lead, taskset: Taskset) -> Response:
+        """The report, whose criteria it is about, and who was right where the answer is known.
+
+        No single case is named that is about a run which this lead rates blind.
+        """
         criteria, missing = house.criteria(taskset)
         found = stored_panel(house.store, taskset)
         kept = reports.get(taskset)
         if kept is None or kept[0] != (found, criteria):
             kept = reports[taskset] = ((found, criteria), agreement_report(found, taskset, criteria))
         gold = [row._asdict() for row in gold_rows(house.store.queue_items.gold_marks(taskset))]
-        return ascii_json({**kept[1].model_dump(), "criteria_missing": missing, "gold": gold})
+        told = without_blind(house, lead, kept[1])
+        return ascii_json({**told.model_dump(), "criteria_missing": missing, "gold": gold})
 
     @app.get("/api/agreement/cases", response_model=CasesView)
     def cases(lead: Lead, wanted: Annotated[CasesQuery, Query()]) -> Response:
@@ -145,6 +150,22 @@ def add(app: FastAPI, house: House) -> None:
         _refuse_blind(house, lead, [item.trajectory for item in preference.items])
         report = house.store.add_preferences([preference])
         return ascii_json(Saved(id=preference.id, known=report.stored == 0))
+
+
+def without_blind(house: House, lead: str, report: AgreementReport) -> AgreementReport:
+    """The report, less the single cases about runs that this lead rates blind."""
+    machines = [machine for question in report.questions for machine in question.machines]
+    named = {item.trajectory for machine in machines for one in machine.worst for item in one.items}
+    held = hidden.hidden_runs(house.store, Person(lead, "lead"), named)
+    if not held:
+        return report
+
+    def told(machine: Machine) -> Machine:
+        worst = tuple(one for one in machine.worst if held.keys().isdisjoint(item.trajectory for item in one.items))
+        return machine.model_copy(update={"worst": worst})
+
+    questions = tuple(one.model_copy(update={"machines": tuple(map(told, one.machines))}) for one in report.questions)
+    return report.model_copy(update={"questions": questions})
 
 
 def _refuse_blind(house: House, lead: str, runs: Sequence[str]) -> None:

@@ -10,11 +10,10 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from agentalign.errors import DataError
 from agentalign.records.criterion import Criterion
 from agentalign.records.preference import Item, Preference, pair_id
 from agentalign.records.trajectory import Trajectory
-from agentalign.scoring.to_compare import comparable
+from agentalign.scoring.to_compare import comparable, refuse_incomparable
 from agentalign.store.filters import RunFilter
 from agentalign.store.pairs import Draw
 from agentalign.store.store import Store
@@ -49,14 +48,6 @@ def draw_pair(store: Store, rater: str, runs: tuple[Trajectory, Trajectory]) -> 
     first, second = runs
     refuse_incomparable(first, second)
     return store.pairs.draw(rater, first.id, second.id)
-
-
-def refuse_incomparable(first: Trajectory, second: Trajectory) -> None:
-    """DataError where nobody could say which of the two runs is better."""
-    if first.taskset != second.taskset or first.same_task_key() != second.same_task_key():
-        raise DataError("these two runs are not of one task, so neither can be better at it. Choose two runs of the same task.")
-    if first.content_digest == second.content_digest:
-        raise DataError("these two runs are word for word the same, so there is nothing to compare. Choose two that differ.")
 
 
 class Answered(BaseModel):

@@ -15,8 +15,8 @@ from agentalign.errors import DataError
 from agentalign.records.base import digest
 from agentalign.records.criterion import Criterion
 from agentalign.store.pairs import Draw
-from agentalign.ui import align, compare, views
-from agentalign.ui.api import House, Key, Note, Rater, RunId, Saved, ascii_json, stored_run
+from agentalign.ui import align, compare, hidden, views
+from agentalign.ui.api import Asking, House, Key, Note, Rater, RunId, Saved, ascii_json, stored_run
 
 
 class PreferenceIn(BaseModel):
@@ -65,18 +65,21 @@ def add(app: FastAPI, house: House) -> None:
     """Add the routes."""
 
     @app.post("/api/compare", response_model=DrawView)
-    def draw(rater: Rater, wanted: DrawIn) -> Response:
+    def draw(person: Asking, wanted: DrawIn) -> Response:
         """Draw a pair to compare."""
         if wanted.assignment is not None:
-            return ascii_json(draw_view(house, own_draw(house, wanted.assignment, rater), 1))
+            return ascii_json(draw_view(house, own_draw(house, wanted.assignment, person.name), 1))
         if wanted.runs is not None:
+            # Blind, but not without a word: beside a run whose maker is known the side alone may tell who made the other.
+            for run in wanted.runs:
+                hidden.refuse_hidden(house.store, person, run)
             found, left_open = (stored_run(house.store, wanted.runs[0]), stored_run(house.store, wanted.runs[1])), 1
         else:
-            any_pair = compare.open_pair(house.store, wanted.taskset or "", rater)
+            any_pair = compare.open_pair(house.store, wanted.taskset or "", person.name)
             if any_pair is None:
                 return ascii_json(DrawView(draw=None, open=0))
             found, left_open = any_pair
-        return ascii_json(draw_view(house, compare.draw_pair(house.store, rater, found), left_open))
+        return ascii_json(draw_view(house, compare.draw_pair(house.store, person.name, found), left_open))
 
     @app.post("/api/preferences", response_model=Saved)
     def add_preference(rater: Rater, vote: PreferenceIn) -> Response:

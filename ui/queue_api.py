@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from agentalign.config.project import Project
 from agentalign.errors import AgentAlignError, DataError
 from agentalign.records.criterion import Criterion, Score
-from agentalign.scoring.to_compare import put_pairs
+from agentalign.scoring.to_compare import put_pairs, refuse_incomparable
 from agentalign.scoring.urgency import urgency
 from agentalign.store.queue import Assignment, Finish, Queue, Rules
 from agentalign.store.store import Store
@@ -221,7 +221,7 @@ def _pair(store: Store, runs: Sequence[str]) -> tuple[str, str]:
     if len(runs) != 2:
         raise DataError(f"a pair has two runs, and these are {len(runs)}. Tick two runs of one task.")
     first, second = (store.recent.trajectory(run) for run in runs)
-    compare.refuse_incomparable(first, second)
+    refuse_incomparable(first, second)
     return first.id, second.id
 
 

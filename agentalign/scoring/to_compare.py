@@ -12,6 +12,7 @@ from random import Random
 from agentalign.errors import DataError
 from agentalign.records.criterion import Criterion
 from agentalign.records.preference import pair_id
+from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.urgency import urgency
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import RunRow, Store
@@ -38,6 +39,16 @@ def comparable(store: Store, wanted: RunFilter, newest: int) -> list[list[Pair]]
         if task is not None:
             tasks.setdefault((row.taskset, task), []).append(row)
     return [found for group in tasks.values() if (found := _different(group[:PER_TASK]))]
+
+
+def refuse_incomparable(first: Trajectory, second: Trajectory) -> None:
+    """DataError where nobody could say which of two runs that somebody chose is better."""
+    if first.taskset != second.taskset or first.same_task_key() != second.same_task_key():
+        raise DataError("these two runs are not of one task, so neither can be better at it. Choose two runs of the same task.")
+    if first.is_one_step or second.is_one_step:
+        raise DataError("one of these is a single step, after which nothing was acted out, and no whole run. Choose two whole runs.")
+    if first.content_digest == second.content_digest:
+        raise DataError("these two runs are word for word the same, so there is nothing to compare. Choose two that differ.")
 
 
 def choose(groups: Sequence[Sequence[Pair]], per_task: int, seed: int = 0) -> list[Pair]:
