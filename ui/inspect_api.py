@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 from starlette.responses import RedirectResponse, Response
 
+from agentalign.errors import DataError
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
 from agentalign.ui import hidden
@@ -64,8 +65,14 @@ def links_view(store: Store, person: Person, run: str) -> LinksView:
         for child in store.trajectories(RunFilter(ids=tuple(ids)))
         if child.parent
     ]
-    own = next(iter(store.trajectories(RunFilter(ids=(run,)))), None)
-    parent = None
-    if own is not None and own.parent is not None and store.count(hidden.seen_by(person, RunFilter(ids=(own.parent[0],)))):
-        parent = Relative(id=own.parent[0], step=own.parent[1])
-    return LinksView(parent=parent, children=children)
+    return LinksView(parent=_parent(store, person, run), children=children)
+
+
+def _parent(store: Store, person: Person, run: str) -> Relative | None:
+    try:
+        own = store.recent.trajectory(run)  # its page was just shown, so it is read already
+    except DataError:
+        return None
+    if own.parent is None or not store.count(hidden.seen_by(person, RunFilter(ids=(own.parent[0],)))):
+        return None
+    return Relative(id=own.parent[0], step=own.parent[1])
