@@ -129,7 +129,8 @@ def require(request: Request, role: Role) -> Person:
     if person is None:
         raise HTTPException(401, ENDED)
     if RANK[person.role] < RANK[role]:
-        raise HTTPException(403, f"This needs the role {role}; {person.name} is {person.role}. Ask an admin of this server.")
+        why = f"This needs the role {role}; {person.name} is {person.role}. Ask an admin of this server."
+        raise HTTPException(403, why, headers={NEEDS_ROLE: role})
     return person
 
 
@@ -207,6 +208,8 @@ class Guard:
         return Person(account.name, account.role) if account is not None and account.stamp == stamp else None
 
 
+NEEDS_ROLE = "X-Agentalign-Needs-Role"
+"""Header of a refusal that asking again does not change; any other 403 may be a door in front of this server."""
 ENDED = "Your session has ended. Reload the page; unsaved marks are kept in this browser and sent again."
 OTHER = "This browser is logged in as {} now. Reload the page; what you had not saved is kept until you log in again."
 TOO_LARGE = f"The request is larger than {MAX_BODY_BYTES // 1024} KiB, which no rating needs. Shorten the note."

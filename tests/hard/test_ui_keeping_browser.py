@@ -182,3 +182,31 @@ def test_a_press_that_begins_before_gradio_is_there_still_hits(page: Page, serve
     page.mouse.up()
     expect(page.locator(KEPT)).to_have_text("2", timeout=5000)
     page.wait_for_selector("#aa-shell .aa .card")
+
+
+def test_what_a_role_refuses_for_good_holds_up_no_marks(page: Page, store: Store) -> None:
+    """A lead's decision that was not sent, and its person is a rater by now."""
+    run = make_run()
+    store.add([run])
+    log_in(page, "ada")
+    show(page, run.id)
+    page.route("**/api/scores*", lambda route: route.abort())
+    page.keyboard.press("4")
+    page.wait_for_selector(PENDING)
+    page.evaluate(
+        """(run) => {
+          const name = Object.keys(localStorage).find((one) => one.startsWith("agentalign.unsaved"));
+          const body = { key: "k".repeat(16), trajectory: run, criterion: "tone@1", step: null, value: 2, note: "so it holds" };
+          localStorage.setItem(name, JSON.stringify({ url: "/api/decisions", body }));
+        }""",
+        run.id,
+    )
+    page.wait_for_load_state("networkidle")  # what still loads would be refused with the session
+    page.unroute("**/api/scores*")
+    store.accounts.set("ada", "rater", PASSWORD)
+    log_in(page, "ada")
+    show(page, run.id)
+    page.keyboard.press("5")
+    expect(page.locator(KEPT)).to_have_text("5", timeout=PATIENCE)
+    saved(page)
+    assert [(score.rater_kind, score.value) for score in store.scores()] == [("human", 5)]

@@ -150,7 +150,9 @@ async function post(url, body) {
   }
   if (response.ok && answer?.saved === true) return { saved: true, answer };
   const reason = typeof answer?.detail === "string" ? answer.detail : `the server answered ${response.status}`;
-  const final = response.status >= 400 && response.status < 500 && ![401, 403, 408, 429].includes(response.status);
+  // A role that one has no more refuses for good; what waits behind it must not wait for ever.
+  const passing = [401, 408, 429].includes(response.status) || (response.status === 403 && !response.headers.has("X-Agentalign-Needs-Role"));
+  const final = response.status >= 400 && response.status < 500 && !passing;
   return final ? { saved: false, reason } : { retry: true, reason };
 }
 
