@@ -85,3 +85,50 @@ def test_a_next_run_that_does_not_come_leaves_nothing_to_mark(watched: Watched, 
     page.keyboard.press("Enter")
     page.wait_for_selector(".timeline .entry")
     expect(page.locator(".notice")).to_be_hidden()
+
+
+def test_a_run_whose_page_comes_late_takes_no_keys_of_the_list(watched: Watched, server: Server, store: Store) -> None:
+    run = make_run()
+    store.add([run])
+    page = watched.page
+    held: list[Route] = []
+    page.route(f"**/api/runs/{run.id}", lambda route: held.append(route))
+    page.goto(server.url)
+    page.wait_for_selector("table.runs tbody tr")
+    page.keyboard.press("j")
+    with page.expect_request(f"**/api/runs/{run.id}"):
+        page.keyboard.press("Enter")
+    page.get_by_role("link", name="Runs").click()
+    page.wait_for_function("window.agentalignShown === 2")
+    with page.expect_response(f"**/api/runs/{run.id}"):
+        held[0].continue_()
+    page.wait_for_timeout(500)  # it draws the run, which nobody sees
+    page.keyboard.press("j")
+    for key in ("x", "4", "1"):
+        page.keyboard.press(key)
+    expect(page.locator("tr.at input:checked")).to_have_count(1)
+    assert "#/run/" not in page.url
+    saved(page)
+    assert store.scores() == []
+
+
+def test_a_reload_in_the_queue_brings_the_run_in_hand_again(watched: Watched, server: Server, store: Store) -> None:
+    runs = [make_run(answer=f"Answer {number}.", sample=number) for number in range(2)]
+    store.add(runs)
+    store.queue_items.add([run.id for run in runs], overlap=1)
+    page = watched.page
+    page.goto(f"{server.url}/#/queue")
+    for number in range(2):
+        expect(page.locator(".queue-bar")).to_contain_text(f"{number} done by me", timeout=PATIENCE)
+        page.wait_for_selector(".timeline .entry")
+        before = page.locator(".timeline").text_content()
+        page.keyboard.press("j")
+        page.wait_for_selector(".entry.at")
+        page.reload()
+        page.wait_for_selector(".queue-bar .lease")
+        page.wait_for_selector(".timeline .entry")
+        assert page.locator(".timeline").text_content() == before
+        page.keyboard.press("4")
+        expect(page.locator(".mark.chosen.saved")).to_have_text("4", timeout=PATIENCE)
+        page.keyboard.press("Enter")
+    expect(page.locator(".aa")).to_contain_text("Nothing is left for you", timeout=PATIENCE)

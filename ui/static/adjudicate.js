@@ -10,7 +10,7 @@ import { number } from "./rate.js";
 import { onSave, read, save } from "./save.js";
 import { timeline, toggle } from "./timeline.js";
 
-export async function showCase(view, { query, root }) {
+export async function showCase(view, { query, root, current }) {
   const shown = await read("/api/agreement/case?" + query);
   const wanted = Object.fromEntries(query);
   const isPair = wanted.kind === "pair";
@@ -79,7 +79,7 @@ export async function showCase(view, { query, root }) {
     { keys: ["i"], label: "i", does: "open or fold what both begin with", act: () => view.querySelectorAll(".pair > .shared").forEach((box) => (box.open = !box.open)) },
     { keys: ["o"], label: "o", does: "fold or unfold all", act: () => [...view.querySelectorAll(".entry")].forEach((box) => toggle(box)) },
     { keys: ["l"], label: "l", does: "back to the cases", act: () => (location.hash = back) },
-  ]);
+  ], current);
 }
 
 function marksOf(criterion) {

@@ -14,7 +14,7 @@ export async function showAgreement(view, screen) {
   return showReport(view, screen);
 }
 
-async function showReport(view, { query, session }) {
+async function showReport(view, { query, session, current }) {
   const taskset = query.get("taskset") ?? session.tasksets[0] ?? "";
   const chooser = h(
     "select",
@@ -38,7 +38,7 @@ async function showReport(view, { query, session }) {
   if (report.people.length) body.append(peopleBox(report.people));
   if (report.gold.length) body.append(goldBox(report.gold));
   view.append(bar, body);
-  useKeys(keysOf(body));
+  useKeys(keysOf(body), current);
 }
 
 /** Arrow keys move between cells; Enter opens, as on any link. */
@@ -171,7 +171,7 @@ function goldBox(gold) {
   return h("section", { class: "question-box" }, h("header", {}, h("h2", {}, "Known answers"), h("span", { class: "dim" }, "runs and pairs that raters are tested with, once each")), h("table", { class: "people gold" }, h("thead", {}, h("tr", {}, heads.map(([name, title]) => h("th", { title, scope: "col" }, name)))), h("tbody", {}, gold.map(row))));
 }
 
-async function showCases(view, { query }) {
+async function showCases(view, { query, current }) {
   const wanted = Object.fromEntries(query);
   const found = await read("/api/agreement/cases?" + query);
   const raters = [wanted.first, wanted.second].filter(Boolean).map((text) => text.split(":").slice(1).join(":"));
@@ -195,7 +195,7 @@ async function showCases(view, { query }) {
     { keys: ["k", "ArrowUp"], label: "k ↑", does: "case before", act: () => move(-1) },
     { keys: [], label: "Enter", does: "open the case" },
     { keys: ["l"], label: "l", does: "back to the figures", act: () => (location.hash = back) },
-  ]);
+  ], current);
   view.addEventListener("shown", () => links[0]?.focus());
 }
 

@@ -29,7 +29,7 @@ export async function showChat(view, place) {
   view.addEventListener("gone", () => clearTimeout(screen.timer));
   view.addEventListener("shown", () => bottom(screen));
   screen.again();
-  useKeys(keysOf(screen));
+  useKeys(keysOf(screen), place.current);
 }
 
 async function look(screen) {

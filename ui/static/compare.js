@@ -13,7 +13,7 @@ import { timeline, toggle } from "./timeline.js";
 const OPEN_SHARED = 5;
 const GOLD = "/api/queue/pairs/gold";
 
-export async function showCompare(view, { query, session, root }) {
+export async function showCompare(view, { query, session, root, current }) {
   const chosen = (query.get("runs") ?? "").split(",").filter(Boolean);
   const taskset = query.get("taskset") ?? session.tasksets[0] ?? "";
   const pair = await read("/api/compare", chosen.length === 2 ? { runs: chosen } : { taskset });
@@ -30,7 +30,7 @@ export async function showCompare(view, { query, session, root }) {
   const test = goldTest(view, { what: "pair", url: GOLD, body: { draw: pair.draw }, session, root });
   view.append(h("div", { class: "filters" }, tasksets, h("span", { class: "dim" }, "The sides are drawn by chance."), h("span", { class: "grow" }), test.button, h("span", { class: "count" }, chosen.length === 2 ? "the pair you chose" : `${pair.open} ${pair.open === 1 ? "pair" : "pairs"} left`)));
   const shown = showPair(view, pair, { root, leave: again });
-  useKeys([...shown.keys, ...test.keys, { keys: [LETTERS.skip], label: LETTERS.skip, does: "skip to another pair", act: again }]);
+  useKeys([...shown.keys, ...test.keys, { keys: [LETTERS.skip], label: LETTERS.skip, does: "skip to another pair", act: again }], current);
 }
 
 /** A pair with its ballot in `view`; `leave` is called once it is answered and every answer is acknowledged. Returns its keys. */
@@ -54,7 +54,8 @@ export function showPair(view, pair, { root, leave }) {
       isLeaving = false;
       releaseKeys();
     }
-    if (change.kind === "saved") go();
+    // Idle: another tab has sent what waited here.
+    if (["saved", "idle"].includes(change.kind)) go();
   });
   view.addEventListener("gone", () => (stop(), asked.stop()));
   view.append(h("div", { class: "pair-box" }, sides(pair)), asked.box);

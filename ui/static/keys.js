@@ -5,8 +5,12 @@ import { h } from "./dom.js";
 let bindings = [];
 let isHeld = false;
 
-/** Use these keys from now on: [{keys: ["j"], label: "j", does: "next step", act: fn}]. `act` gets the key. */
-export function useKeys(table) {
+/** Use these keys from now on: [{keys: ["j"], label: "j", does: "next step", act: fn}]. `act` gets the key.
+ *
+ * `current` says whether the screen is wanted still: one whose answer comes late must not take the keys of the one that is shown.
+ */
+export function useKeys(table, current) {
+  if (!current()) return;
   bindings = table;
   isHeld = false;
 }

@@ -17,7 +17,7 @@ const COLUMNS = [
 const WIDE = 1180;
 const BOX = { width: 200, height: 44, gap: 14 };
 
-export async function showLineage(view, { query, root }) {
+export async function showLineage(view, { query, root, current }) {
   const { adapters } = await read("/api/lineage/adapters");
   const bar = h("div", { class: "filters" });
   view.append(bar);
@@ -30,7 +30,7 @@ export async function showLineage(view, { query, root }) {
   const chooser = h("select", { class: "field", "aria-label": "Adapter", onchange: (event) => go("lineage", "", { ref: event.target.value }) }, adapters.map((one) => h("option", { value: one.ref, selected: one.ref === found.adapter }, visible(`${one.ref} (${one.recipe})`))));
   bar.append(chooser, h("span", { class: "dim" }, "What it was made from, left to right"), h("span", { class: "grow" }), h("button", { type: "button", "data-act": "Check and promote", onclick: () => showChecks(root, found.adapter) }, "Check and promote"));
   view.append(h("div", { class: "lineage" }, picture(found)), asList(found));
-  useKeys([{ keys: ["a"], label: "a", does: "choose an adapter", act: () => chooser.focus() }]);
+  useKeys([{ keys: ["a"], label: "a", does: "choose an adapter", act: () => chooser.focus() }], current);
 }
 
 function picture({ adapter, nodes, edges }) {

@@ -46,7 +46,7 @@ async function readPage(query, ids) {
   return page.rows;
 }
 
-export async function showList(view, { query, root, session }) {
+export async function showList(view, { query, root, session, current }) {
   const wanted = Object.fromEntries([...query].filter(([name]) => name !== "at"));
   const text = new URLSearchParams(wanted).toString();
   Object.assign(listed, { query: null });
@@ -169,7 +169,7 @@ export async function showList(view, { query, root, session }) {
     { keys: ["u"], label: "u", does: "only runs I have not rated", act: () => unrated.click() },
     { keys: ["/"], label: "/", does: "search", act: () => search.focus() },
     { keys: ["t"], label: "t", does: "only the runs of a task (Enter takes its id)", act: () => (task.focus(), task.select()) },
-  ]);
+  ], current);
 }
 
 function leadKeys({ fillQueue, tickAll, close }) {

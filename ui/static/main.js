@@ -79,17 +79,18 @@ function arrive() {
 async function route(root, screen, session) {
   const here = address();
   const mine = ++generation;
+  const current = () => mine === generation;
   const next = h("div", { class: "view view-" + here.screen });
-  useKeys([]);
+  useKeys([], current);
   notice(root, "");
   for (const link of root.querySelectorAll(".bar nav a")) link.toggleAttribute("aria-current", link.dataset.screen === here.screen);
   try {
     const show = await (SCREENS[here.screen] ?? SCREENS.runs)();
-    await show(next, { ...here, session, root, current: () => mine === generation });
+    await show(next, { ...here, session, root, current });
   } catch (error) {
     next.replaceChildren(h("p", { class: "fatal" }, error.message));
   }
-  if (mine !== generation) {
+  if (!current()) {
     next.dispatchEvent(new CustomEvent("gone"));
     return;
   }

@@ -24,7 +24,7 @@ export async function showPlay(view, place) {
   view.append(model, h("div", { class: "split" }, form, h("aside", { class: "rating", "aria-label": "My chats" }, chats(found.chats))));
   const screen = { view, model, form, place };
   draw(screen, found);
-  useKeys([{ keys: ["n"], label: "n", does: "new chat: to its form", act: () => form.querySelector("select, input, textarea, button")?.focus() }]);
+  useKeys([{ keys: ["n"], label: "n", does: "new chat: to its form", act: () => form.querySelector("select, input, textarea, button")?.focus() }], place.current);
 }
 
 function draw(screen, found) {

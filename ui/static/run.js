@@ -16,7 +16,7 @@ import { timeline, toggle } from "./timeline.js";
 import { tokenView } from "./tokens.js";
 
 /** Show a run; `given` is what the server told of it already, in a queue, where it has no neighbours. */
-export async function showRun(view, { id, query, root, given, session }) {
+export async function showRun(view, { id, query, root, given, session, current }) {
   const run = given ?? (await readRun(id));
   const marks = makeMarks(run);
   const nSteps = run.timeline.filter((entry) => entry.kind === "step").length;
@@ -142,7 +142,8 @@ export async function showRun(view, { id, query, root, given, session }) {
     box?.classList.add("at");
     if (scroll && box) reveal(box);
     map.mark(step);
-    note("run", run.id, { s: step });
+    // In a queue the address stays the queue's: read again, it must bring the run in hand with its lease, and no other.
+    if (!given) note("run", run.id, { s: step });
     drawMarks();
   };
   const moveStep = (by) => {
@@ -165,9 +166,9 @@ export async function showRun(view, { id, query, root, given, session }) {
     const chip = cards[index]?.criterion.chips[CHIP_LETTERS.indexOf(key)];
     if (chip !== undefined) actions.tick(index, chip);
   };
-  const neighbours = { before: null, next: null, text: "" };
+  const neighbours = { before: null, next: null, text: "", isKnown: false };
   const ways = h("span", { class: "ways" });
-  const leave = (to, which) => (to ? go("run", to) : notice(root, `There is no ${which} run in the list.`));
+  const leave = (to, which) => (to ? go("run", to) : notice(root, neighbours.isKnown ? `There is no ${which} run in the list.` : "The list is still being read. Press again in a moment."));
 
   view.append(head(run, ways, run.bases > 0 && tokens.button, nSteps), map.box, h("div", { class: "split" }, h("div", { class: "left" }, rows, tokens.box), side));
   drawMarks();
@@ -176,10 +177,10 @@ export async function showRun(view, { id, query, root, given, session }) {
   if (test.button) ways.before(test.button);
   // The run is shown before it is known what stands beside it in the list.
   ways.replaceChildren(...waysTo(neighbours));
-  const beside = given ? Promise.resolve(neighbours) : neighboursOf(run.id).catch(() => neighbours);
+  const beside = given ? Promise.resolve(null) : neighboursOf(run.id).catch(() => null);
   beside.then((found) => {
-    ways.replaceChildren(...waysTo(Object.assign(neighbours, found)));
-    if (found.next) prefetch(found.next);
+    ways.replaceChildren(...waysTo(Object.assign(neighbours, found, { isKnown: true })));
+    if (found?.next) prefetch(found.next);
   });
   // Where a run in one's queue came from is told when it is rated.
   (run.hidden ? Promise.resolve(new Map()) : relatives(run.id)).then(
@@ -202,7 +203,7 @@ export async function showRun(view, { id, query, root, given, session }) {
       toggle(rows.querySelector(`.entry[data-step="${screen.step}"]`), false);
       selectStep(screen.step);
     });
-  useKeys([...test.keys, ...keysOf(run, { press, pressChip, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root })]);
+  useKeys([...test.keys, ...keysOf(run, { press, pressChip, moveCard, moveStep, selectStep, rows, side, screen, tokens, leave, neighbours, undo, firstError, mended, root })], current);
 }
 
 const GOLD = "/api/queue/items/gold";
@@ -316,7 +317,7 @@ async function neighboursOf(id) {
     at = listed.ids.indexOf(id);
   } else if (at >= 0 && at >= listed.ids.length - LEFT && listed.next) readMore(listed.query).catch(() => {}); // asked again at the end
   if (at < 0) return { before: null, next: listed.ids[0] ?? null, text: "" };
-  return { before: listed.ids[at - 1] ?? null, next: listed.ids[at + 1] ?? null, text: `${at + 1} / ${listed.total.toLocaleString("en")}` };
+  return { before: listed.ids[at - 1] ?? null, next: listed.ids[at + 1] ?? null, text: `${at + 1} / ${listed.total.toLocaleString("en")}${listed.isExact ? "" : "+"}` };
 }
 
 function toggleAt(rows) {

@@ -86,7 +86,7 @@ export async function showStart(view, { current }) {
   useKeys([
     { keys: ["Enter"], label: "Enter", does: "see what it would learn from", act: () => !button.disabled && plan() },
     { keys: ["l"], label: "l", does: "back to the list", act: () => go("training") },
-  ]);
+  ], current);
 }
 
 function choice(id, values, chosen, change) {

@@ -33,16 +33,16 @@ const MOST_NAMES = 40;
 export async function showTrainings(view, place) {
   if (place.id === "new") await showStart(view, place);
   else if (place.id) await showTraining(view, place);
-  else await showList(view);
+  else await showList(view, place);
 }
 
 // ---------------------------------------------------------------- the list
 
-async function showList(view) {
+async function showList(view, { current }) {
   const { rows } = await read("/api/trainings");
   view.append(h("div", { class: "filters" }, h("span", { class: "dim" }, "What trains, and what has trained, newest first."), h("span", { class: "grow" }), h("span", { class: "count" }, `${rows.length} ${rows.length === 1 ? "training" : "trainings"}`), h("a", { class: "button", href: "#/training/new" }, "New training ", h("kbd", {}, "n"))));
   const fresh = { keys: ["n"], label: "n", does: "new training", act: () => go("training", "new") };
-  useKeys([fresh]);
+  useKeys([fresh], current);
   if (!rows.length) {
     view.append(h("div", { class: "empty" }, h("p", {}, "Nothing has been trained yet."), h("p", { class: "dim" }, "Begin with sft on what an expert did.")));
     return;
@@ -62,7 +62,7 @@ async function showList(view) {
     { keys: ["k", "ArrowUp"], label: "k ↑", does: "training before", act: () => select(at - 1) },
     { keys: ["Enter", "o"], label: "Enter o", does: "open the training", act: () => at >= 0 && go("training", rows[at].id) },
     fresh,
-  ]);
+  ], current);
 }
 
 function line(row) {
@@ -111,7 +111,7 @@ async function showTraining(view, { id, current, root }) {
   view.append(head, alarms, h("div", { class: "split" }, h("div", { class: "left" }, charts, more), h("aside", { class: "rating", "aria-label": "About" }, looks, about)));
   await look(screen, true);
   watch(view, screen, current);
-  useKeys([{ keys: ["l"], label: "l", does: "back to the list", act: () => go("training") }]);
+  useKeys([{ keys: ["l"], label: "l", does: "back to the list", act: () => go("training") }], current);
 }
 
 /** Look again every two seconds while it runs and the page is seen. */
