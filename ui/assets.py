@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
 FIRST = ("main", "dom", "keys", "list", "place", "queue", "run", "save", "score_filters", "timeline", "json", "links", "minimap")
-RATING = ("correct", "fill", "gold", "guidelines", "letters", "rate", "tokens")
+RATING = ("correct", "fill", "guidelines", "letters", "rate", "tokens")
 """With FIRST, the scripts of the list, of a run and of the queue: they load at once and side by side, not one after the other's import."""
 
 SHEETS = ("app", "training", "agreement", "judge", "play", "compare")

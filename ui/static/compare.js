@@ -3,7 +3,7 @@
 import { alignedRows } from "./aligned.js";
 import { ballot } from "./ballot.js";
 import { h } from "./dom.js";
-import { goldTest } from "./gold.js";
+import { goldTest } from "./fill.js";
 import { holdKeys, releaseKeys, useKeys } from "./keys.js";
 import { LETTERS } from "./letters.js";
 import { go, notice } from "./place.js";

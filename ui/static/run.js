@@ -2,7 +2,7 @@
 
 import { corrections } from "./correct.js";
 import { h, reveal, soon, visible } from "./dom.js";
-import { goldTest } from "./gold.js";
+import { goldTest } from "./fill.js";
 import { useKeys } from "./keys.js";
 import { relatives } from "./links.js";
 import { listed, maker, meter, readMore, stopChip } from "./list.js";
