@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import JsonValue
 
 from agentalign.config.ppo import PPOConfig
@@ -222,15 +223,15 @@ def warm_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, 
 
 def _teach_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, past: Sequence[Trajectory], folder: Path) -> int:
     """The returns of stored runs, in a training of its own."""
+    if not config.critic_warmup_steps:
+        return 0
     runs = [r for r in past if r.id in data.rendered]
     size = config.tasks_per_iteration * config.samples_per_task // 2
     wanted = epoch_order(len(runs), seed=config.seed, epoch=0)[: config.critic_warmup_steps * size]
-    if not config.critic_warmup_steps:
-        return 0
     lessons = acting.lessons([runs[i] for i in wanted], data)
     # A head of zeros would spend the warm-up on the way to the mean.
-    known = [value for one in lessons for value in one.returns] or [one.mean for one in acting.past.values()]
-    model.set_head_bias(CRITIC, float(np.mean(known)) if known else 0.0)
+    if known := [value for one in lessons for value in one.returns] or [one.mean for one in acting.past.values()]:
+        model.heads[CRITIC].load_state_dict({"bias": torch.tensor([np.mean(known)])}, strict=False)
     if not lessons:
         logger.warning("no stored scored runs to teach the critic: the first advantages will be rough")
         return 0

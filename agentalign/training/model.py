@@ -318,10 +318,6 @@ class Model:
         nn.init.zeros_(head.bias)
         self.heads[name] = head
 
-    def set_head_bias(self, name: str, value: float) -> None:
-        """What a head says of everything as long as its weights are zero."""
-        nn.init.constant_(self._head(name).bias, value)
-
     def apply_head(self, name: str, rows: Tensor) -> Tensor:
         """(R, H) hidden rows -> (R, outputs), fp32.
 

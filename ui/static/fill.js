@@ -73,6 +73,6 @@ export function goldTest(view, { what, url, body, session, root }) {
   });
   view.addEventListener("gone", stop);
   const title = `Your answers on this ${what} become the known ones: every rater meets it once, and is not told`;
-  const button = h("button", { type: "button", class: "quiet", title, onclick: give }, "Test raters ", h("kbd", {}, LETTERS.gold));
+  const button = h("button", { type: "button", class: "quiet", title, onclick: give }, "Test ", h("kbd", {}, LETTERS.gold));
   return { button, keys: [{ keys: [LETTERS.gold], label: LETTERS.gold, does: `test raters with this ${what}, by my answers`, act: give }] };
 }
