@@ -233,8 +233,17 @@ def test_a_gguf_export_has_every_number_and_a_script(made: Project, tmp_path: Pa
     )
     words = said.stdout.split("\n")
     assert words[:4] == ["-m", "base.gguf", "--lora", "adapter.gguf"] and words[-3:-1] == ["--port", "1"]
-    assert done.trial is not None and "llama.cpp does not run in this process" in done.trial.unmeasured[0]
+    assert done.trial is not None and "llama.cpp makes of it, which does not run in this process" in done.trial.unmeasured[0]
     assert "found in its place" in done.trial.unmeasured[0]
+
+
+def test_a_gguf_export_is_tried_by_its_numbers_on_the_base_that_belongs_beside_it(made: Project, tmp_path: Path, converter: Path) -> None:
+    trial = export(made, "toy_desk@1", tmp_path / "out", "gguf", converter=converter, tasks=2).trial
+    assert trial is not None and trial.tasks == 2 and trial.success is not None and trial.kl is not None
+    assert trial.kl < 1e-3, "f16 keeps eleven bits of a weight"
+    assert "computed here and not by llama.cpp" in trial.where
+    (said,) = trial.unmeasured
+    assert "what llama.cpp makes of it" in said
 
 
 def test_an_alpha_that_a_gguf_keeps_in_half_its_digits_is_the_adapters_own(made: Project, tmp_path: Path, converter: Path) -> None:

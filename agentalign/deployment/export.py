@@ -17,7 +17,7 @@ from agentalign.config.project import Project
 from agentalign.deployment.export_card import write_readme, write_record
 from agentalign.deployment.export_files import Written, base_path
 from agentalign.deployment.export_gguf import forced_order, require_converter, write_base_gguf, write_gguf
-from agentalign.deployment.export_merged import load_plain, require_mergeable, write_merged
+from agentalign.deployment.export_merged import load_plain, require_mergeable, write_merged, write_plain
 from agentalign.deployment.export_peft import write_peft
 from agentalign.deployment.targets import Target, findings, require_deployable
 from agentalign.deployment.trial import OUT_OF_MEMORY, Trial, try_out, unmeasured
@@ -176,9 +176,10 @@ def _write(
         written, found = write_gguf(bundle, plain.folder, plain.config, plain.tensors, converter, target, folder, broken)
         if base:
             write_base_gguf(bundle, _trained(bundle, plain.folder), converter, folder)
-        words = f"everything: llama.cpp does not run in this process. {found}; ask a running "
+        words = f"what llama.cpp makes of it, which does not run in this process. {found}; ask a running "
         words += "server by `agentalign deploy-check --endpoint`, or several at once by benchmarks/deploy.py."
-        return written, Trial(where="a GGUF file that was read back", unmeasured=(words,))
+        trial = _tried_numbers(project, bundle, plain, folder.parent, tasks) if tasks else Trial(where="a GGUF file that was read back")
+        return written, trial.model_copy(update={"unmeasured": (*trial.unmeasured, words)})
     for file in plain.folder.iterdir():
         shutil.copyfile(file, folder / file.name)
     written = write_peft(bundle, target, folder, vllm=form == "vllm")
@@ -197,6 +198,22 @@ def _tried_adapter(project: Project, bundle: Bundle, folder: Path, form: Form, t
     except OUT_OF_MEMORY as error:
         return Trial(where=where, unmeasured=(unmeasured("everything", error),))
     return try_out(project, bundle, trained, served, "exported", where=f"{where}, on {served.device.type}", tasks=tasks)
+
+
+def _tried_numbers(project: Project, bundle: Bundle, plain: _Adapter, scratch: Path, tasks: int) -> Trial:
+    """What the file's numbers, which are the adapter's, compute on the base that belongs beside it: dequantised, its matrices in f16."""
+    where = "the numbers of the GGUF file on the dequantised base in f16, computed here and not by llama.cpp"
+    try:
+        trained = _trained(bundle, plain.folder)
+        write_plain(bundle, trained, None, scratch / "base", dtype="float32")
+        served = load_plain(bundle, scratch / "base", scratch / "cache", dtype="float32")
+        for parameter in served.network.parameters():
+            if parameter.dim() > 1:  # llama.cpp keeps vectors in float32
+                parameter.data = parameter.data.half().float()
+        served.load_adapter("exported", plain.folder)
+    except OUT_OF_MEMORY as error:
+        return Trial(where=where, unmeasured=(unmeasured("everything", error),))
+    return try_out(project, bundle, trained, served, "exported", where=where, tasks=tasks)
 
 
 def _trained(bundle: Bundle, adapter: Path) -> Model:
