@@ -34,7 +34,11 @@ def add(commands: Commands) -> None:
         ),
     )
     parser.add_argument("--run", dest="ids", action="append", default=[], metavar="ID", help="this run; may be given again")
-    parser.add_argument("--person", metavar="NAME", help="everything that this person rated, decided or corrected, and the account")
+    parser.add_argument(
+        "--person",
+        metavar="NAME",
+        help="everything that this person rated, decided or corrected, and the account; known answers stay, without the name",
+    )
     add_filters(parser)
     parser.add_argument("--reason", required=True, help="stays in the tombstones")
     parser.add_argument("--yes", action="store_true", help="do it")

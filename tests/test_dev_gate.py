@@ -10,7 +10,7 @@ from agentalign.config.sft import SFTConfig
 from agentalign.environments.taskset import load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
-from agentalign.recipes.dev_gate import DevGate, _held, _losses
+from agentalign.recipes.dev_gate import DevGate, _held, _losses, require_gate
 from agentalign.recipes.workspace import open_workspace
 from agentalign.rollouts.collect import spread
 from agentalign.training.model import Model
@@ -110,5 +110,8 @@ def test_where_no_check_says_what_a_run_is_worth_no_gate_begins(tmp_path, criter
     desk = shutil.copytree(FIXTURES / "toy_desk", tmp_path / "toy_desk")
     (desk / "criteria.yaml").write_text(criteria)
     taskset = load_taskset("toy_desk", tmp_path)
-    with pytest.raises(DataError, match="no check of taskset 'toy_desk' says what a dev run is worth"):
+    with pytest.raises(DataError, match="the checks of taskset 'toy_desk' alone do not say what a dev run is worth"):
         DevGate(None, "policy", taskset, None, n_tasks=9)
+    with pytest.raises(DataError, match="let a check answer it"):
+        require_gate(SFTConfig(**SFT, eval_every_steps=5), taskset)
+    require_gate(SFTConfig(**SFT), taskset)

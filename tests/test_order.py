@@ -48,6 +48,7 @@ def test_a_store_that_went_by_time_is_put_right_when_it_is_opened(store_url, run
         connection.execute(tables.verdicts.delete().where(tables.verdicts.c.trajectory < 3))
         connection.execute(tables.verdicts.insert(), [{**by_time, "trajectory": 1, "value": 5}, {**by_time, "trajectory": 2, "value": 4}])
         connection.execute(tables.assignments.update().values(after=100))
+        connection.exec_driver_sql("ALTER TABLE queue_items DROP COLUMN gold_by")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0006'")
     database.close()
     with Store(store_url) as store:

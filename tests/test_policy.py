@@ -19,7 +19,7 @@ from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import TeamCode
 from agentalign.errors import ConfigError, ModelError
 from agentalign.records.trajectory import Message, StopReason, ToolCall
-from agentalign.rollouts.openai_messages import openai_message
+from agentalign.rollouts.openai_messages import openai_message, openai_messages
 from agentalign.rollouts.policy import EndpointPolicy, LocalPolicy, TurnRequest, turn_seed
 from agentalign.rollouts.rollout import Job, RolloutResult, rollout
 from agentalign.rollouts.streamed import read_chunks
@@ -356,8 +356,22 @@ def test_streamed_calls_of_one_index_and_two_ids_are_two(index):
 def test_what_was_thought_before_a_call_is_sent_back():
     """Templates keep the thoughts of a tool loop, so without them the next prompt is another one than in training."""
     call = ToolCall(id="call_0", name="add", arguments="{}")
-    assert openai_message(Message(role="assistant", reasoning="so add", tool_calls=(call,)))["reasoning_content"] == "so add"
-    assert "reasoning_content" not in openai_message(Message(role="assistant", content="x"))
+    user, told = Message(role="user", content="Add."), Message(role="tool", content="3", tool_call_id="call_0")
+    thought = Message(role="assistant", reasoning="so add", tool_calls=(call,))
+    sent = openai_messages((user, thought, told))
+    assert sent[1]["reasoning_content"] == "so add"
+    assert not any(
+        "reasoning_content" in one for one in openai_messages((user, thought, told, Message(role="assistant", content="3"), user))
+    )
+
+
+def test_a_refusal_after_an_answer_is_one_runs_error(serve, taskset):
+    """Runs that are done wait behind slower ones: who ends the rollout then throws them away."""
+    server = serve(lambda number, _: (200, completion({"content": "x"})) if number == 1 else (404, {"error": {"message": "moved"}}))
+    policy = EndpointPolicy(server.url, "served", concurrency=1, retries=0)
+    right, wrong = policy.act([request_for(taskset, USER)] * 2)
+    assert right.message is not None
+    assert wrong.message is None and "moved" in wrong.error
 
 
 @pytest.mark.parametrize(
@@ -404,6 +418,8 @@ def test_an_interrupt_waits_for_no_server(serve, taskset):
         return 200, completion({"content": "x"})
 
     server = serve(answer)
+    # A shell's background jobs are started with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupt = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
     interrupt.start()
     begun = time.monotonic()
@@ -413,6 +429,7 @@ def test_an_interrupt_waits_for_no_server(serve, taskset):
         assert time.monotonic() - begun < 10
     finally:
         over.set()
+        signal.signal(signal.SIGINT, before)
     assert len(server.bodies) <= 2, "the others are never sent"
 
 

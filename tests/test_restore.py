@@ -77,6 +77,7 @@ def test_a_sound_store_is_replaced_and_leaves_no_copy(path: Path) -> None:
 
 def test_a_sound_store_of_an_older_schema_is_not_taken_for_a_damaged_one(path: Path) -> None:
     with sqlite3.connect(path) as raw:
+        raw.execute("ALTER TABLE queue_items DROP COLUMN gold_by")
         raw.execute("UPDATE alembic_version SET version_num = '0006'")
     raw.close()
     with pytest.raises(StoreError, match="holds 39 records, which a restore would replace"):

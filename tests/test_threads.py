@@ -10,7 +10,7 @@ from agentalign.errors import ModelError
 from agentalign.training.threads import apart
 
 COUNT = """
-import os, torch
+import os, time, torch
 from agentalign.training.threads import apart
 def compute():
     return float((torch.ones(600, 600) @ torch.ones(600, 600)).sum()) + float(torch.ones(2_000_000).exp().sum())
@@ -19,6 +19,9 @@ def threads():
 def shown(work):
     before = threads()
     work()
+    until = time.monotonic() + (5 if threads() != before else 0)
+    while threads() != before and time.monotonic() < until:  # a thread that ends is listed for a moment still
+        time.sleep(0.05)
     return threads() - before
 torch.set_num_threads(3)
 print(shown(lambda: apart(compute)), shown(compute))

@@ -264,7 +264,7 @@ class Agent:
                 yield turn.message.content
         if turn.message is not None:
             # Some servers count call ids from 0 in every turn.
-            said = numbered(turn.message, sum(len(message.tool_calls) for message in messages))
+            said = numbered(turn.message, messages)
             turn, self._held = turn._replace(message=said), (*messages, said)
         return turn
 

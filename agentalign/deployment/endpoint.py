@@ -14,7 +14,7 @@ from openai import AuthenticationError, BadRequestError, OpenAI, OpenAIError, Pe
 
 from agentalign.errors import ModelError
 from agentalign.records.golden import GoldenTurn, TopTokens
-from agentalign.rollouts.openai_messages import openai_message
+from agentalign.rollouts.openai_messages import openai_messages
 from agentalign.rollouts.side_by_side import side_by_side
 from agentalign.training.dialect import Dialect
 from agentalign.training.top_tokens import TOP
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
     content: str
     calls: tuple[tuple[str, str], ...]
     """(name, arguments as the server wrote them)."""
-    along: "Along"
+    along: Along
     """Empty where no log-probs came."""
     foreign: bool
     """Log-probs came, but of texts that no id of the base has: nothing can be compared."""
@@ -97,7 +97,7 @@ class Endpoint:
     def _reply(self, model: str, turn: GoldenTurn) -> dict[str, Any]:
         tools = json.loads(turn.tools)
         request: dict[str, Any] = {
-            "model": model, "messages": [openai_message(message) for message in turn.messages], "temperature": 0.0,
+            "model": model, "messages": openai_messages(turn.messages), "temperature": 0.0,
             "max_tokens": self._limit, "logprobs": True, "top_logprobs": TOP, **({"tools": tools} if tools else {}),
         }  # fmt: skip
         if self._extras:

@@ -51,7 +51,7 @@ class Acting:
         self.by_checks = mostly_checks(work.taskset.criteria, self.answered)
         self.figures: dict[str, float] = {}
         self.share = 1.0
-        """Of the newest iteration's sampled tokens, those that are learned from."""
+        """Weight of the policy's term: of the newest iteration's sampled tokens those of open tasks, where these alone are learned from."""
         if not self.tasks:
             raise DataError(f"taskset '{work.taskset.name}' has no train tasks to act out; PPO needs some. Use dpo on imported runs.")
         self.agenda = agenda(
@@ -69,7 +69,7 @@ class Acting:
         arXiv:2503.14476, without drawing others for it): it counts in the reward's figures and is not learned from, by the critic
         neither. Where the checks have most of the weight, what the reward model alone says of runs that they hold for equal is left aside
         with it; where people have, runs are equal by the whole value. What is left out must not lend its weight to the rest: `share` says
-        how much is left. With too few open runs for the steps all are kept, and move the policy as little as the open ones would.
+        how much is left. With too few open runs for the steps all are kept; where none is open, nothing but the anchor moves the policy.
         """
         model, config = self.model, self.config
         seed = seed_of(config, iteration)
@@ -99,7 +99,8 @@ class Acting:
         open_ones = unsettled(judged, groups, alone=config.samples_per_task == 1)
         chosen = open_ones if len(open_ones) >= config.num_mini_batches else list(range(len(known)))
         sizes = [rendered.n_trainable for rendered, _ in known]
-        self.share = sum(sizes[i] for i in open_ones) / max(1, sum(sizes))
+        # Kept beside the open ones, settled runs add next to nothing to the sum over all.
+        self.share = float(bool(open_ones)) if chosen is not open_ones else sum(sizes[i] for i in chosen) / max(1, sum(sizes))
         found = gather(model, [known[i][0] for i in chosen], [worth[i] for i in chosen], [groups[i] for i in chosen], config)
         written = [sum(len(turn.completion) for turn in record.turns) for record in tokens.values() if record]
         ranks.first(lambda: note_experience(self.work.project.trainings / self.training, iteration, found))
@@ -238,7 +239,8 @@ def require_worth(criteria: Sequence[Criterion], reward: AdapterCard) -> None:
         )
     if not by_model and not checks_decide(criteria):
         raise DataError(
-            "no check has a weight, and no criterion is left to the reward model: no run would have a value. See criteria.yaml."
+            "the checks alone do not say what a run is worth, and no criterion is left to the reward model: no run would have a value. "
+            "See criteria.yaml."
         )
 
 

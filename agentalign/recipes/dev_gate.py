@@ -38,23 +38,15 @@ class DevGate:
     def __init__(
         self, model: Model, adapter: str, taskset: Taskset, pool: Pool, *, n_tasks: int, name: str = "", keep: Keep | None = None
     ) -> None:
-        """Raises DataError where the taskset cannot be acted out, has no dev tasks, or no check says what a run is worth.
+        """Raises DataError as `require_gateable` does.
 
         Args:
             name: of the training; its dev runs after step 20 are made by "name/dev-20".
             keep: takes the runs of every evaluation.
         """
         self.model, self.adapter, self.taskset, self.pool, self.name, self.keep = model, adapter, taskset, pool, name, keep
+        require_gateable(taskset)
         self.tasks = spread(taskset.tasks("dev"), n_tasks)
-        if not self.tasks or not taskset.has_environment:
-            raise DataError(
-                f"taskset '{taskset.name}' has no dev tasks that can be acted out; set eval_every_steps: 0, and watch the adapter yourself."
-            )
-        if not checks_decide(taskset.criteria):
-            raise DataError(
-                f"no check of taskset '{taskset.name}' says what a dev run is worth: gates only forbid, and the rest is people's. Set "
-                f"eval_every_steps: 0, and watch the adapter yourself; or give a check (such as {SUCCESS}) a weight."
-            )
 
     def __call__(self, step: int, first: Mapping[str, float]) -> Evaluated:
         """The score after this many steps, by the first process for all."""
@@ -82,18 +74,37 @@ class DevGate:
         lost = sum(_losses(held, first)) / found.n
         others = {name: value for name, value in criteria.items() if name != f"criterion/{SUCCESS}"}
         worst = max(_losses(others, first), default=0.0) / found.n
-        for sentence in evaluation.trouble:
-            logger.warning("dev after step %d: %s", step, sentence)
         worth = [_worth(task) for task in evaluation.tasks if task.task not in broken]
         made = len(evaluation.tasks) + evaluation.unscored
         if len(worth) < made:
-            text = "dev after step %d: %d runs could not be scored whole and count as worth nothing; look at them"
-            logger.warning(text, step, made - len(worth))
+            text = "dev after step %d: %d runs could not be scored whole and count as worth nothing here; look at them. %s"
+            logger.warning(text, step, made - len(worth), " ".join(evaluation.trouble))
+        elif evaluation.trouble:
+            logger.warning("dev after step %d: %s", step, " ".join(evaluation.trouble))
         value = sum(worth) / made
         figures = {"lost in families": lost, "lost in a criterion": worst, "success": found.success.mean, "overall": overall}
         figures["tokens"] = evaluation.cost.sampled_tokens or 0.0
         means = {name: mean for name, (_, mean) in (families | sides | criteria).items()}
         return Evaluated(value - lost - worst + 0.01 * found.success.mean, figures | means)
+
+
+def require_gateable(taskset: Taskset) -> None:
+    """DataError where the taskset cannot be acted out, has no dev tasks, or no check says what a run is worth."""
+    if not taskset.has_environment or not taskset.tasks("dev"):
+        raise DataError(
+            f"taskset '{taskset.name}' has no dev tasks that can be acted out; set eval_every_steps: 0, and watch the adapter yourself."
+        )
+    if not checks_decide(taskset.criteria):
+        raise DataError(
+            f"the checks of taskset '{taskset.name}' alone do not say what a dev run is worth: none has a weight (gates only forbid), "
+            f"or {SUCCESS} is for people to tell. Set eval_every_steps: 0 and watch the adapter yourself, or let a check answer it."
+        )
+
+
+def require_gate(config: Gated, taskset: Taskset) -> None:
+    """DataError where a config asks for a gate that the taskset cannot have: before anything is loaded, and in dry runs too."""
+    if config.eval_every_steps:
+        require_gateable(taskset)
 
 
 def dev_gate(model: Model, adapter: str, work: Workspace, pool: Pool, config: Gated, training: str) -> DevGate | None:

@@ -24,7 +24,7 @@ from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.contrast import contrasts
 from agentalign.recipes.data import Part, RunData, Turn, by_kind, fixed_logprobs, render_runs, token_stats, whole
-from agentalign.recipes.dev_gate import dev_gate
+from agentalign.recipes.dev_gate import dev_gate, require_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.preferences import choose_preferences
 from agentalign.recipes.token_notes import note_pairs
@@ -77,6 +77,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
     """Train an adapter on preferences, or say what would be done."""
     # load
     with open_workspace(config, project) as work:
+        require_gate(config, work.taskset)
         config, parent = resolve_start(work, config, "dpo")
         # data
         preferences, runs = choose_preferences(work, config.criterion)

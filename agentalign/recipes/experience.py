@@ -137,8 +137,9 @@ def policy_loss(model: Model, micro: MicroBatch, config: PPOConfig, share: float
     """Clipped surrogate per token the policy sampled, and negative log-likelihood per token of replayed runs.
 
     Args:
-        share: of the sampled tokens those that are learned from. The others have advantages of next to nothing and would have stood in
-            the mean: without it an iteration with little to learn would move the policy as far as any other, and away from the anchor.
+        share: of the sampled tokens those that are learned from; 1 where all are, 0 where none says anything. The others have advantages
+            of next to nothing and would have stood in the mean: without it an iteration with little to learn would move the policy as
+            far as any other, and away from the anchor.
     """
     rows: PolicyRows = micro.data
     logprobs = model.token_logprobs(micro.tree)

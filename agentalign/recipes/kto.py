@@ -19,7 +19,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import Part, RunData, Turn, by_kind, fixed_logprobs, render_runs, token_stats, whole
-from agentalign.recipes.dev_gate import dev_gate
+from agentalign.recipes.dev_gate import dev_gate, require_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
@@ -63,6 +63,7 @@ def run(config: KTOConfig, project: Project, *, dry_run: bool = False) -> Traini
     """Train an adapter on good and bad runs, or say what would be done."""
     # load
     with open_workspace(config, project) as work:
+        require_gate(config, work.taskset)
         config, parent = resolve_start(work, config, "kto")
         # data
         runs, values = choose_runs(work, config)

@@ -23,7 +23,7 @@ from agentalign.errors import DataError
 from agentalign.recipes.acting import OVERALL, Acting, act, learned_criterion, require_worth, seed_of
 from agentalign.recipes.begun import TrainedOn, kept, write_whole
 from agentalign.recipes.data import RunData, by_kind, render_runs, token_stats
-from agentalign.recipes.dev_gate import dev_gate
+from agentalign.recipes.dev_gate import dev_gate, require_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.experience import (
     CRITIC,
@@ -49,6 +49,7 @@ from agentalign.training.checkpoint import load_checkpoint
 from agentalign.training.dialect import Dialect
 from agentalign.training.engine import train
 from agentalign.training.model import Model
+from agentalign.training.render import Rendered
 from agentalign.training.schedule import Plan
 from agentalign.training.step import Learner, Pass
 
@@ -61,6 +62,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
     """Train the policy against the reward, or say what would be done."""
     # load
     with open_workspace(config, project) as work:
+        require_gate(config, work.taskset)
         config, parent = resolve_start(work, config, "ppo")
         card, reward_folder = resolve_adapter(work, config.reward or newest_reward(work), "reward")
         config = config.model_copy(update={"reward": card.ref})
@@ -103,14 +105,6 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             gate = dev_gate(model, POLICY, work, pool, config, training.id)
             outcome = train(model, learners(config), steps, plan_of(config), folder=folder, report=report, evaluate=gate, best_of=POLICY)
             # save
-            made = acting.made(outcome.steps // config.num_mini_batches)
-            looks = work.store.count(RunFilter(policy=look_of(training.id)))
-            counts = {
-                "rollouts": made,
-                "runs of the start": looks,
-                "critic warm-up steps": critic_steps,
-                "replay": sum(len(family) for family in replay),
-            }
             return work.publish(
                 training,
                 folder,
@@ -119,9 +113,18 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                 kind="policy",
                 pool=pool,
                 parents=[config.start or "", card.ref],
-                counts=counts,
+                counts=_counts(acting, training.id, outcome.steps // config.num_mini_batches, critic_steps, replay),
                 outcome=outcome,
             )
+
+
+def _counts(acting: Acting, training: str, iterations: int, critic_steps: int, replay: Sequence[Sequence[Rendered]]) -> dict[str, int]:
+    return {
+        "rollouts": acting.made(iterations),
+        "runs of the start": acting.work.store.count(RunFilter(policy=look_of(training))),
+        "critic warm-up steps": critic_steps,
+        "replay": sum(len(family) for family in replay),
+    }
 
 
 def newest_reward(work: Workspace) -> str:
@@ -223,15 +226,15 @@ def warm_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, 
 
 def _teach_critic(model: Model, config: PPOConfig, acting: Acting, data: RunData, past: Sequence[Trajectory], folder: Path) -> int:
     """The returns of stored runs, in a training of its own."""
-    if not config.critic_warmup_steps:
-        return 0
     runs = [r for r in past if r.id in data.rendered]
     size = config.tasks_per_iteration * config.samples_per_task // 2
     wanted = epoch_order(len(runs), seed=config.seed, epoch=0)[: config.critic_warmup_steps * size]
-    lessons = acting.lessons([runs[i] for i in wanted], data)
+    lessons = acting.lessons([runs[i] for i in wanted], data) if wanted else []
     # A head of zeros would spend the warm-up on the way to the mean.
     if known := [value for one in lessons for value in one.returns] or [one.mean for one in acting.past.values()]:
         model.heads[CRITIC].load_state_dict({"bias": torch.tensor([np.mean(known)])}, strict=False)
+    if not config.critic_warmup_steps:
+        return 0
     if not lessons:
         logger.warning("no stored scored runs to teach the critic: the first advantages will be rough")
         return 0

@@ -215,7 +215,7 @@ def held_out_accuracy(model: Model, held: Sequence[Ranked], config: RewardConfig
 def reward_scale(model: Model, ranked: Sequence[Ranked], config: RewardConfig) -> dict[str, float]:
     """Mean and deviation over what it was made from: PPO maps rewards to [0, 1] with them.
 
-    Over so many as tell them within a few percent, drawn by the seed: all of them would take as long as a third of the training.
+    Over so many as tell them within a few percent, drawn by the seed.
     """
     times = Counter(part for member in ranked for part in member.parts)
     parts = random.Random(config.seed).sample(list(times), min(SCALED, len(times)))

@@ -14,7 +14,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import RunData, render_runs, sft_batches, token_stats
-from agentalign.recipes.dev_gate import dev_gate
+from agentalign.recipes.dev_gate import dev_gate, require_gate
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
@@ -34,6 +34,7 @@ def run(config: SFTConfig, project: Project, *, dry_run: bool = False) -> Traini
     """Train an adapter on good runs, or say what would be done."""
     # load
     with open_workspace(config, project) as work:
+        require_gate(config, work.taskset)
         parent = None
         if config.start:
             config, parent = resolve_start(work, config, "sft")

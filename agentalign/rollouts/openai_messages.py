@@ -4,19 +4,32 @@ Surprise: the OpenAI API has no form for a call that could not be read, nor for 
 servers get the answer as a user's words.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from agentalign.records.trajectory import Message, ToolCall
 
 
-def openai_message(message: Message, *, own: bool = False) -> dict[str, Any]:
-    """A message as OpenAI-compatible servers read it; `agentalign serve` (`own`) reads calls that could not be read as what they are."""
+def openai_messages(messages: Sequence[Message], *, own: bool = False) -> list[dict[str, Any]]:
+    """A conversation as OpenAI-compatible servers read it.
+
+    Thoughts go back within the turn that is under way, after the user's last words: there templates write them into the next prompt.
+    Those of before no template keeps, and some servers refuse them.
+
+    Args:
+        own: the server is `agentalign serve`, which reads calls that could not be read as what they are.
+    """
+    spoke = max((place for place, message in enumerate(messages) if message.role == "user"), default=-1)
+    return [openai_message(message, own=own, thoughts=place > spoke) for place, message in enumerate(messages)]
+
+
+def openai_message(message: Message, *, own: bool = False, thoughts: bool = False) -> dict[str, Any]:
+    """One of its messages; see `openai_messages`."""
     if message.role == "tool" and message.tool_call_id is None:
         # An answer to a call that could not be read has no id to refer to, and other servers refuse tool messages without one.
         return {"role": "tool", "content": message.content, "error": message.error} if own else {"role": "user", "content": message.content}
     entry: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning:
-        # Templates that keep the thoughts of a tool loop write them into the next prompt; only a server that told some gets them.
+    if message.reasoning and thoughts:
         entry["reasoning_content"] = message.reasoning
     if own and message.malformed:
         entry["malformed"] = message.malformed

@@ -24,7 +24,7 @@ from agentalign.environments.team_code import Pool
 from agentalign.errors import ConfigError, ModelError, TasksetError, TemplateError
 from agentalign.records.base import digest
 from agentalign.records.trajectory import Message, TurnTokens
-from agentalign.rollouts.openai_messages import openai_message, read_answer
+from agentalign.rollouts.openai_messages import openai_messages, read_answer
 from agentalign.rollouts.side_by_side import side_by_side
 from agentalign.rollouts.streamed import Late, Sampling, read_chunks, write_in_pieces
 from agentalign.training.completion import Completion
@@ -280,7 +280,7 @@ class EndpointPolicy:
         id = self._conversations.get(request.slot)
         return {
             "model": self.name,
-            "messages": [openai_message(message, own=self._own) for message in request.messages],
+            "messages": openai_messages(request.messages, own=self._own),
             "max_tokens": request.max_new_tokens,
             "temperature": self._temperature,
             "seed": turn_seed(self._seed, request) % 2**31,
@@ -310,9 +310,9 @@ class EndpointPolicy:
     def _no_answer(self, error: Exception) -> PolicyTurn:
         """The error of one turn; ModelError where nobody gets an answer: each run would be broken and stored for good."""
         said, where = " ".join(str(error).split()), self._client.base_url
-        if isinstance(error, AuthenticationError):
+        if isinstance(error, AuthenticationError) and not self._heard:
             raise ModelError(f"{where}: the server does not take this API key, or wants one ({said}). Set or correct the key.") from error
-        if isinstance(error, NotFoundError):
+        if isinstance(error, NotFoundError) and not self._heard:
             raise ModelError(f"{where}: the server knows no model '{self.name}' there ({said}). Check address and name.") from error
         at_first = isinstance(error, PermissionDeniedError | APIConnectionError) and not isinstance(error, APITimeoutError)
         if at_first and not self._heard:

@@ -6,6 +6,7 @@ Surprise: equal seed, jobs and policy give equal runs whatever `batch` is, as lo
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from agentalign.errors import TasksetError, ToolError
 from agentalign.records.base import canonical_json, now
 from agentalign.records.trajectory import Message, Origin, StopReason, TokenRecord, Trajectory, TurnTokens
 from agentalign.rollouts.policy import Policy, PolicyTurn, TurnRequest
+
+NUMBERED = re.compile(r"call_\d{1,9}")
 
 
 class Job(NamedTuple):
@@ -138,7 +141,7 @@ def _advance(taskset: Taskset, pool: Pool, run: _Run, turn: PolicyTurn) -> None:
     if turn.message is None:
         run.end(StopReason.ERROR if turn.error else StopReason.MAX_TOKENS, turn.error)
         return
-    message = numbered(turn.message, sum(len(m.tool_calls) for m in run.messages))
+    message = numbered(turn.message, run.messages)
     run.messages.append(message)
     if turn.tokens:
         run.turns.append(turn.tokens)
@@ -174,8 +177,10 @@ def _answer(pool: Pool, run: _Run, message: Message) -> None:
         run.messages.append(reply)
 
 
-def numbered(message: Message, first: int) -> Message:
-    """Call ids counted over the run: what experts and servers give need not be unique in it."""
+def numbered(message: Message, before: Sequence[Message]) -> Message:
+    """Call ids counted over the run, past those that stand in it: what experts and servers give need not be unique there."""
+    ids = [call.id for one in before for call in one.tool_calls]
+    first = max([len(ids), *(int(id[5:]) + 1 for id in ids if NUMBERED.fullmatch(id))])
     calls = tuple(call.model_copy(update={"id": f"call_{first + i}"}) for i, call in enumerate(message.tool_calls))
     return message.model_copy(update={"tool_calls": calls}) if calls else message
 

@@ -5,8 +5,9 @@ cores they all go to sleep between two products, in place of waiting awake for t
 token of a 135M model then takes twice as long, although the helpers of the other thread have nothing to do.
 """
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,5 +18,19 @@ def apart(work: Callable[[], T]) -> T:
 
     For what is computed once, beside the thread that computes all the time: loading and merging before a server's worker begins.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="apart") as pool:
-        return pool.submit(work).result()
+    done: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+
+    def do() -> None:
+        try:
+            done.put((work(), None))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            done.put((None, error))
+
+    # A daemon: Ctrl+C ends who waits for it at once.
+    thread = threading.Thread(target=do, name="apart", daemon=True)
+    thread.start()
+    result, error = done.get()
+    thread.join()
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]  # it is there where there is no error
