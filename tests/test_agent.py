@@ -20,6 +20,7 @@ from agentalign.records.trajectory import Message, StopReason, ToolCall, Traject
 from agentalign.rollouts.policy import PolicyTurn, TurnRequest
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
+from tests.small_answers import JsonHandler
 
 HELLO = {"role": "user", "content": "Badge 7 is at the door."}
 
@@ -353,7 +354,7 @@ def test_a_store_that_cannot_be_written_costs_no_answer(caplog: pytest.LogCaptur
     assert caplog.text.count("was not recorded: no space left") == 3
 
 
-class Server(BaseHTTPRequestHandler):
+class Server(JsonHandler, BaseHTTPRequestHandler):
     """Answers one chat request as an OpenAI-compatible server does, and remembers the model that was asked for."""
 
     asked: list[str] = []
@@ -368,17 +369,6 @@ class Server(BaseHTTPRequestHandler):
         message = {"role": "assistant", "content": "From the server."}
         answer = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
         self.answer(answer | {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]})
-
-    def answer(self, found: dict[str, object]) -> None:
-        data = json.dumps(found).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What a server's log-probs are about: ids where it says them, classes of equal texts where not, nothing where its texts are others."""
 
-import json
 import math
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from agentalign.records.golden import GoldenTurn
 from agentalign.records.trajectory import Message
 from agentalign.training.dialect import Dialect
 from agentalign.training.top_tokens import apart
+from tests.small_answers import JsonHandler
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
 PIECES = ("<end>", "▁The", "The", "▁cat", "cat", "▁sat", "s")
@@ -37,7 +37,7 @@ def turn() -> GoldenTurn:
     return GoldenTurn(task="t", messages=(user,), tools="[]", context=(2, 0), completion=(1, 4, 5), answer=said, adapter=TOPS, base=TOPS)
 
 
-class Server(BaseHTTPRequestHandler):
+class Server(JsonHandler, BaseHTTPRequestHandler):
     """Answers with the log-probs that it was given."""
 
     entries: list[dict[str, Any]] = []
@@ -50,15 +50,7 @@ class Server(BaseHTTPRequestHandler):
             "finish_reason": "stop",
             "logprobs": {"content": self.entries},
         }
-        data = json.dumps({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.answer({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
 
 
 @pytest.fixture(scope="module")

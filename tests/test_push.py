@@ -21,6 +21,7 @@ from agentalign.errors import ModelError, RegistryError
 from agentalign.records.adapter import EvaluationSummary
 from agentalign.records.golden import Golden
 from agentalign.store.registry import Registry
+from tests.small_answers import JsonHandler
 
 REPOSITORY, BASE = "team/order-desk", "org/base-model"
 
@@ -96,7 +97,7 @@ def test_what_cannot_be_pushed_is_a_sentence(project: Project, tmp_path: Path, r
     assert not (tmp_path / "out").exists()
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(JsonHandler, BaseHTTPRequestHandler):
     """As much of a hub as one commit needs; it keeps what it was sent."""
 
     private, refuses = True, False
@@ -125,17 +126,6 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({"commitUrl": f"{where}/commit/{'1' * 40}", "commitOid": "1" * 40, "success": True})
         else:
             self.answer({"errors": [], "warnings": []})
-
-    def answer(self, found: dict[str, object], status: int = 200) -> None:
-        data = json.dumps(found).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
