@@ -2,17 +2,22 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
+import torch
 
 from agentalign.config.project import Project
 from agentalign.config.sft import SFTConfig
 from agentalign.environments.taskset import load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
+from agentalign.recipes.acted import ActedBefore
 from agentalign.recipes.dev_gate import DevGate, _held, _losses, require_gate
 from agentalign.recipes.workspace import open_workspace
 from agentalign.rollouts.collect import spread
+from agentalign.store.filters import RunFilter
+from agentalign.store.store import Store
 from agentalign.training.model import Model
 from tests.small_project import FIXTURES, SFT, make_project
 
@@ -50,6 +55,44 @@ def test_dev_gate_says_which_criterion_fell_while_success_did_not(project, caplo
     assert "criterion/valid_calls fell from" in caplog.text
     assert f"{family} fell from" in caplog.text
     assert "criterion/polite applies to no run any more" in caplog.text
+
+
+def test_runs_that_equal_weights_made_of_equal_tasks_are_taken_over(project, tmp_path, caplog):
+    """What DPO starts from is what SFT's last evaluation acted with; people see the runs with either training."""
+    caplog.set_level(logging.INFO, "agentalign")
+    with (
+        open_workspace(SFTConfig(**SFT), project) as work,
+        WorkerPool(work.taskset) as pool,
+        Store(f"sqlite:///{tmp_path}/runs.db") as store,
+    ):
+        work = replace(work, store=store)
+        model = Model.load(work.base, quantization="none")
+        model.load_adapter("policy", work.registry.resolve("toy_desk@1")[1])
+        before = ActedBefore(store, tmp_path / "notes")
+
+        def found(name, step):
+            gate = DevGate(model, "policy", work.taskset, pool, n_tasks=9, name=name, keep=work.keep, before=before)
+            caplog.clear()
+            return gate(step, {}), f"9 dev runs are those of {taken}" in caplog.text
+
+        taken = "one/dev-4"
+        first, known = found("one", 4)
+        assert not known
+        assert found("two", 0) == (first, True)
+        mine, theirs = ({run.task_id: run for run in store.trajectories(RunFilter(policy=name))} for name in (taken, "two/dev-0"))
+        assert len(mine) == 9
+        assert {task: run.content_digest for task, run in theirs.items()} == {task: run.content_digest for task, run in mine.items()}
+        assert not {run.id for run in mine.values()} & {run.id for run in theirs.values()}
+        assert all(store.tokens(run.id).turns == store.tokens(mine[task].id).turns for task, run in theirs.items())
+        assert {score.trajectory for score in store.scores()} == {run.id for run in [*mine.values(), *theirs.values()]}
+
+        store.forget([next(iter(mine.values())).id], reason="a customer asked for it")
+        assert found("three", 0) == (first, False), "what is gone is made again"
+        taken = "three/dev-0"
+        assert found("four", 0) == (first, True)
+        with torch.no_grad():
+            model.parameters_of("policy")[0].mul_(1.01)
+        assert not found("five", 0)[1], "other weights"
 
 
 def test_one_task_lost_is_no_loss_and_a_second_is():

@@ -14,6 +14,7 @@ from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError
 from agentalign.evaluation.evaluate import Evaluation, Group, TaskResult, summarise
+from agentalign.recipes.acted import ActedBefore
 from agentalign.recipes.workspace import Workspace
 from agentalign.records.criterion import SUCCESS, Score, ScoreStatus, checks_decide
 from agentalign.rollouts.collect import spread
@@ -36,15 +37,26 @@ class DevGate:
     """Callable for `engine.train`: score on dev."""
 
     def __init__(
-        self, model: Model, adapter: str, taskset: Taskset, pool: Pool, *, n_tasks: int, name: str = "", keep: Keep | None = None
+        self,
+        model: Model,
+        adapter: str,
+        taskset: Taskset,
+        pool: Pool,
+        *,
+        n_tasks: int,
+        name: str = "",
+        keep: Keep | None = None,
+        before: ActedBefore | None = None,
     ) -> None:
         """Raises DataError as `require_gateable` does.
 
         Args:
             name: of the training; its dev runs after step 20 are made by "name/dev-20".
             keep: takes the runs of every evaluation.
+            before: where runs that these weights made of these tasks already are found, and noted; with `keep` alone.
         """
         self.model, self.adapter, self.taskset, self.pool, self.name, self.keep = model, adapter, taskset, pool, name, keep
+        self.before = before
         require_gateable(taskset)
         self.tasks = spread(taskset.tasks("dev"), n_tasks)
 
@@ -63,7 +75,7 @@ class DevGate:
         """
         began = time.monotonic()
         maker = f"{self.name or self.adapter}/dev-{step}"
-        evaluation, broken = act_out(self.model, self.adapter, self.taskset, self.tasks, self.pool, maker=maker, keep=self.keep)
+        evaluation, broken = self._acted_out(maker)
         found = evaluation.everything
         overall = found.overall.mean if found.overall else 0.0
         families, sides = _rates("family", evaluation.families), _rates("branch", evaluation.branches)
@@ -86,6 +98,16 @@ class DevGate:
         figures["tokens"] = evaluation.cost.sampled_tokens or 0.0
         means = {name: mean for name, (_, mean) in (families | sides | criteria).items()}
         return Evaluated(value - lost - worst + 0.01 * found.success.mean, figures | means)
+
+    def _acted_out(self, maker: str) -> tuple[Evaluation, frozenset[str]]:
+        about = self.model, self.adapter, self.taskset, self.tasks
+        results = self.before.find(*about, maker) if self.before else []
+        if results:
+            return checked(results, self.taskset, self.tasks, self.pool, maker=maker, keep=self.keep)
+        made = checked(act_out(*about, self.pool, maker=maker), self.taskset, self.tasks, self.pool, maker=maker, keep=self.keep)
+        if self.before:
+            self.before.note(*about, maker)
+        return made
 
 
 def require_gateable(taskset: Taskset) -> None:
@@ -111,7 +133,8 @@ def dev_gate(model: Model, adapter: str, work: Workspace, pool: Pool, config: Ga
     """The gate that a config asks for, its runs kept in the store; None where it asks for none."""
     if not config.eval_every_steps:
         return None
-    return DevGate(model, adapter, work.taskset, pool, n_tasks=config.eval_tasks, name=training, keep=work.keep)
+    before = ActedBefore(work.store, work.project.cache / "dev_runs")
+    return DevGate(model, adapter, work.taskset, pool, n_tasks=config.eval_tasks, name=training, keep=work.keep, before=before)
 
 
 def _worth(task: TaskResult) -> float:
@@ -143,18 +166,17 @@ def _losses(now: Mapping[str, tuple[int, float]], first: Mapping[str, float]) ->
     return [max(0.0, n * (first.get(name, 0.0) - mean) - min(1.0, n / 4)) for name, (n, mean) in now.items()]
 
 
-def act_out(
-    model: Model, adapter: str, taskset: Taskset, tasks: list[Task], pool: Pool, *, maker: str, keep: Keep | None = None
-) -> tuple[Evaluation, frozenset[str]]:
-    """Greedy runs of these tasks by an adapter in memory, scored; and the tasks of whose runs a check broke.
-
-    Args:
-        maker: what the runs say made them.
-        keep: takes them.
-    """
+def act_out(model: Model, adapter: str, taskset: Taskset, tasks: Sequence[Task], pool: Pool, *, maker: str) -> list[RolloutResult]:
+    """Greedy runs of these tasks by an adapter in memory; `maker` is what they say made them."""
     generator = Generator(model.merged_copy(adapter), model.dialect.stop_ids, model.dialect.pad_id)
     policy = LocalPolicy(generator, model.dialect, name=maker, temperature=0.0, seed=0)
-    results = list(rollout(taskset, policy, [Job(task, 0) for task in tasks], seed=0, pool=pool))
+    return list(rollout(taskset, policy, [Job(task, 0) for task in tasks], seed=0, pool=pool))
+
+
+def checked(
+    results: Sequence[RolloutResult], taskset: Taskset, tasks: Sequence[Task], pool: Pool, *, maker: str, keep: Keep | None = None
+) -> tuple[Evaluation, frozenset[str]]:
+    """What the checks say of runs, and the tasks of whose runs a check broke; `keep` takes the runs and their scores."""
     runs = [result.trajectory for result in results]
     scores = score_trajectories(taskset, runs, pool=pool)
     if keep is not None:
