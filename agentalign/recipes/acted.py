@@ -67,5 +67,5 @@ class ActedBefore(NamedTuple):
 
     def _path(self, model: Model, adapter: str, taskset: Taskset, tasks: Sequence[Task]) -> Path:
         software = [__version__, torch.__version__, transformers.__version__]
-        asked = [taskset.digest(tasks[0].split), [task.id for task in tasks]]
+        asked = [taskset.digest(tasks[0].split), *(task.id for task in tasks)]
         return self.folder / f"{digest([owner_of(model, adapter), model.device.type, *software, *asked])}.json"
