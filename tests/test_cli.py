@@ -355,7 +355,7 @@ def test_bad_input_gets_one_clear_sentence(
         ("promote nobody --rollback --force 'it was better'", "--force"),
         ("promote nobody --canary 0.1 --force 'it was better'", "--force"),
         ("export nobody out --converter tool.py", "--to gguf"),
-        ("export nobody out --to merged --with-base", "--to gguf"),
+        ("export nobody out --to merged --with-base", "--to gguf or vllm"),
         ("export nobody out --dtype float32", "--to merged"),
     ],
 )

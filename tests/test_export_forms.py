@@ -204,6 +204,28 @@ def test_a_red_row_of_the_target_refuses_in_its_own_words(made: Project, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_vllm_gets_the_base_that_training_saw_where_it_is_asked_for(made: Project, tmp_path: Path) -> None:
+    done = export(made, "toy_desk@1", tmp_path / "out", with_base=True, tasks=4)
+    base = done.folder / "base"
+    assert done.base == str(base) and f"vllm serve {base} " in done.command
+    bundle = open_bundle(made, "toy_desk@1")
+    assert bundle.card.quantization == "nf4"
+    rounded = Model.load(bundle.base, quantization="nf4")
+    rounded.load_adapter("policy", bundle.folder)
+    # PEFT alone, by the README's words: no rounding, and the policy that was trained.
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.no_grad():
+        found = PeftModel.from_pretrained(plain, str(done.folder))(IDS).logits
+        expected = rounded.merged_copy("policy")(IDS).logits.float()
+    assert (found - expected).abs().max() < 0.05 * expected.std()
+    assert "load_in_4bit" not in (done.folder / "README.md").read_text()
+    other = export(made, "toy_desk@1", tmp_path / "unrounded", tasks=4).trial
+    assert done.trial is not None and done.trial.kl is not None and other is not None and other.kl is not None
+    assert done.trial.kl < 0.2 * other.kl, (done.trial, other)
+    with pytest.raises(RegistryError, match="trained on its base as it is"):
+        export(made, "hello@1", tmp_path / "none", with_base=True)
+
+
 def test_vllm_gets_a_zero_adapter_and_an_environment_of_its_own(made: Project, tmp_path: Path) -> None:
     done = export(made, "hello@1", tmp_path / "out")
     config, tensors = read_adapter(done.folder / "zero")

@@ -39,6 +39,8 @@ ASKED: dict[Form, tuple[Target, ...]] = {
     "vllm": ("peft", "vllm"), "peft": ("peft",), "merged": ("transformers",), "gguf": ("llama.cpp",),
 }  # fmt: skip
 """The targets whose questions each form must pass."""
+BASE_FOLDER = "base"
+"""Inside the folder for vLLM: the base that training saw, where it was asked for."""
 FOLDED = (3,)
 """The row about rsLoRA and patterns: its remedy is what every export does."""
 
@@ -84,10 +86,11 @@ def export(
         tasks: held-out tasks that it is tried on; 0: no task, and of the forms only a merged one is compared with the trained policy.
         dtype: of merged weights: bfloat16 or float32.
         converter: llama.cpp's convert_lora_to_gguf.py, for gguf.
-        with_base: write the base as GGUF too.
+        with_base: write the base that training saw too: as GGUF, or dequantised in bf16 for vLLM, whose command then names it.
 
     Raises:
-        RegistryError: an adapter that was changed, does not fit its base, or that the target would not compute as trained.
+        RegistryError: an adapter that was changed, does not fit its base, or that the target would not compute as trained; or a base
+            asked for that is the one as it is.
         ConfigError: no converter.
     """
     target = target.absolute()
@@ -98,12 +101,16 @@ def export(
     tool = require_converter(converter) if form == "gguf" else None
     if form == "merged":
         require_mergeable(bundle, dtype)
+    home = base_path(bundle)
+    if form == "vllm" and with_base:
+        _require_rounded(bundle)
+        home = str(target / BASE_FOLDER)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as name:
             adapter, folder = Path(name) / "adapter", Path(name) / "folder"
             folder.mkdir()
-            plain, doubts = _plain_adapter(bundle, form, adapter)
+            plain, doubts = _plain_adapter(bundle, form, adapter, home)
             written, trial = _write(project, bundle, plain, target, folder, form, tasks=tasks, dtype=dtype, converter=tool, base=with_base)
             shutil.copyfile(bundle.folder / "card.json", folder / "card.json")
             write_readme(bundle, folder, written, trial, form=form)
@@ -116,7 +123,7 @@ def export(
     except OSError as error:
         raise RegistryError(f"{target}: the export could not be written ({error}). Free some space, or choose another folder.") from error
     broken = _broken_calls(project, bundle) if form == "gguf" else ""
-    return Exported(target, bundle.card.ref, base_path(bundle), written.command, trial, (*([broken] if broken else []), *doubts))
+    return Exported(target, bundle.card.ref, home, written.command, trial, (*([broken] if broken else []), *doubts))
 
 
 def _broken_calls(project: Project, bundle: Bundle) -> str:
@@ -127,7 +134,14 @@ def _broken_calls(project: Project, bundle: Bundle) -> str:
         return ""
 
 
-def _plain_adapter(bundle: Bundle, form: Form, folder: Path) -> tuple[_Adapter, tuple[str, ...]]:
+def _require_rounded(bundle: Bundle) -> None:
+    """RegistryError where there is no other base to write than the one as it is, or where it cannot be told from it."""
+    if bundle.card.quantization == "none":
+        raise RegistryError(f"{bundle.card.ref} was trained on its base as it is: {base_path(bundle)}. There is no other to write.")
+    require_mergeable(bundle, "bfloat16")
+
+
+def _plain_adapter(bundle: Bundle, form: Form, folder: Path, home: str) -> tuple[_Adapter, tuple[str, ...]]:
     """The adapter in its one plain form, in a folder of its own, once every target has been asked; and what nobody has measured."""
     layers = linear_layers(bundle.base.folder)
     raw = folder / "raw"
@@ -144,7 +158,7 @@ def _plain_adapter(bundle: Bundle, form: Form, folder: Path) -> tuple[_Adapter, 
     form_of, _ = read_foreign_config((raw / CONFIG_FILE).read_bytes())
     config, tensors = canonical(form_of, read_values(raw / WEIGHTS_FILE, str(bundle.folder / WEIGHTS_FILE)))
     shutil.rmtree(raw)
-    write_adapter(folder, config, tensors, base=base_path(bundle), heads={})
+    write_adapter(folder, config, tensors, base=home, heads={})
     return _Adapter(folder, config, tensors), tuple(doubts)
 
 
@@ -182,6 +196,10 @@ def _write(
         return written, trial.model_copy(update={"unmeasured": (*trial.unmeasured, words)})
     for file in plain.folder.iterdir():
         shutil.copyfile(file, folder / file.name)
+    if form == "vllm" and base:
+        write_plain(bundle, _trained(bundle, plain.folder), None, folder / BASE_FOLDER, dtype="bfloat16")
+        written = write_peft(bundle, target, folder, vllm=True, base=str(target / BASE_FOLDER))
+        return written, _tried_beside_base(project, bundle, folder, tasks) if tasks else None
     written = write_peft(bundle, target, folder, vllm=form == "vllm")
     return written, _tried_adapter(project, bundle, folder, form, tasks) if tasks else None
 
@@ -194,6 +212,18 @@ def _tried_adapter(project: Project, bundle: Bundle, folder: Path, form: Form, t
     try:
         trained = _trained(bundle, bundle.folder)
         served = trained if rounded or rounding == "none" else Model.load(bundle.base, quantization="none")
+        served.load_adapter("exported", folder)
+    except OUT_OF_MEMORY as error:
+        return Trial(where=where, unmeasured=(unmeasured("everything", error),))
+    return try_out(project, bundle, trained, served, "exported", where=f"{where}, on {served.device.type}", tasks=tasks)
+
+
+def _tried_beside_base(project: Project, bundle: Bundle, folder: Path, tasks: int) -> Trial:
+    """As vLLM computes on the base that lies in the folder."""
+    where = "the exported adapter on the dequantised base in bfloat16, loaded from this folder"
+    try:
+        trained = _trained(bundle, bundle.folder)
+        served = load_plain(bundle, folder / BASE_FOLDER, folder.parent / "cache", dtype="bfloat16")
         served.load_adapter("exported", folder)
     except OUT_OF_MEMORY as error:
         return Trial(where=where, unmeasured=(unmeasured("everything", error),))

