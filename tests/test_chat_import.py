@@ -77,6 +77,7 @@ ASKED = Message(role="user", content="Where is it?")
 def test_messages_are_read_back_equal_with_all_that_went_wrong(messages: tuple[Message, ...]) -> None:
     run = Trajectory(taskset="desk", messages=(ASKED, *messages), origin=ORIGIN)
     row = json.loads(json.dumps(write_chat(run)))
+    assert isinstance(row["metadata"], str), "labels of one name may be of two types, and a table's column is of one"
     assert read_chat(row, taskset="desk", origin=ORIGIN).messages == run.messages
 
 

@@ -116,6 +116,9 @@ def test_without_the_trainings_folder_the_cards_counts_are_what_is_known(project
     ref = save(project, store, "dpo", None, data_counts={"scores": 12}, parents=("gone@3",))
     missing = {node.title: node.detail for node in graph(project, store, ref).nodes if node.missing}
     assert missing == {"12 scores": "which ones is not kept here", "gone@3": "the adapter it went on from"}
+    (project.adapters / "gone" / "3").mkdir(parents=True)
+    (parent,) = [node for node in graph(project, store, ref).nodes if node.ref == "gone@3"]
+    assert parent.missing and parent.detail == "the adapter it went on from, which is there and cannot be read"
 
 
 def test_a_card_that_names_a_file_elsewhere_reads_nothing(project: Project, store: Store) -> None:

@@ -109,6 +109,21 @@ def test_a_start_is_found_in_one_walk_however_often_policies_and_reward_models_t
         assert resolve_start(work, DPOConfig(**DPO), "dpo")[0].start == "toy_desk@1"
 
 
+def test_a_parent_that_cannot_be_read_may_have_had_any_recipes_part(project, monkeypatch):
+    with open_workspace(DPOConfig(**DPO), project) as work:
+        first, _ = work.registry.resolve("toy_desk@1")
+        monkeypatch.setattr(Registry, "list", lambda _: [first, first.model_copy(update={"version": 2, "parents": ("elsewhere@4",)})])
+        with pytest.raises(RegistryError, match="there is no toy_desk@2"):  # the one that is taken, and is only in this list
+            resolve_start(work, DPOConfig(**DPO), "dpo")
+        damaged = project.adapters / "elsewhere" / "4"
+        damaged.mkdir(parents=True)
+        try:
+            with pytest.raises(RegistryError, match="elsewhere@4 is damaged"):
+                resolve_start(work, DPOConfig(**DPO), "dpo")
+        finally:
+            shutil.rmtree(damaged.parent)
+
+
 def test_a_version_that_is_being_copied_in_stops_only_what_builds_on_its_own_name(project):
     config = SFTConfig(**SFT, max_steps=2, seed=77)
     coming = [project.adapters / "other" / "7", project.adapters / "toy_desk" / "99"]

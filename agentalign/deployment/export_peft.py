@@ -65,7 +65,7 @@ def _write_zero(bundle: Bundle, layer: str, folder: Path, base: str) -> None:
 
 
 def _command(bundle: Bundle, rank: int, target: Path, base: str) -> str:
-    modules = [f"{bundle.card.name}={target}", f"{ZERO}={target / ZERO}"]
+    modules = [_module(bundle.card.name, target), _module(ZERO, target / ZERO)]
     words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", *modules]
     words += ["--max-loras", "2", "--max-lora-rank", str(_server_rank(bundle, rank))]
     call_format = Dialect.load(bundle.base).call_format
@@ -73,6 +73,11 @@ def _command(bundle: Bundle, rank: int, target: Path, base: str) -> str:
         words += ["--enable-auto-tool-choice", "--tool-call-parser", call_format]
     words += ["--chat-template", str(target / TEMPLATE_FILE)]
     return shlex.join(words)
+
+
+def _module(name: str, path: Path) -> str:
+    """As vLLM takes it: whatever has a comma it reads as JSON."""
+    return json.dumps({"name": name, "path": str(path)}) if "," in str(path) else f"{name}={path}"
 
 
 def _server_rank(bundle: Bundle, rank: int) -> int:

@@ -291,14 +291,16 @@ def write_message(message: Message) -> dict[str, JsonValue]:
 
 
 def write_chat(trajectory: Trajectory) -> dict[str, JsonValue]:
-    """A row that `read_chat` reads back, with what the run is about beside it."""
+    """A row that `read_chat` reads back, with what the run is about beside it.
+
+    Labels are JSON text as in the record: two sources may have a label of one name and two types, which no table can hold.
+    """
     tools: JsonValue = json.loads(trajectory.tools)
-    metadata: JsonValue = json.loads(trajectory.metadata)
     return {
         "messages": _written(trajectory.messages),
         "tools": tools,
         **trajectory.model_dump(mode="json", include=ABOUT),
-        "metadata": metadata,
+        "metadata": trajectory.metadata,
     }
 
 

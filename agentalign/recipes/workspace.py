@@ -308,6 +308,8 @@ def resolve_start(work: Workspace, config: C, recipe: RecipeName) -> tuple[C, Pa
     def has_part(ref: str) -> bool:
         if ref not in known:
             known[ref] = False  # also while its parents are asked about, since a card may name itself
+            if ref not in cards and work.registry.holds(ref):
+                work.registry.resolve(ref)  # refused, with the reason: of what cannot be read nobody knows which recipes had a part in it
             known[ref] = ref in cards and (cards[ref].recipe == recipe or any(has_part(parent) for parent in cards[ref].parents))
         return known[ref]
 

@@ -75,6 +75,7 @@ def rollout(
 
     Raises:
         TasksetError: the taskset has neither tools nor environment.
+        ModelError: the policy can go on with none of its runs, such as one behind a server that refuses the key.
     """
     if not taskset.has_environment:
         raise TasksetError(f"taskset '{taskset.name}' has criteria only: its runs can be rated, not made. Add tools.py or environment.py.")

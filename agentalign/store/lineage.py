@@ -94,10 +94,9 @@ def lineage(store: Store, registry: Registry, trainings: Path, ref: str) -> Line
     detail = f"{card.recipe}, {began[:16].replace('T', ' ')}"
     trained = graph.add(Node(id="training", kind="training", title=card.training, detail=detail, missing=training is None), adapter)
     for parent in card.parents:
-        node = Node(
-            id=f"parent {parent}", kind="data", title=parent, detail="the adapter it went on from", ref=parent, missing=parent not in known
-        )
-        graph.add(node, trained)
+        missing = parent not in known
+        said = "the adapter it went on from" + (", which is there and cannot be read" if missing and registry.holds(parent) else "")
+        graph.add(Node(id=f"parent {parent}", kind="data", title=parent, detail=said, ref=parent, missing=missing), trained)
     # A card from elsewhere may name anything: only a plain name is looked for among this project's trainings.
     plain = Path(card.training).name == card.training != ".."
     ids = _learned(trainings / card.training / DATA_FILE) if plain else None

@@ -265,6 +265,12 @@ class Registry:
             raise RegistryError(f"there is no adapter {name!r} in {self.folder}. {self._nearest(name)}")
         return versions
 
+    def holds(self, ref: str) -> bool:
+        """Whether a folder of this "name@3" is there, readable or not."""
+        name, _, version = ref.partition("@")
+        plain = re.fullmatch(NAME, name) and re.fullmatch("[1-9][0-9]{0,8}", version)
+        return bool(plain) and int(version) in versions_in(self.folder / name)
+
     def _homes(self) -> "list[Path]":
         """The folders that hold versions, links too, by name."""
         entries = sorted(self.folder.iterdir()) if self.folder.is_dir() else []

@@ -77,6 +77,8 @@ class Dialect:
         newline = tokenizer.encode("\n", add_special_tokens=False)
         self._newline: list[int] = [int(i) for i in newline]
         self._letter: list[int] = [int(i) for i in tokenizer.encode("a", add_special_tokens=False)]
+        self._before = self.decode(self._letter)
+        self._spelled: dict[int, str] = {}
         self.report, self._form = probe(self._render, special, str(tokenizer.eos_token or ""))
         self.stop_ids = self._find_stop_ids() | frozenset(stop_ids)
         self._stop = special_text.pattern(str(tokenizer.convert_ids_to_tokens(i)) for i in self.stop_ids)
@@ -233,9 +235,10 @@ class Dialect:
 
     def token_text(self, token: int) -> str:
         """The text of a token as it stands behind others: some decoders strip the space before a first word."""
-        both = self.decode([*self._letter, token])
-        before = self.decode(self._letter)
-        return both[len(before) :] if both.startswith(before) else self.decode([token])
+        if token not in self._spelled:  # log-probs ask for the same few thousand again and again
+            both = self.decode([*self._letter, token])
+            self._spelled[token] = both.removeprefix(self._before) if both.startswith(self._before) else self.decode([token])
+        return self._spelled[token]
 
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for, in bytes: the text of one that is a part of a character does not say which part."""
