@@ -220,7 +220,9 @@ def test_vllm_gets_the_base_that_training_saw_where_it_is_asked_for(made: Projec
         expected = rounded.merged_copy("policy")(IDS).logits.float()
     assert (found - expected).abs().max() < 0.05 * expected.std()
     assert "load_in_4bit" not in (done.folder / "README.md").read_text()
-    other = export(made, "toy_desk@1", tmp_path / "unrounded", tasks=4).trial
+    plain_base = export(made, "toy_desk@1", tmp_path / "unrounded", tasks=4)
+    assert not done.unmeasured and "--with-base" in " ".join(plain_base.unmeasured)
+    other = plain_base.trial
     assert done.trial is not None and done.trial.kl is not None and other is not None and other.kl is not None
     assert done.trial.kl < 0.2 * other.kl, (done.trial, other)
     with pytest.raises(RegistryError, match="trained on its base as it is"):
