@@ -101,6 +101,7 @@ def _vllm_use(bundle: Bundle, command: str, base: str) -> str:
     beside = """vLLM computes on the base as it is here, not rounded: an
 adapter that was trained on a rounded base is another policy there, and *Tried* says how far away; `--with-base` writes the base that
 training saw beside the adapter."""
+    rounding = bundle.card.quantization if base else "none"
     if base:
         beside = """The base is the one in `base/`, with
 the weights that training saw; adapters that were trained on the same rounded base can share it."""
@@ -112,7 +113,7 @@ On a CPU build of vLLM never mix requests to the bare base with requests to the 
 Ask the model `{ZERO}` for the base; it is an adapter that changes nothing. {beside}
 {client_words(bundle)}See whether the server does what was trained:
 
-    agentalign deploy-check {bundle.card.ref} --endpoint http://127.0.0.1:8000/v1 --quantization none/bfloat16
+    agentalign deploy-check {bundle.card.ref} --endpoint http://127.0.0.1:8000/v1 --quantization {rounding}/bfloat16
 
 What it computes in (`dtype` in vLLM's log) stands after the slash.
 """
