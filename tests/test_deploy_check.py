@@ -21,6 +21,7 @@ from agentalign.config.project import Project
 from agentalign.deployment.check import promote as promote_by_gate
 from agentalign.deployment.deploy_check import APPLIED, CONTROL, DISTANCE, TEMPLATE, deploy_check
 from agentalign.deployment.serve import Settings
+from agentalign.deployment.served_tasks import TASKS
 from agentalign.deployment.serving.chat import Limits
 from agentalign.environments.team_code import TeamCode
 from agentalign.errors import ConfigError, ModelError, RegistryError
@@ -198,6 +199,11 @@ def test_a_server_of_another_precision_is_told_and_not_judged(project: Project, 
     assert not unsaid.passed and "computed in float32 on cpu" in unsaid.detail and "--quantization none/bfloat16" in unsaid.detail
     assert not asked("none/float32").passed
     assert told.passed and "told and not judged" in told.detail
+    # What is told judges nothing: without tasks nobody knows whether that policy is as good.
+    report = deploy_check(project, "toy_desk@3", endpoint=f"{server.url}/v1", quantization="none/bfloat16")
+    assert report.state == "not measured" and verdicts(report)[TASKS] == "failed, not measured"
+    near = deploy_check(project, "toy_desk@2", endpoint=f"{server.url}/v1", quantization="f16")
+    assert near.state == "green", "the same policy in other words"
     with pytest.raises(ConfigError, match="after the slash stands one of bfloat16, float16, float32"):
         asked("none/bf16")
 
