@@ -320,6 +320,8 @@ def _progress(what: str) -> Callable[[int, int], None]:
         passed = time.monotonic() - began
         if done == total or time.monotonic() - last[0] > 10:
             last[0] = time.monotonic()
-            logger.info("%s: %d of %d (%.0f s left)", what, done, total, passed / max(1, done) * (total - done))
+            # Runs are made side by side: when the first ends, most of the others are nearly done too, and no estimate is worth its name.
+            left = f" ({passed / done * (total - done):.0f} s left)" if 10 * done > total else ""
+            logger.info("%s: %d of %d%s", what, done, total, left)
 
     return tick
