@@ -244,14 +244,15 @@ function facts(row) {
 /** Evaluations while training, the newest first, with the way to their runs. */
 function evaluations(found) {
   if (!found.length) return [];
-  const best = Math.max(...found.map((one) => one.score));
+  const highest = Math.max(...found.map((one) => one.score));
+  const best = found.find((one) => one.score === highest); // of equals the first, which is the one that is kept
   const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
   const rows = [...found].reverse().map((one) =>
     h(
       "tr",
-      { class: one.score === best ? "best" : "" },
+      { class: one === best ? "best" : "" },
       h("td", { class: "number" }, String(one.step)),
-      h("td", { class: "number" }, one.score.toFixed(3), one.score === best ? h("span", { class: "star", title: "the best" }, " ★") : ""),
+      h("td", { class: "number" }, one.score.toFixed(3), one === best ? h("span", { class: "star", title: "the best" }, " ★") : ""),
       h("td", { class: "number" }, percent(one.success)),
       h("td", {}, one.runs ? h("a", { href: addressOf("runs", "", { policy: one.policy }) }, `${one.runs} runs`) : h("span", { class: "dim" }, "not kept")),
     ),
