@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
             "trained policy. A GGUF is made by llama.cpp's own converter, which you name."
         ),
         examples=(
-            "agentalign export order_desk@production served/order_desk\n"
+            "agentalign export order_desk@production served/order_desk --with-base\n"
             "agentalign export order_desk@3 merged/order_desk --to merged\n"
             "agentalign export order_desk@3 gguf/order_desk --to gguf --converter llama.cpp/convert_lora_to_gguf.py --with-base"
         ),

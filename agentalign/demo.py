@@ -80,7 +80,8 @@ ON_CPU: dict[str, dict[str, Any]] = {
     "reward": {"eval_every_steps": 12},
     "ppo": SMALL_PPO,
 }
-"""Half as many looks at the dev split as the recipes take: acting out a hundred tasks takes two cores as long as ten steps of SFT."""
+"""Fewer looks at held-out tasks and pairs than the recipes take, of SFT one, at its end: a hundred tasks take two cores as long as ten
+steps of SFT."""
 
 PRESETS = {
     "quick": Preset(
@@ -302,7 +303,7 @@ class _Demo:
             name = final
         notes = [
             "agentalign ui opens these runs in a browser, to look at and to rate.",
-            f'agentalign.load_agent("{name}") loads the adapter; agentalign export {name} DIR writes it for vLLM.',
+            f'agentalign.load_agent("{name}") loads the adapter; agentalign export {name} DIR --with-base writes it for vLLM.',
         ]
         seconds = sum(entry["seconds"] for entry in self.done.values())
         paths = write_demo_report(self.folder, self.stages, base=self.base.base, seconds=seconds, notes=notes)

@@ -13,7 +13,7 @@ from agentalign.environments.taskset import load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.acted import ActedBefore
-from agentalign.recipes.dev_gate import DevGate, _held, _losses, require_gate
+from agentalign.recipes.dev_gate import DevGate, _held, _losses, dev_gate, require_gate
 from agentalign.recipes.workspace import open_workspace
 from agentalign.rollouts.collect import spread
 from agentalign.store.filters import RunFilter
@@ -66,12 +66,12 @@ def test_runs_that_equal_weights_made_of_equal_tasks_are_taken_over(project, tmp
         Store(f"sqlite:///{tmp_path}/runs.db") as store,
     ):
         work = replace(work, store=store)
-        model = Model.load(work.base, quantization="none")
-        model.load_adapter("policy", work.registry.resolve("toy_desk@1")[1])
-        before = ActedBefore(store, tmp_path / "notes")
+        models = [Model.load(work.base, quantization="none")]
+        models[0].load_adapter("policy", work.registry.resolve("toy_desk@1")[1], trainable=True)
+        before = ActedBefore(store, tmp_path / "notes", work.world)
 
         def found(name, step):
-            gate = DevGate(model, "policy", work.taskset, pool, n_tasks=9, name=name, keep=work.keep, before=before)
+            gate = DevGate(models[-1], "policy", work.taskset, pool, n_tasks=9, name=name, keep=work.keep, before=before)
             caplog.clear()
             return gate(step, {}), f"9 dev runs are those of {taken}" in caplog.text
 
@@ -91,8 +91,47 @@ def test_runs_that_equal_weights_made_of_equal_tasks_are_taken_over(project, tmp
         taken = "three/dev-0"
         assert found("four", 0) == (first, True)
         with torch.no_grad():
-            model.parameters_of("policy")[0].mul_(1.01)
+            models[0].parameters_of("policy")[0].mul_(1.01)
         assert not found("five", 0)[1], "other weights"
+
+        # As between two trainings: saved, and loaded by another process.
+        models[0].save_adapter("policy", tmp_path / "saved")
+        models.append(Model.load(work.base, quantization="none"))
+        models[1].load_adapter("policy", tmp_path / "saved", trainable=True)
+        taken = "five/dev-0"
+        assert found("six", 0)[1]
+        note = max((tmp_path / "notes").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        note.write_text("{")
+        assert not found("seven", 0)[1], "a note that cannot be read"
+
+
+def test_no_run_is_taken_over_from_another_world(project, tmp_path):
+    """Somebody edits the environment while a training acts: its runs are of the world that its workers hold."""
+    copy = Project(shutil.copytree(project.root, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns("trainings", "tasks")))
+    copy.tasks.mkdir()
+    desk = shutil.copytree(FIXTURES / "toy_desk", copy.tasks / "toy_desk")
+    config = SFTConfig(**SFT, eval_every_steps=1)
+    with open_workspace(config, copy) as work, WorkerPool(work.taskset) as pool:
+        model = Model.load(work.base, quantization="none")
+        model.load_adapter("policy", work.registry.resolve("toy_desk@1")[1])
+        with torch.no_grad():
+            model.parameters_of("policy")[0].mul_(1.02)  # weights of which nothing is noted
+        gate, notes = dev_gate(model, "policy", work, pool, config, "one"), copy.cache / "dev_runs"
+        before = set(notes.glob("*"))
+        (desk / "prices.yaml").write_text("tea: 3\n")
+        gate(0, {})
+        assert set(notes.glob("*")) == before
+        (desk / "prices.yaml").unlink()
+        gate(0, {})
+        assert len(set(notes.glob("*")) - before) == 1
+        (desk / "prices.yaml").write_text("tea: 3\n")
+    with open_workspace(config, copy) as again:
+        assert again.world not in ("", work.world), "a file of any kind may be part of it"
+    settings = desk / "taskset.yaml"
+    settings.write_text(settings.read_text().replace("replayable: true", "replayable: false"))
+    with open_workspace(config, copy) as other:
+        assert other.world == ""
+        assert dev_gate(model, "policy", other, pool, config, "two").before is None
 
 
 def test_one_task_lost_is_no_loss_and_a_second_is():

@@ -235,9 +235,10 @@ def test_vllm_gets_a_zero_adapter_and_an_environment_of_its_own(made: Project, t
     assert config.r == 1 and tensors and not any(value.any() for value in tensors.values())
     assert f"zero={done.folder / 'zero'}" in done.command
     assert "vllm" in (done.folder / "requirements-vllm.txt").read_text()
-    odd = export(made, "hello@1", tmp_path / "in Bonn, 2026").folder  # vLLM reads what has a comma as JSON
-    words = shlex.split((odd / "serve_vllm.sh").read_text(), comments=True)
-    assert json.loads(words[words.index("--lora-modules") + 1]) == {"name": "hello", "path": str(odd)}
+    for name in ("in Bonn, 2026", "run=3"):  # what has a comma vLLM reads as JSON, and a second "=" it cannot read
+        odd = export(made, "hello@1", tmp_path / name).folder
+        words = shlex.split((odd / "serve_vllm.sh").read_text(), comments=True)
+        assert json.loads(words[words.index("--lora-modules") + 1]) == {"name": "hello", "path": str(odd)}
     alone = export(made, "hello@1", tmp_path / "peft", "peft")
     names = {path.name for path in alone.folder.iterdir()}
     assert alone.command == "" and not {"zero", "serve_vllm.sh", "requirements-vllm.txt"} & names

@@ -12,6 +12,7 @@ from agentalign.errors import DataError
 from agentalign.exchange.arrow import open_arrow
 from agentalign.exchange.chat import read_known_tools
 from agentalign.exchange.lines import look_through, read_rows
+from agentalign.records.base import canonical_json
 from agentalign.records.trajectory import Message, Origin, StopReason, ToolCall, Trajectory
 from agentalign.rollouts.ingest import IngestReport, ingest, write_runs
 from agentalign.store.filters import RunFilter
@@ -105,7 +106,7 @@ def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Pat
     origin = Origin(kind="rollout", reference="base")
     run = Trajectory(
         taskset="desk", messages=messages, tools=json.dumps([schema]), origin=origin, stop_reason=StopReason.ERROR, error="it broke",
-        metadata='{"task_id":"theirs","utility":true}',
+        metadata=canonical_json({"task_id": "theirs", "utility": True, "cut": "off here \ud83d"}),
     )  # fmt: skip
     store.add([run])
     assert write_runs(store, RunFilter(), tmp_path / name) == (1, 0)
@@ -122,6 +123,7 @@ def test_exported_runs_come_back_with_equal_messages(store: Store, tmp_path: Pat
     assert (back.stop_reason, back.error) == (StopReason.ERROR, "it broke"), "what broke stays out of pairs"
     labels = json.loads(back.metadata)
     assert (labels["utility"], labels["task_id"], labels["id"]) == (True, "theirs", run.id) and "metadata" not in labels
+    assert labels["cut"] == "off here \ud83d", "half a surrogate pair, which no column of text holds"
 
 
 def test_labels_of_strangers_stay_where_they_were_and_nest_no_deeper_by_going_to_and_fro(store: Store, tmp_path: Path) -> None:

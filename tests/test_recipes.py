@@ -100,26 +100,30 @@ def test_without_a_start_a_recipe_does_not_build_on_its_own_result(project):
 def test_a_start_is_found_in_one_walk_however_often_policies_and_reward_models_took_turns(project, monkeypatch):
     with open_workspace(DPOConfig(**DPO), project) as work:
         first, _ = work.registry.resolve("toy_desk@1")
-        cards = [first.model_copy(update={"version": 2, "parents": ("toy_desk@2",)})]  # by hand: its own parent
+        cards = [first.model_copy(update={"version": 2, "recipe": "dpo", "parents": ("toy_desk@2",)})]  # by hand: its own parent
         for version in range(3, 60):
             ranked = f"toy_desk-reward@{version}"
             cards.append(first.model_copy(update={"name": "toy_desk-reward", "version": version, "parents": (f"toy_desk@{version - 1}",)}))
             cards.append(first.model_copy(update={"version": version, "parents": (f"toy_desk@{version - 1}", ranked)}))
-        monkeypatch.setattr(Registry, "list", lambda _: [*cards, first])
+        monkeypatch.setattr(Registry, "list", lambda _: [first, *cards])
         assert resolve_start(work, DPOConfig(**DPO), "dpo")[0].start == "toy_desk@1"
 
 
 def test_a_parent_that_cannot_be_read_may_have_had_any_recipes_part(project, monkeypatch):
     with open_workspace(DPOConfig(**DPO), project) as work:
         first, _ = work.registry.resolve("toy_desk@1")
-        monkeypatch.setattr(Registry, "list", lambda _: [first, first.model_copy(update={"version": 2, "parents": ("elsewhere@4",)})])
-        with pytest.raises(RegistryError, match="there is no toy_desk@2"):  # the one that is taken, and is only in this list
+        monkeypatch.setattr(Registry, "list", lambda _: [first, first.model_copy(update={"version": 200, "parents": ("elsewhere@4",)})])
+        with pytest.raises(RegistryError, match="there is no toy_desk@200"):  # the one that is taken, and is only in this list
             resolve_start(work, DPOConfig(**DPO), "dpo")
         damaged = project.adapters / "elsewhere" / "4"
         damaged.mkdir(parents=True)
         try:
-            with pytest.raises(RegistryError, match="elsewhere@4 is damaged"):
+            with pytest.raises(RegistryError, match=r"elsewhere@4 is damaged.*Name a start"):
                 resolve_start(work, DPOConfig(**DPO), "dpo")
+            assert resolve_start(work, DPOConfig(**DPO, start="toy_desk@1"), "dpo")[0].start == "toy_desk@1"
+            older = first.model_copy(update={"version": 0, "parents": ("elsewhere@4",)})
+            monkeypatch.setattr(Registry, "list", lambda _: [older, first])
+            assert resolve_start(work, DPOConfig(**DPO), "dpo")[0].start == "toy_desk@1", "one that is fine is newer"
         finally:
             shutil.rmtree(damaged.parent)
 

@@ -14,6 +14,7 @@ from agentalign.deployment.record_golden import read_golden
 from agentalign.deployment.served_tasks import TASKS, tasks_through_server
 from agentalign.environments.taskset import find_taskset, load_taskset
 from agentalign.errors import ConfigError, ModelError
+from agentalign.evaluation.statistics import FEWEST
 from agentalign.records.adapter import GateCheck, GateReport
 from agentalign.records.golden import Golden, GoldenTurn, TopTokens
 from agentalign.rollouts.bundle import Bundle, open_bundle, require_runnable
@@ -165,9 +166,9 @@ def _asked_of_server(
     if not how:
         words = f"{distance.detail}. The server's quantization is unknown, so this cannot be judged: give --quantization."
         distance = distance.model_copy(update={"passed": False, "measured": False, "detail": words})
-    elif not own and not acted and distance.figures["distance"] > 2 * rounded:
+    elif not own and all(one.passed and one.figures["tasks"] < FEWEST for one in acted) and distance.figures["distance"] > 2 * rounded:
         # Of one adapter on the base as it is, 0.23 nats away, every answer could be read, and half of its tasks were lost.
-        words = "the weights there compute another policy; whether it is as good only tasks can tell. Give --tasks, such as --tasks 20"
+        words = f"the weights there compute another policy; whether it is as good only {FEWEST} tasks or more can tell, such as --tasks 20"
         acted = [GateCheck(name=TASKS, passed=False, measured=False, detail=words)]
     return [
         distance,

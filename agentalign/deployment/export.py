@@ -133,7 +133,7 @@ def _other_base(bundle: Bundle) -> str:
         return ""
     return (
         f"vLLM computes on the base as it is, and this adapter was trained on it in {rounding}: another policy, which may be much worse "
-        "(of one adapter's tasks 8 of 20 in place of 18). --with-base writes the base that training saw; --to merged needs none."
+        "(one adapter did 9 of 20 tasks there, in place of 18). --with-base writes the base that training saw; --to merged needs none."
     )
 
 

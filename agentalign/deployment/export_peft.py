@@ -76,8 +76,8 @@ def _command(bundle: Bundle, rank: int, target: Path, base: str) -> str:
 
 
 def _module(name: str, path: Path) -> str:
-    """As vLLM takes it: whatever has a comma it reads as JSON."""
-    return json.dumps({"name": name, "path": str(path)}) if "," in str(path) else f"{name}={path}"
+    """As vLLM takes it: what has a comma it reads as JSON, and a second "=" ends it."""
+    return json.dumps({"name": name, "path": str(path)}) if {",", "="} & set(str(path)) else f"{name}={path}"
 
 
 def _server_rank(bundle: Bundle, rank: int) -> int:
@@ -101,7 +101,9 @@ def _vllm_use(bundle: Bundle, command: str, base: str) -> str:
     beside = """vLLM computes on the base as it is here, not rounded: an
 adapter that was trained on a rounded base is another policy there, and *Tried* says how far away; `--with-base` writes the base that
 training saw beside the adapter."""
-    rounding = bundle.card.quantization if base else "none"
+    rounding, tasks = ("nf4", "") if base and bundle.card.quantization == "nf4" else ("none", " --tasks 20")
+    if bundle.card.quantization == "none":
+        beside, tasks = "It was trained on the base as it is, which is what vLLM computes on.", ""
     if base:
         beside = """The base is the one in `base/`, with
 the weights that training saw; adapters that were trained on the same rounded base can share it."""
@@ -113,7 +115,7 @@ On a CPU build of vLLM never mix requests to the bare base with requests to the 
 Ask the model `{ZERO}` for the base; it is an adapter that changes nothing. {beside}
 {client_words(bundle)}See whether the server does what was trained:
 
-    agentalign deploy-check {bundle.card.ref} --endpoint http://127.0.0.1:8000/v1 --quantization {rounding}/bfloat16
+    agentalign deploy-check {bundle.card.ref} --endpoint http://127.0.0.1:8000/v1 --quantization {rounding}/bfloat16{tasks}
 
 What it computes in (`dtype` in vLLM's log) stands after the slash.
 """

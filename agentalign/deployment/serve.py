@@ -109,10 +109,10 @@ def serve(
 
 def for_load(bundle: Bundle) -> str:
     """What to do where this server is too slow."""
-    name = bundle.card.name
+    name, base = bundle.card.name, "" if bundle.card.quantization == "none" else " --with-base"
     return (
         "This server is made for agents, tests and small teams. For load, serve with vLLM:\n"
-        f"  agentalign export {bundle.card.ref} served/{name} && served/{name}/serve_vllm.sh\n"
+        f"  agentalign export {bundle.card.ref} served/{name}{base} && served/{name}/serve_vllm.sh\n"
     )
 
 

@@ -74,4 +74,5 @@ def verdict(before: Evaluation, found: Comparison, count: int) -> GateCheck:
     text += f": {'worse' if worse else 'not worse'} beyond chance"
     if few:
         text += f"; below {FEWEST} tasks, so no claim is made of: {', '.join(few)}"
-    return GateCheck(name=TASKS, passed=not worse, detail=text, figures={name: one.delta for name, one in differences.items()})
+    figures_of = {name: one.delta for name, one in differences.items()} | {"tasks": float(found.everything.success.n)}
+    return GateCheck(name=TASKS, passed=not worse, detail=text, figures=figures_of)

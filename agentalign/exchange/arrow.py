@@ -48,8 +48,9 @@ def write_arrow(path: Path, rows: Iterable[Mapping[str, JsonValue]]) -> int:
     columns: dict[str, list[str | None]] = {"messages": [], "tools": []}
     for row in rows:
         for name, value in row.items():
-            # ASCII escapes: a model may have written half a surrogate pair, which is no UTF-8.
-            columns.setdefault(name, []).append(value if isinstance(value, str | None) else json.dumps(value))
+            # ASCII escapes: a model may have written half a surrogate pair, which is no UTF-8. In text that is JSON they read back.
+            text = value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+            columns.setdefault(name, []).append(text if isinstance(text, str | None) else json.dumps(text))
     disable_progress_bars()
     # Plain strings end at 2 GiB per column.
     table = Dataset.from_dict(columns, features=Features({name: Value("large_string") for name in columns}))

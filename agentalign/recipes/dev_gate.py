@@ -104,9 +104,10 @@ class DevGate:
         results = self.before.find(*about, maker) if self.before else []
         if results:
             return checked(results, self.taskset, self.tasks, self.pool, maker=maker, keep=self.keep)
-        made = checked(act_out(*about, self.pool, maker=maker), self.taskset, self.tasks, self.pool, maker=maker, keep=self.keep)
+        results = act_out(*about, self.pool, maker=maker)
+        made = checked(results, self.taskset, self.tasks, self.pool, maker=maker, keep=self.keep)
         if self.before:
-            self.before.note(*about, maker)
+            self.before.note(*about, [result.trajectory.id for result in results])
         return made
 
 
@@ -133,7 +134,7 @@ def dev_gate(model: Model, adapter: str, work: Workspace, pool: Pool, config: Ga
     """The gate that a config asks for, its runs kept in the store; None where it asks for none."""
     if not config.eval_every_steps:
         return None
-    before = ActedBefore(work.store, work.project.cache / "dev_runs")
+    before = ActedBefore(work.store, work.project.cache / "dev_runs", work.world) if work.world else None
     return DevGate(model, adapter, work.taskset, pool, n_tasks=config.eval_tasks, name=training, keep=work.keep, before=before)
 
 

@@ -23,7 +23,8 @@ from agentalign.environments.check import adapter_name_problem
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.environments.team_code import Pool
-from agentalign.errors import DataError, TasksetError, TrainingError, TrainingStoppedError
+from agentalign.errors import DataError, RegistryError, TasksetError, TrainingError, TrainingStoppedError
+from agentalign.recipes.acted import world_of
 from agentalign.recipes.adapter_card import about_base, about_training, write_golden, write_settings
 from agentalign.recipes.begun import BESIDE, TrainedOn, read_begun, write_begun
 from agentalign.recipes.process import LOCK_FILE, write_process
@@ -59,6 +60,8 @@ class Workspace:
     base: Base
     store: Store
     registry: Registry
+    world: str = ""
+    """`world_of` the taskset before any of its code ran: dev runs are taken over within one."""
 
     # ------------------------------------------------------------------ reading
 
@@ -274,7 +277,7 @@ def open_workspace(config: TrainingConfig, project: Project) -> Iterator[Workspa
         ranks.first(lambda: prepare_base(config.base, project.cache).name)
     base = prepare_base(config.base, project.cache)
     with Store(project.store_url) as store:
-        yield Workspace(project, taskset, base, store, Registry(project.adapters))
+        yield Workspace(project, taskset, base, store, Registry(project.adapters), world_of(taskset))
 
 
 def plan_for(config: Scheduled, total_steps: int, *, max_drop: float, eval_at_start: bool = True) -> Plan:
@@ -301,24 +304,24 @@ def resolve_start(work: Workspace, config: C, recipe: RecipeName) -> tuple[C, Pa
     """
     name = work.adapter_name("policy")
     cards = {card.ref: card for card in work.registry.list()}
-
-    # Each is asked about once: a policy and its reward model have the same parents, so that ways double with every round.
+    # Each is asked about once: a policy and its reward model have the same parents, and ways would double with every round.
     known: dict[str, bool] = {}
 
     def has_part(ref: str) -> bool:
         if ref not in known:
             known[ref] = False  # also while its parents are asked about, since a card may name itself
             if ref not in cards and work.registry.holds(ref):
-                work.registry.resolve(ref)  # refused, with the reason: of what cannot be read nobody knows which recipes had a part in it
+                raise RegistryError(f"{ref} is damaged, and whether {recipe} had a part in it cannot be read. Name a start: start: NAME@V.")
             known[ref] = ref in cards and (cards[ref].recipe == recipe or any(has_part(parent) for parent in cards[ref].parents))
         return known[ref]
 
+    newest = ""
     if config.start is None:
-        work.registry.cards(name)  # refused where one cannot be read: the newest would be taken for one that is not
-    others = [ref for ref, card in cards.items() if card.name == name and not has_part(ref)]
-    card, folder = resolve_adapter(work, config.start or (others or [name])[-1], "policy")
+        work.registry.cards(name)  # refused where one cannot be read: another would be taken for the newest
+        newest = next((ref for ref, card in reversed(cards.items()) if card.name == name and not has_part(ref)), "")
+    card, folder = resolve_adapter(work, config.start or newest or name, "policy")
     if config.start is None:
-        why = f"the newest policy that {recipe} has no part in" if others else "the newest policy"
+        why = f"the newest policy that {recipe} has no part in" if newest else "the newest policy"
         logger.info("starting from %s, %s; start: names another", card.ref, why)
     return config.model_copy(update={"start": card.ref}), folder
 
