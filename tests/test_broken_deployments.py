@@ -158,6 +158,17 @@ def test_a_broken_server_is_stopped_by_the_check_that_is_about_it(
     stopped(report, wrong)
 
 
+def test_too_few_tasks_do_not_judge_another_policy(project: Project, tmp_path: Path) -> None:
+    """Where the distance is told and not judged, tasks must tell; of six no claim is made, whatever they lost."""
+    with running(elsewhere(tmp_path, std=0.0, change=merged_into_nf4), settings=SETTINGS) as other:
+        report = deploy_check(project, "toy_desk@2", endpoint=f"{other.url}/v1", model="toy_desk", quantization="q4", tasks=6)
+    assert check_of(report, DISTANCE).passed and "told and not judged" in check_of(report, DISTANCE).detail
+    tasks = check_of(report, TASKS)
+    assert not tasks.passed
+    assert not tasks.measured or "worse beyond chance" in tasks.detail
+    assert tasks.measured or "only 10 tasks or more can tell" in tasks.detail
+
+
 def test_a_server_that_mixes_up_what_comes_together_is_stopped(project: Project, sound: Running) -> None:
     busy, count = threading.Lock(), [0]
 
