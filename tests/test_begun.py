@@ -9,6 +9,7 @@ from agentalign.cli_team import _learned_from
 from agentalign.config.dpo import DPOConfig
 from agentalign.config.kto import KTOConfig
 from agentalign.config.sft import SFTConfig
+from agentalign.environments.task import Task
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import TrainingError
 from agentalign.recipes import dpo, kto
@@ -70,8 +71,10 @@ def test_labels_that_say_nothing_leave_a_trainings_name_as_it_was(project):
 def test_other_weights_of_the_criteria_make_another_training_that_does_not_go_on_with_the_old_one(project):
     config = SFTConfig(**SFT)
     tone = Criterion(name="tone", description="Friendly?", weight=1)
-    light, heavy = (reward_rules([tone.model_copy(update={"weight": weight})]) for weight in (1, 5))
-    assert reward_rules([tone.model_copy(update={"description": "Is it friendly?"})]) == light
+    task, more = Task(id="t1", split="train"), Task(id="t2", split="train")
+    light, heavy = (reward_rules([tone.model_copy(update={"weight": weight})], [task]) for weight in (1, 5))
+    assert reward_rules([tone.model_copy(update={"description": "Is it friendly?"})], [task]) == light
+    assert reward_rules([tone.model_copy(update={"weight": 1})], [task, more]) != light, "PPO's data are its tasks"
     with open_workspace(config, project) as work:
         begun, _ = work.begin("sft", config, TrainedOn(["a"], rules=light))
         assert work.frozen("sft", config, TrainedOn(["a", "b"], rules=light)).ids == ["a"]

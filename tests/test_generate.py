@@ -1,5 +1,7 @@
 """Batched generation: exact against plain forwards and Hugging Face's generate, on tiny random models in fp32."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import (
@@ -19,7 +21,7 @@ from transformers import (
 )
 
 from agentalign.errors import ModelError
-from agentalign.training.decode_attention import MOST_ROWS, ROWS, rows_that_fit
+from agentalign.training.decode_attention import MOST_ROWS, ROWS, rows_at_once, rows_that_fit
 from agentalign.training.generate import Generator
 from agentalign.training.sampling import Sampler
 
@@ -349,3 +351,12 @@ def test_a_gpu_holds_as_many_rows_as_its_free_memory_has_keys_and_values_for():
     assert rows_that_fit(eight_b, torch.bfloat16, 2048, 0) == 1
     assert rows_that_fit(eight_b, torch.bfloat16, 1, 80 * 2**30) == MOST_ROWS
     assert Generator(llama(), STOP).rows_at_once(2048) == ROWS
+
+
+def test_what_torch_keeps_for_itself_counts_as_free_for_rows(monkeypatch):
+    """After a training step the driver calls the step's whole peak taken."""
+    eight_b = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
+    card = SimpleNamespace(device=torch.device("cuda"), config=eight_b, dtype=torch.bfloat16)
+    for name, value in {"mem_get_info": (4 * 2**30, 80 * 2**30), "memory_reserved": 76 * 2**30, "memory_allocated": 0}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    assert rows_at_once(card, 2048) == 96

@@ -18,6 +18,7 @@ from pydantic import JsonValue
 
 from agentalign.config.ppo import PPOConfig
 from agentalign.config.project import Project
+from agentalign.environments.task import Task
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.acting import OVERALL, Acting, act, learned_criterion, require_worth, seed_of
@@ -39,6 +40,7 @@ from agentalign.recipes.experience import (
 from agentalign.recipes.standing import Act, standing, to_look_at
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_adapter, resolve_start
 from agentalign.records.adapter import Training
+from agentalign.records.base import digest
 from agentalign.records.criterion import Criterion, Score
 from agentalign.records.trajectory import Trajectory
 from agentalign.rollouts.rollout import Job
@@ -69,7 +71,7 @@ def run(config: PPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         require_worth(work.taskset.criteria, card)
         # data
         past, replay_runs = past_runs(work), work.demonstrations()
-        new = TrainedOn([run.id for run in (*past, *replay_runs)], rules=reward_rules(work.taskset.criteria))
+        new = TrainedOn([run.id for run in (*past, *replay_runs)], rules=reward_rules(work.taskset.criteria, work.taskset.tasks("train")))
         begun = set(work.frozen("ppo", config, new).ids)
         past, replay_runs = ([run for run in some if run.id in begun] for some in (past, replay_runs))
         learned = [*past, *replay_runs]
@@ -170,10 +172,11 @@ def past_runs(work: Workspace) -> list[Trajectory]:
     return [r for r in work.train_runs(["rollout"]) if r.steps and r.origin.reference.split("/")[0] not in trainings]
 
 
-def reward_rules(criteria: Sequence[Criterion]) -> JsonValue:
-    """What of the criteria makes a number of a run: under other weights or gates it is another training."""
+def reward_rules(criteria: Sequence[Criterion], tasks: Sequence[Task]) -> JsonValue:
+    """What of the criteria makes a number of a run, and the tasks to act out: under others it is another training."""
     read = {"name", "version", "level", "kind", "check", "scale", "higher_is_better", "weight", "gate", "gate_at"}
-    return [criterion.model_dump(mode="json", include=read) for criterion in criteria]
+    acted = digest([task.model_dump(mode="json") for task in tasks])
+    return [*(criterion.model_dump(mode="json", include=read) for criterion in criteria), acted]
 
 
 def load_models(work: Workspace, config: PPOConfig, parent: Path, reward: Path) -> Model:

@@ -249,7 +249,9 @@ def rows_at_once(model: PreTrainedModel, tokens: int) -> int:
     if model.device.type != "cuda":
         return ROWS
     free, _ = torch.cuda.mem_get_info(model.device)
-    return rows_that_fit(model.config, model.dtype, tokens, free)
+    # To the driver all that torch ever reserved is taken: after a training step that is its peak, of which most may be used again.
+    again = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return rows_that_fit(model.config, model.dtype, tokens, free + again)
 
 
 def rows_that_fit(config: PretrainedConfig, dtype: torch.dtype, tokens: int, free: int) -> int:

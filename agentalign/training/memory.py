@@ -10,8 +10,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True for what CUDA, torch's CPU allocator and Python raise when memory is out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+    # The CPU allocator and cuBLAS raise plain RuntimeErrors.
+    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in words)
 
 
 def halved(budget: int, pieces: Callable[[int], int]) -> int | None:
