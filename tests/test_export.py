@@ -173,6 +173,22 @@ def test_the_gate_stops_what_is_worse_beyond_chance(made: Project) -> None:
     assert within.passed
 
 
+def test_the_gate_stops_a_criterion_that_fell_while_success_did_not(made: Project) -> None:
+    """What a veto forbids may be done more often by whoever succeeds as often."""
+    before, after = (evaluation(made, ref, [True] * 30) for ref in ("hello@1", "hello@2"))
+
+    def kept(found: Evaluation, share: float) -> Evaluation:
+        tasks = [t.model_copy(update={"criteria": t.criteria | {"policy_kept": float(n >= share * 30)}}) for n, t in enumerate(found.tasks)]
+        return found.model_copy(update={"tasks": tuple(tasks), "criteria": (*found.criteria, "policy_kept@1")})
+
+    assert gate(made, "hello@2", evaluation=kept(after, 0.0), production=kept(before, 0.0)).passed
+    (failed,) = [
+        check for check in gate(made, "hello@2", evaluation=kept(after, 0.5), production=kept(before, 0.0)).checks if not check.passed
+    ]
+    assert failed.name == "not worse than production"
+    assert "but policy_kept -50.0%" in failed.detail
+
+
 def test_the_gate_needs_an_evaluation_of_this_very_adapter_on_the_same_split(made: Project) -> None:
     assert not gate(made, "hello@2", evaluation=None).passed
     assert not gate(made, "hello@2", evaluation=evaluation(made, "hello@1", [True])).passed
