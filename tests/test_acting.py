@@ -8,7 +8,7 @@ import torch
 
 from agentalign.config.ppo import PPOConfig
 from agentalign.errors import DataError
-from agentalign.recipes.acting import answered, mostly_checks, require_worth, unsettled
+from agentalign.recipes.acting import answered, mostly_checks, require_worth, reward_units, unsettled
 from agentalign.recipes.data import Part, Turn
 from agentalign.recipes.experience import Experience, policy_batches, policy_loss
 from agentalign.recipes.ppo import _shares
@@ -74,6 +74,12 @@ def test_a_reward_model_of_what_is_no_longer_asked_is_refused():
         require_worth([valid, tone], card("tone@1"))
     with pytest.raises(DataError, match="no run would have a value"):
         require_worth([veto], card("overall"))
+
+
+def test_rewards_are_mapped_by_where_they_stand_and_one_that_is_no_number_stays_none():
+    far, none, mean, above, endless = reward_units([-1e6, float("nan"), 2.0, 5.0, float("inf")], 2.0, 3.0)
+    assert (far, mean, above) == (pytest.approx(0.0, abs=1e-9), 0.5, pytest.approx(1 / (1 + np.exp(-1))))
+    assert np.isnan([none, endless]).all(), "neither is worth 1"
 
 
 def test_what_is_left_out_does_not_lend_its_weight_to_the_rest(tmp_path):

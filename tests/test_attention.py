@@ -137,6 +137,12 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     assert_equal_passes(plain, checkpointed)
 
 
+def test_gradient_checkpointing_wakes_no_dropout_that_the_base_has(tmp_path):
+    config = LlamaConfig(**SHAPE, attention_dropout=0.5)
+    plain = tree_pass(make_model(tmp_path / "plain", config), three_levels_deep())
+    assert_equal_passes(plain, tree_pass(make_model(tmp_path / "checkpointed", config, checkpointing=True), three_levels_deep()))
+
+
 def test_template_that_rewrites_history_equals_its_turns_rendered_separately(tmp_path):
     draw = torch.Generator().manual_seed(2)
     prompt, first, second = ids(draw, 20), ids(draw, 5), ids(draw, 4)

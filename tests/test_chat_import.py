@@ -173,6 +173,17 @@ def test_describing_fields_travel_in_metadata() -> None:
     assert json.loads(run.metadata)["message_fields"] == {"0": {"name": "Ann"}, "1": {"usage": {"total_tokens": 3}}}
 
 
+def test_describing_fields_of_a_call_travel_in_metadata_and_a_result_in_it_is_refused() -> None:
+    asked = call("a") | {"index": 1, "extra_content": {"google": {"thought_signature": "x"}}}
+    run = read(USER, {"role": "assistant", "tool_calls": [asked]}, {"role": "tool", "tool_call_id": "a", "content": "x"}, DONE)
+    (notes,) = json.loads(run.metadata)["message_fields"].values()
+    assert notes == {"index": 1, "extra_content": {"google": {"thought_signature": "x"}}}
+    inside = {"name": "look", "arguments": "{}", "output": "42"}
+    for answered in (call("a") | {"result": "42"}, {"id": "a", "type": "function", "function": inside}):
+        with pytest.raises(DataError, match=r"the field '(result|output)' in a tool call, which cannot be kept"):
+            read(USER, {"role": "assistant", "tool_calls": [answered]}, DONE)
+
+
 def test_tools_named_only_are_looked_up() -> None:
     known = read_known_tools({"look": TOOL})
     run = read_chat({"messages": [USER, DONE], "tools": ["look"]}, taskset="desk", origin=ORIGIN, known_tools=known)

@@ -126,3 +126,28 @@ def test_chips_are_short_and_different() -> None:
     for wrong in (("a", "a"), ("",), ("x" * 41,), tuple("abcdefghij")):
         with pytest.raises(ValueError, match="chips"):
             Criterion(name="c", description="?", chips=wrong)
+
+
+def test_a_gate_about_steps_fails_where_its_worst_step_fails() -> None:
+    steps = [score("kept", float(step != 3), step=step) for step in range(10)]
+    assert overall((DONE, KEPT), [score("done", 1), *steps]) == 0.0
+    assert overall((DONE, KEPT), [score("done", 1), *(one for one in steps if one.step != 3)]) == pytest.approx(1.0)
+    assert unit_values((KEPT,), steps) == {"kept": 0.0}
+
+
+def test_people_who_are_split_on_a_gate_do_not_pass_it() -> None:
+    def said(*values: float) -> float | None:
+        people = [score("safe", value, "human", rater=f"person {number}") for number, value in enumerate(values)]
+        return overall((DONE, SAFE), [score("done", 1), *people])
+
+    assert (said(0, 1), said(1, 1, 0), said(0, 0, 1), said(1, 1, 0, 0)) == (0.0, pytest.approx(1.0), 0.0, 0.0)
+
+
+def test_who_marks_one_step_leaves_what_a_check_said_of_the_others() -> None:
+    checks = [score("done", float(step == 0), step=step) for step in range(4)]
+    assert unit_values((DONE,), checks) == {"done": 0.25}
+    assert unit_values((DONE,), [*checks, score("done", 1, "human", step=2)]) == {"done": 0.5}
+    assert unit_values((DONE,), [*checks, score("done", 0, "adjudicator", step=0)]) == {"done": 0.0}
+    # An answer about the whole run is another thing than answers about its steps: of these the higher rank counts.
+    assert unit_values((DONE,), [*checks, score("done", 1, "human")]) == {"done": 1.0}
+    assert unit_values((DONE,), [score("done", 0), score("done", 1, "human", step=1)]) == {"done": 1.0}

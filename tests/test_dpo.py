@@ -6,8 +6,11 @@ import torch
 from agentalign.config.dpo import DPOConfig
 from agentalign.environments.task import Task
 from agentalign.errors import DataError
-from agentalign.recipes.data import Part, Turn, whole
-from agentalign.recipes.dpo import Pair, _sides, balanced, pair_batches, pair_loss
+from agentalign.recipes.compared import sides_of
+from agentalign.recipes.data import Part, RunData, Turn, whole
+from agentalign.recipes.dpo import Pair, balanced, make_pairs, pair_batches, pair_loss
+from agentalign.recipes.reward import rank
+from agentalign.records.preference import Item, Preference
 from agentalign.training.render import Rendered, RenderedTurn
 from agentalign.training.tree import build_tree
 from tests.test_attention import CONFIGS, ids, make_model
@@ -46,7 +49,7 @@ def margin(model, chosen, rejected):
 def test_tokens_that_both_sides_wrote_are_context_and_the_margin_and_its_gradient_stay(tmp_path):
     model = make_model(tmp_path, CONFIGS["llama"])
     better, worse = two_runs()
-    sides = _sides(better, worse, 1, "run")
+    sides = sides_of(better, worse, 1, "run")
     assert [len(turn.completion) for side in sides for turn in side.turns] == [3, 5, 5]
     wide, wide_gradients, many = margin(model, whole(better), whole(worse))
     slim, slim_gradients, few = margin(model, *sides)
@@ -60,7 +63,7 @@ def test_tokens_that_both_sides_wrote_are_context_and_the_margin_and_its_gradien
 def test_ipo_compares_tokens_and_not_lengths(tmp_path):
     model = make_model(tmp_path, CONFIGS["llama"])
     better, worse = two_runs()
-    chosen, rejected = _sides(better, worse, 1, "run")
+    chosen, rejected = sides_of(better, worse, 1, "run")
     pair = Pair(chosen, rejected, 1.0, ("better", "worse"), None, "test", reference=(-40.0, -70.0))
     config = DPOConfig(taskset="toy", loss_type="ipo", beta=0.25, nll_coefficient=0.0)
     (micro,) = pair_batches([pair], [], {}, 4096)
@@ -74,7 +77,7 @@ def test_ipo_compares_tokens_and_not_lengths(tmp_path):
 
 @pytest.mark.parametrize(("credit", "completions"), [("turn", [3, 5]), ("token", [1, 1])])
 def test_a_turn_is_compared_from_its_first_difference_on(credit, completions):
-    sides = _sides(*two_runs(), 1, credit)
+    sides = sides_of(*two_runs(), 1, credit)
     assert [len(turn.completion) for side in sides for turn in side.turns] == completions
     assert sides[0].turns[0].completion[0] == 7
     assert sides[1].turns[0].completion[0] == 8
@@ -83,12 +86,59 @@ def test_a_turn_is_compared_from_its_first_difference_on(credit, completions):
 
 def test_equal_sides_are_no_pair_and_a_run_that_goes_on_keeps_a_token_on_both():
     better, worse = two_runs()
-    assert _sides(better, better, None, "run") is None
+    assert sides_of(better, better, None, "run") is None
     shorter = rendered("shorter", *((turn.context, turn.completion) for turn in better.turns[:2]))
     second, third = whole(better).turns[1:]
     end = Turn((*second.context, *second.completion[:-1]), second.completion[-1:])
-    assert _sides(better, shorter, 2, "run") == (Part((end, third)), Part((end,)))
-    assert _sides(better, worse, None, "turn") is None
+    assert sides_of(better, shorter, 2, "run") == (Part((end, third)), Part((end,)))
+    assert sides_of(better, worse, None, "turn") is None
+
+
+def answers(*completions):
+    """Runs of one task that answer at once, by their completion, and what was rendered of them; equal completions are equal tokens."""
+    runs = [run(f"answer {number}", sample=number) for number in range(len(completions))]
+    return runs, RunData({one.id: rendered(one.id, ((1, 2, 3), tokens)) for one, tokens in zip(runs, completions, strict=True)}, [])
+
+
+def prefer(better, worse, source, *, step=None, strength=1.0, rater="me"):
+    items = (Item(better.id, step), Item(worse.id, step))
+    return Preference(taskset="desk", items=items, source=source, rater=rater, strength=strength)
+
+
+def test_words_that_narrow_down_to_one_token_and_contradict_each_other_are_one_pair_of_who_counts_more(caplog):
+    (act, ask), data = answers((7, 9), (8, 9))
+    words = [prefer(act, ask, "scores", step=0, rater="overall"), prefer(ask, act, "human", strength=2.0)]
+    with caplog.at_level("INFO"):
+        (pair,) = make_pairs(words, {one.id: one for one in (act, ask)}, data, DPOConfig(taskset="desk"), set())
+    assert (pair.trajectories, pair.strength, pair.source) == ((ask.id, act.id), 2.0, "human")
+    assert "2 preferences make 1 pairs; 1 left out: others say the opposite, more clearly or of a higher rank" in caplog.text
+
+
+def test_of_equal_comparisons_the_majority_is_learned_and_an_even_split_is_not(caplog):
+    runs, data = answers((7, 9), (8, 9), (7, 4), (8, 4))
+    act, ask, act_too, ask_too = runs
+    known = {one.id: one for one in runs}
+    config = DPOConfig(taskset="desk")
+    two_to_one = [prefer(act, ask, "scores"), prefer(act_too, ask_too, "scores"), prefer(ask, act_too, "scores")]
+    (pair,) = make_pairs(two_to_one, known, data, config, set())
+    assert pair.trajectories == (act.id, ask.id)
+    assert pair.strength == pytest.approx(1 / 3)
+    with caplog.at_level("INFO"), pytest.raises(DataError, match=r"none of the 2 preferences .* contradict each other evenly"):
+        make_pairs(two_to_one[1:], known, data, config, set())
+    assert "2 left out: as many say the opposite" in caplog.text
+
+
+def test_a_reward_model_learns_equal_runs_in_one_order():
+    runs, data = answers((7, 9), (8, 9), (7, 9))
+    act, ask, same = runs
+    known = {one.id: one for one in runs}
+    words = [prefer(act, ask, "scores"), prefer(ask, same, "human", strength=3.0)]
+    (ranked,) = rank(words, known, data, {act.id: 0.9, ask.id: 0.2, same.id: 0.4})
+    assert (ranked.trajectories, ranked.strength, ranked.source) == ((ask.id, same.id), 3.0, "human")
+    assert rank([words[0], prefer(ask, same, "scores")], known, data, {}) == [], "even"
+    judges = [prefer(act, ask, "judge", strength=2.0), prefer(ask, same, "judge")]
+    (ranked,) = rank(judges, known, data, {act.id: 0.9, ask.id: 0.2, same.id: 0.4})
+    assert (ranked.trajectories, ranked.targets, ranked.strength) == ((act.id, ask.id), (0.9, 0.2), 0.5)
 
 
 def judged(*sides):

@@ -112,9 +112,23 @@ def test_runs_that_broke_and_checks_that_broke_are_told_with_the_first_reason():
     assert "1 of 3 runs could not be known" in got.trouble[1]
     assert got.trouble[1].endswith("KeyError: 'room'.")
     assert got.unusable == pytest.approx(2 / 3)
+    scores[1] = check(runs[2], "task_success", None)
+    both = summarise("desk@1", "test", CRITERIA, runs, scores, TASKS)
+    assert both.unusable == pytest.approx(2 / 3), "a run that broke and has no score counts once"
     assert (evaluation(OUTCOMES).trouble, evaluation(OUTCOMES).unusable) == ((), 0)
     with pytest.raises(DataError, match=r"None of the 1 runs .*KeyError: 'room'"):
         summarise("desk@1", "test", CRITERIA, runs[1:2], scores, TASKS)
+
+
+def test_a_veto_whose_check_broke_leaves_runs_unusable_though_they_succeeded():
+    runs, scores = scored(OUTCOMES)
+    torn = [check(one, "policy_kept", None).model_copy(update={"note": "KeyError: 'room'"}) for one in runs]
+    got = summarise("desk@1", "test", CRITERIA, runs, [*(one for one in scores if one.criterion == "task_success@1"), *torn], TASKS)
+    assert (got.unscored, got.unusable) == (0, 1.0)
+    assert got.trouble == (f"{len(runs)} checks broke; the first, policy_kept@1: KeyError: 'room'.",)
+    one_lost = summarise("desk@1", "test", CRITERIA, runs, [*scores[:-2], check(runs[-1], "task_success", None), *torn], TASKS)
+    assert "1 of 4 runs could not be known" in one_lost.trouble[0]
+    assert one_lost.trouble[1].startswith("3 checks broke in runs whose success is known; the first, policy_kept@1")
 
 
 def test_a_run_whose_check_broke_is_unscored_and_no_failure():

@@ -249,7 +249,9 @@ def test_an_evaluation_most_of_whose_runs_broke_or_were_not_scored_passes_no_gat
     sound = evaluation(made, "hello@2", [True] * 40)
     few = sound.model_copy(update={"unscored": 2, "stop_reasons": {"answered": 42}})
     assert gate(made, "hello@2", evaluation=few).passed
-    for changed in ({"unscored": 20, "stop_reasons": {"answered": 60}}, {"stop_reasons": {"answered": 10, "error": 30}}):
+    known = {"unusable_runs": 20, "stop_reasons": {"answered": 40}}
+    before = ({"unscored": 20, "stop_reasons": {"answered": 60}}, {"stop_reasons": {"answered": 10, "error": 30}})
+    for changed in (known, *({**figures, "unusable_runs": None} for figures in before)):  # evaluations from before it was kept
         many = sound.model_copy(update={**changed, "trouble": ("OSError: the desk is closed.",)})
         (failed,) = [check for check in gate(made, "hello@2", evaluation=many).checks if not check.passed]
         assert (failed.name, "the desk is closed" in failed.detail) == ("evaluated", True)

@@ -212,6 +212,22 @@ def test_gold_and_repeats_stand_outside_the_overlap(store: Store) -> None:
     assert [item.done for item in store.queue_items.items() if item.trajectory == first.trajectory] == [1]
 
 
+def test_what_was_closed_comes_to_nobody_as_a_repeat(store: Store) -> None:
+    store.queue_items.add(runs(store, 3))
+    queue = store.queue(PLAIN)
+    first = taken(queue, "ada")
+    queue.finish(first.id, "ada")
+    queue.finish(taken(queue, "ada").id, "ada")
+    always = store.queue(Rules(gold_rate=0.0, repeat_rate=1.0, repeat_after=1))
+    store.queue_items.set_status([first.trajectory], "closed")
+    other = taken(always, "ada")
+    assert other.kind == "normal"
+    always.skip(other.id, "ada", "later")
+    store.queue_items.set_status([first.trajectory], "open")
+    again = taken(always, "ada")
+    assert (again.trajectory, again.kind) == (first.trajectory, "repeat")
+
+
 def test_nobody_is_tested_by_an_answer_of_their_own(store: Store) -> None:
     first, second = runs(store, 2)
     always_gold = store.queue(Rules(gold_rate=1.0, repeat_rate=0.0))

@@ -205,3 +205,44 @@ def test_times_that_are_no_times_break_nothing():
     scores = [mark(n, 3).model_copy(update={"time": "", "id": str(n)}) for n in range(30)]
     (ada,) = report(scores).people
     assert (ada.marks, ada.seconds_per_run, ada.weeks) == (30, None, ())
+
+
+def test_who_did_not_change_is_hardly_ever_said_to_have():
+    draw, week, flagged = random.Random(3), 7 * 86400, 0
+    for _ in range(40):
+        scores = []
+        for run in range(24):  # two weeks of twelve runs; ada is milder or stricter by the run, as runs differ
+            lean = draw.gauss(0, 0.2)
+            for step in range(8):
+                seconds = (run >= 12) * week + 100 * run + step
+                scores.append(mark(run, 0.5, "bob", criterion="good_step@1", step=step, seconds=seconds))
+                own = min(1.0, max(0.0, 0.5 + lean + draw.gauss(0, 0.2)))
+                scores.append(mark(run, own, "ada", criterion="good_step@1", step=step, seconds=seconds))
+        ada = habits(panel(scores, []), CRITERIA)[0]
+        assert [w.low is not None for w in ada.weeks] == [True, True]
+        flagged += any("became" in flag for flag in ada.flags)
+    assert flagged <= 2
+
+
+def test_a_week_of_equal_answers_is_no_certainty():
+    week = 7 * 86400
+    others = [mark(n, 3, "bob", seconds=100 * n) for n in range(40)]
+    own = [mark(n, 3 if n < 36 else 5, "ada", seconds=(n >= 20) * week + 100 * n) for n in range(40)]
+    first, second = habits(panel([*others, *own], []), CRITERIA)[0].weeks
+    assert (first.lean, first.low < 0 < first.high) == (0.0, True)
+    assert second.low <= first.high, "four of twenty against none of twenty may be chance"
+
+
+def test_steps_of_one_run_that_went_well_are_no_row_of_equal_answers():
+    draw, flagged = random.Random(5), 0
+    for _ in range(40):
+        scores = []
+        for run in range(40):
+            right = 0.97 if draw.random() < 0.6 else 0.4
+            for name in ("ada", "bob"):
+                scores += [
+                    mark(run, float(draw.random() < right), name, criterion="good_step@1", step=step, seconds=100 * run + step)
+                    for step in range(6)
+                ]
+        flagged += bool(habits(panel(scores, []), CRITERIA)[0].streaks)
+    assert flagged <= 2

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from agentalign.config.project import Project
 from agentalign.config.reward import RewardConfig
 from agentalign.config.sft import SFTConfig
 from agentalign.environments.taskset import load_taskset
-from agentalign.errors import DataError, RegistryError, TasksetError, TrainingStoppedError
+from agentalign.errors import DataError, RegistryError, TasksetError, TrainingError, TrainingStoppedError
 from agentalign.evaluation.run_eval import EvalPlan, evaluate
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.begun import TrainedOn
@@ -36,6 +37,18 @@ from tests.small_project import DPO, FIXTURES, PPO, REWARD, SFT, TINY, make_proj
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     return make_project(tmp_path_factory.mktemp("project"))
+
+
+class Ends(logging.Handler):
+    """Asks this process to end where a line is logged that begins so."""
+
+    def __init__(self, line):
+        super().__init__()
+        self.line = line
+
+    def emit(self, record):
+        if record.getMessage().startswith(self.line):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def rows(project, training):
@@ -161,6 +174,38 @@ def test_an_interrupted_training_goes_on_with_the_data_it_began_with(project, ca
         assert work.frozen("dpo", DPOConfig(**DPO), TrainedOn(["a", "b"])) == TrainedOn(["a", "b"])
 
 
+def test_under_another_template_it_is_another_training(project):
+    config = SFTConfig(**SFT, max_steps=10, eval_every_steps=5)
+    with open_workspace(config, project) as work:
+        about = TrainedOn([run.id for run in sft.choose_runs(work, config)])
+        same = work.planned("sft", config, about)
+        edited = replace(work, base=replace(work.base, template=work.base.template + " "))
+        assert edited.planned("sft", config, about).id != same.id
+        with pytest.raises(DataError, match=r"with another chat template than .* bring back what was changed"):
+            resolve_start(edited, DPOConfig(**DPO, start="toy_desk@1"), "dpo")
+
+
+def test_an_interrupted_training_does_not_go_on_under_other_checks(project, tmp_path):
+    copy = Project(shutil.copytree(project.root, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns("trainings")))
+    (copy.tasks / "toy_desk").unlink()
+    shutil.copytree(FIXTURES / "toy_desk", copy.tasks / "toy_desk")
+    config = SFTConfig(**SFT, max_steps=4, eval_every_steps=2, save_every_steps=1, seed=11)
+    ends = Ends("step 3/")
+    logging.getLogger("agentalign").addHandler(ends)
+    try:
+        with pytest.raises(TrainingStoppedError):
+            sft.run(config, copy)
+    finally:
+        logging.getLogger("agentalign").removeHandler(ends)
+    checks = copy.tasks / "toy_desk" / "criteria.py"
+    before = checks.read_text()
+    checks.write_text(before + "\n\nMENDED = True\n")
+    with pytest.raises(TrainingError, match=r"checks or environment were edited since training .* began"):
+        sft.run(config, copy)
+    checks.write_text(before)
+    assert sft.run(config, copy).status == "done"
+
+
 @pytest.mark.parametrize("credit", ["token", "turn", "run"])
 def test_dpo_learns_from_pairs_and_writes_the_fields_names(project, credit):
     config = DPOConfig(**DPO, start="toy_desk@1", max_steps=4, credit=credit, learning_rate=1e-3, min_reference_prob=0.001, replay=2)
@@ -254,11 +299,6 @@ def test_a_ppo_that_was_interrupted_tells_what_one_that_was_not_tells(project, t
 
     caplog.set_level(logging.INFO, logger="agentalign")
 
-    class Ends(logging.Handler):
-        def emit(self, record):
-            if record.getMessage().startswith("iteration 1:"):
-                os.kill(os.getpid(), signal.SIGTERM)
-
     def card(name, interrupted):
         copy = Project(shutil.copytree(project.root, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("trainings")))
         ranked = reward.run(RewardConfig(**REWARD, start="toy_desk@1", max_steps=2), copy)
@@ -272,7 +312,7 @@ def test_a_ppo_that_was_interrupted_tells_what_one_that_was_not_tells(project, t
         foreseen = ppo.run(config, copy, dry_run=True)
         # Without runs of its own the start is looked at first, but for no more runs than two iterations make.
         assert foreseen.items["runs to see where it stands"] == (0 if past == "past runs" else 16)
-        ends, logger = Ends(), logging.getLogger("agentalign")
+        ends, logger = Ends("iteration 1:"), logging.getLogger("agentalign")
         if interrupted:
             logger.addHandler(ends)
             try:

@@ -39,7 +39,7 @@ def test_rows_that_a_resume_forgets_are_forgotten(tmp_path):
     for step in range(1, 10):
         write_row(path, step, {"loss": 1.0})
     assert len(file.rows()) == 9
-    forget_rows_after(path, 5)
+    forget_rows_after(path, 5, ())
     for step in range(6, 12):
         write_row(path, step, {"loss": 2.0})
     assert [row["loss"] for row in file.rows()] == [1.0] * 5 + [2.0] * 6

@@ -13,7 +13,7 @@ from agentalign.errors import DataError
 from agentalign.evaluation.statistics import Rate, pass_k, rate
 from agentalign.records.adapter import EvaluationSummary
 from agentalign.records.base import Record, now
-from agentalign.records.criterion import SUCCESS, Criterion, Score, ScoreStatus, overall, unit_values
+from agentalign.records.criterion import SUCCESS, Criterion, Score, ScoreStatus, broke, overall, unit_values
 from agentalign.records.trajectory import StopReason, Trajectory
 
 MOST_UNUSABLE = 0.05
@@ -80,6 +80,8 @@ class Evaluation(Record):
     """The criteria versions in force, "name@version"."""
     unscored: int
     """Runs whose success could not be known; in no figure."""
+    unusable_runs: int | None = None
+    """Runs that broke, or whose success or worth (a veto's check, say) could not be known; None in evaluations from before it was kept."""
     seen: Group | None
     """Families that training could see; None where the split has none."""
     unseen: Group | None
@@ -111,8 +113,9 @@ class Evaluation(Record):
 
     @property
     def unusable(self) -> float:
-        """Share of the runs that broke, or whose success could not be known: they say something of environment and checks alone."""
-        return (self.stop_reasons.get(StopReason.ERROR.value, 0) + self.unscored) / max(1, sum(self.stop_reasons.values()))
+        """Share of the runs that broke, or whose success or worth is not known: they say something of environment and checks alone."""
+        counted = self.stop_reasons.get(StopReason.ERROR.value, 0) + self.unscored if self.unusable_runs is None else self.unusable_runs
+        return counted / max(1, sum(self.stop_reasons.values()))
 
 
 def summarise(
@@ -143,6 +146,7 @@ def summarise(
         if score.trajectory in by_run:
             by_run[score.trajectory].append(score)
     results, unscored = _task_results(criteria, runs, by_run, tasks)
+    ended, blind = {run.id for run in runs if run.stop_reason == StopReason.ERROR}, {id for id, found in by_run.items() if broke(found)}
     trouble = _trouble(runs, by_run, unscored)
     if not results:
         raise DataError(
@@ -157,7 +161,8 @@ def summarise(
         split=split,
         success_means=_success_means(criteria),
         criteria=tuple(criterion.key for criterion in criteria),
-        unscored=unscored,
+        unscored=len(unscored),
+        unusable_runs=len(ended | blind | unscored),
         seen=_group("seen families", seen, names) if seen else None,
         unseen=_group("unseen families", unseen, names) if unseen else None,
         everything=_group("all tasks", results, names),
@@ -191,15 +196,18 @@ def _task_results(
     runs: Sequence[Trajectory],
     scores: Mapping[str, Sequence[Score]],
     tasks: Mapping[str, Task],
-) -> tuple[list[TaskResult], int]:
+) -> tuple[list[TaskResult], set[str]]:
+    """Figures per task, and the ids of the runs whose success is not known."""
     groups: dict[str, list[Trajectory]] = {}
     for run in runs:
         groups.setdefault(run.task_id if run.task_id is not None else run.same_task_key(), []).append(run)
-    results, unscored = [], 0
+    results: list[TaskResult] = []
+    unscored: set[str] = set()
     for key, members in sorted(groups.items()):
         values = [(unit_values(criteria, scores[run.id]), overall(criteria, scores[run.id])) for run in members]
-        known = [(units, whole, success) for units, whole in values if (success := _succeeded(criteria, units, whole)) is not None]
-        unscored += len(members) - len(known)
+        said = [(units, whole, _succeeded(criteria, units, whole)) for units, whole in values]
+        known = [(units, whole, success) for units, whole, success in said if success is not None]
+        unscored |= {run.id for run, (_, _, success) in zip(members, said, strict=True) if success is None}
         if not known:
             continue
         task = tasks.get(key)
@@ -221,19 +229,22 @@ def _task_results(
     return results, unscored
 
 
-def _trouble(runs: Sequence[Trajectory], scores: Mapping[str, Sequence[Score]], unscored: int) -> tuple[str, ...]:
+def _trouble(runs: Sequence[Trajectory], scores: Mapping[str, Sequence[Score]], unscored: set[str]) -> tuple[str, ...]:
     broken = [run for run in runs if run.stop_reason == StopReason.ERROR]
-    reasons = [score.note for run in runs for score in scores[run.id] if score.status == ScoreStatus.ERROR]
+    failed = [score for run in runs for score in scores[run.id] if score.status == ScoreStatus.ERROR]
+    why = [score.note for score in failed if score.trajectory in unscored]
+    others = [score for score in failed if score.trajectory not in unscored]
     said = []
     if broken:
         said.append(f"{len(broken)} of {len(runs)} runs broke; the first, {broken[0].id[:12]}: {_last_line(broken[0].error)}.")
     if unscored:
-        first = _last_line(reasons[0]) if reasons else "it has no score"
+        first = _last_line(why[0]) if why else "it has no score"
         said.append(
-            f"The success of {unscored} of {len(runs)} runs could not be known, so they are in no figure; the first reason: {first}."
+            f"The success of {len(unscored)} of {len(runs)} runs could not be known, so they are in no figure; the first reason: {first}."
         )
-    elif reasons:
-        said.append(f"{len(reasons)} checks broke; the first: {_last_line(reasons[0])}.")
+    if others:
+        where = " in runs whose success is known" if unscored else ""
+        said.append(f"{len(others)} checks broke{where}; the first, {others[0].criterion}: {_last_line(others[0].note)}.")
     return tuple(said)
 
 

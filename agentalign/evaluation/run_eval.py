@@ -23,6 +23,7 @@ from agentalign.records.base import digest
 from agentalign.rollouts.bundle import adapter_policy, base_policy
 from agentalign.rollouts.collect import choose_jobs, collect
 from agentalign.scoring.score import score_trajectories
+from agentalign.scoring.stored import answered_anew
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
 
@@ -163,7 +164,7 @@ def _evaluate_one(
         made = collect(store, taskset, policy, jobs, pool=pool, seed=plan.seed, progress=progress)
         tasks = {task.id: task for task in taskset.tasks()}
         scores = score_trajectories(taskset, made.runs, tasks, pool=pool)
-    store.add_scores(scores)
+    store.add_scores(answered_anew(store, scores))
     return summarise(
         adapter, plan.split, taskset.criteria, made.runs, scores, tasks, sampled_tokens=made.sampled_tokens,
         settings=plan.settings(adapter), taskset_digest=asked, content=content,

@@ -28,6 +28,10 @@ OWN = {
 DESCRIPTIVE = {"name", "id", "annotations", "model", "usage", "finish_reason", "index", "timestamp", "created", "created_at", "metadata"}
 """Fields of a message that say nothing about what was said: kept in the run's metadata."""
 
+CALL = {"id", "type", "function", "name", "arguments"}
+CALL_DESCRIPTIVE = {"index", "status", "created_at", "extra_content", "provider_specific_fields", "thought_signature"}
+"""Fields of a tool call that say nothing about what was asked or answered: kept in the run's metadata."""
+
 ABOUT = {"id", "taskset", "task_id", "family", "split", "origin", "stop_reason", "error", "seconds", "created"}
 """Fields of a run that an exported row has beside its messages, tools and labels."""
 
@@ -161,13 +165,22 @@ class _Reader:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(call, dict) or not isinstance(function, dict) or call.get("type", "function") != "function":
             self._refuse(number, 'has a tool call that is not {"id", "type": "function", "function": {"name", "arguments"}}')
+        around = {**call, **function}
+        extra = {key: value for key, value in around.items() if key not in CALL and not _says_nothing(value)}
+        if unknown := sorted(extra.keys() - CALL_DESCRIPTIVE):
+            self._refuse(
+                number, f"has the field '{unknown[0]}' in a tool call, which cannot be kept. A tool's result is a message of its own"
+            )
         name, arguments, written = function.get("name"), function.get("arguments"), call.get("id")
         if not isinstance(name, str) or not name:
             self._refuse(number, "has a tool call without a name")
         if not isinstance(arguments, str | dict | None):
             self._refuse(number, f"calls '{name}' with arguments that are {_kind(arguments)}, not a mapping or its JSON text")
         text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
-        return ToolCall(id=self._new_id(written), name=name, arguments=text or "{}")
+        made = ToolCall(id=self._new_id(written), name=name, arguments=text or "{}")
+        if extra:
+            self.notes[f"{number}/{made.id}"] = extra
+        return made
 
     def _new_id(self, written: JsonValue) -> str:
         wanted = _id(written) or f"call_{len(self._used)}"

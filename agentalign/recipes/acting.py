@@ -113,14 +113,19 @@ class Acting:
         for score in scores:
             if score.trajectory in by_run:
                 by_run[score.trajectory].append(score)
-        for run, unit in zip(runs, self._reward_units(rendered) if self.answered else [0.0] * len(runs), strict=True):
+        units = self._reward_units(rendered) if self.answered else [0.0] * len(runs)
+        for run, unit in zip(runs, units, strict=True):
+            if not math.isfinite(unit):
+                logger.warning("run %s: the reward model's answer is no number, so its worth is not known", run.id)
+                continue
             for criterion in self.answered:
                 low, high = criterion.scale
                 value = low + (high - low) * (unit if criterion.higher_is_better else 1 - unit)
                 by_run[run.id].append(
                     Score(trajectory=run.id, criterion=criterion.key, value=value, rater=self.reward.ref, rater_kind="reward_model")
                 )
-        return [overall(self.work.taskset.criteria, by_run[run.id]) for run in runs]
+        known = zip(runs, units, strict=True)
+        return [overall(self.work.taskset.criteria, by_run[run.id]) if math.isfinite(unit) else None for run, unit in known]
 
     def lessons(self, runs: Sequence[Trajectory], data: RunData) -> list[Experience]:
         """Stored scored runs as the critic's first lessons."""
@@ -130,11 +135,9 @@ class Acting:
         return [lesson(one, value, self.config) for one, value in zip(rendered, values, strict=True) if value is not None]
 
     def _reward_units(self, rendered: Sequence[Rendered]) -> list[float]:
-        """The reward model's opinion on [0, 1]: 0.5 is the mean of the runs it was made from."""
-        mean, deviation = self.reward.metrics.get("reward_mean", 0.0), self.reward.metrics.get("reward_sd", 1.0)
+        """The reward model's opinion on [0, 1]."""
         rewards = end_rewards(self.model, REWARD, [whole(run) for run in rendered], max_tokens=self.config.micro_batch_tokens)
-        # exp overflows far from the mean, and a sigmoid is flat there anyway.
-        return [1 / (1 + math.exp(-max(-30.0, min(30.0, (reward - mean) / deviation)))) for reward in rewards]
+        return reward_units(rewards, self.reward.metrics.get("reward_mean", 0.0), self.reward.metrics.get("reward_sd", 1.0))
 
     def made(self, iterations: int) -> int:
         """Runs made in the first so many iterations, by whichever process: one that goes on has seen its own ones only."""
@@ -198,6 +201,13 @@ class Acting:
         """(task, overall value by the checks) of every run where both are known."""
         values = by_checks(self.work.taskset.criteria, scores)
         return [(run.task_id, values[run.id]) for run in runs if run.task_id and run.id in values]
+
+
+def reward_units(rewards: Sequence[float], mean: float, deviation: float) -> list[float]:
+    """Rewards on [0, 1]: 0.5 is the mean of the runs that the model was made from; NaN where one is no finite number."""
+    # exp overflows far from the mean, and a sigmoid is flat there anyway; min and max would make a number of NaN.
+    far = [(reward - mean) / deviation for reward in rewards]
+    return [1 / (1 + math.exp(-max(-30.0, min(30.0, one)))) if math.isfinite(one) else math.nan for one in far]
 
 
 def act(

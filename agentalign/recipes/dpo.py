@@ -9,7 +9,7 @@ purpose: a second copy of the model for the reference (its log-probabilities are
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +22,12 @@ from agentalign.environments.task import Task
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
+from agentalign.recipes.compared import sides_of
 from agentalign.recipes.contrast import contrasts
-from agentalign.recipes.data import Part, RunData, Turn, by_kind, fixed_logprobs, render_runs, token_stats, whole
+from agentalign.recipes.data import Part, RunData, by_kind, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate, require_gate
 from agentalign.recipes.dry_run import DryRun, estimate
-from agentalign.recipes.preferences import choose_preferences
+from agentalign.recipes.preferences import choose_preferences, net_order, rank_of, settled
 from agentalign.recipes.token_notes import note_pairs
 from agentalign.recipes.workspace import GOOD, Workspace, open_workspace, plan_for, resolve_start
 from agentalign.records.adapter import Training
@@ -88,7 +89,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         preferences, replay_runs = [p for p in preferences if p.id in begun], [run for run in replay_runs if run.id in begun]
         data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
         replay = by_kind(replay_runs, data.rendered, work.tasks())
-        pairs = make_pairs(preferences, runs, data, config, set(about.labels))
+        pairs = make_pairs(settled(preferences, runs), runs, data, config, set(about.labels))
         if dry_run:
             pairs = balanced(pairs, runs, work.tasks(), config)
             return _dry_run(work, config, data, [*pairs, *contrast_pairs(pairs, data, replay, config)], about)
@@ -150,7 +151,7 @@ def make_pairs(
     Raises:
         DataError: nothing can be compared.
     """
-    found: dict[tuple[Part, Part], Pair] = {}
+    found: dict[frozenset[Part], list[tuple[int, Pair]]] = {}
     left: Counter[str] = Counter()
     for preference in preferences:
         best, worst = preference.items[0], preference.items[-1]
@@ -163,54 +164,37 @@ def make_pairs(
             continue
         # A preference about steps is never stretched over whole runs.
         credit = "turn" if config.credit == "run" and best.step is not None else config.credit
-        sides = _sides(data.rendered[best.trajectory], data.rendered[worst.trajectory], parting, credit)
+        sides = sides_of(data.rendered[best.trajectory], data.rendered[worst.trajectory], parting, credit)
         if sides is None:
             left["nothing differs that the agent wrote"] += 1
-        elif sides in found:
-            left["the same comparison again"] += 1
-        else:
-            anchor = best.trajectory if best.trajectory in good else None
-            found[sides] = Pair(*sides, preference.strength, (best.trajectory, worst.trajectory), anchor, preference.source)
+            continue
+        anchor = best.trajectory if best.trajectory in good else None
+        pair = Pair(*sides, preference.strength, (best.trajectory, worst.trajectory), anchor, preference.source)
+        found.setdefault(frozenset(sides), []).append((rank_of(preference, runs), pair))
+    pairs = [one for same in found.values() if (one := _net(same, left)) is not None]
     reasons = "".join(f"; {count} left out: {reason}" for reason, count in left.items())
-    logger.info("%d preferences make %d pairs%s", len(preferences), len(found), reasons)
-    if not found:
+    logger.info("%d preferences make %d pairs%s", len(preferences), len(pairs), reasons)
+    if not pairs:
         raise DataError(
-            f"none of the {len(preferences)} preferences can be compared with credit '{config.credit}': their runs were refused "
-            "or never part at a step of the agent. Try credit: run."
+            f"none of the {len(preferences)} preferences can be compared with credit '{config.credit}': their runs were refused, "
+            "never part at a step of the agent, or contradict each other evenly. Try credit: run."
         )
-    return list(found.values())
+    return pairs
 
 
-def _sides(best: Rendered, worst: Rendered, parting: int | None, credit: str) -> tuple[Part, Part] | None:
-    """What is compared. Tokens that both sides wrote after the same context have a weight of exactly 0: they stay as context only."""
-    if credit == "run":
-        return apart(whole(best).turns, whole(worst).turns)
-    if parting is None or parting >= min(len(best.turns), len(worst.turns)):
+def _net(same: Sequence[tuple[int, Pair]], left: Counter[str]) -> Pair | None:
+    """What comparisons of the same two parts come to: a whole run's and a step's may narrow down to one, and contradict each other."""
+    counted = [pair for rank, pair in same if rank == max(rank for rank, _ in same)]
+    order = net_order([((pair.chosen, pair.rejected), pair.strength) for pair in counted])
+    agree = [pair for _, pair in same if order and pair.chosen == order[0][0]]
+    against = len(same) - len(agree)
+    if against:
+        left["others say the opposite, more clearly or of a higher rank" if order else "as many say the opposite"] += against
+    if order is None:
         return None
-    # The worse side's context: it is what the policy really saw, and both sides answer the same messages.
-    context = worst.turns[parting].context
-    sides = apart((Turn(context, best.turns[parting].completion),), (Turn(context, worst.turns[parting].completion),))
-    if sides is None or credit != "token":
-        return sides
-    first, second = (side.turns[0] for side in sides)
-    if first.completion[0] == second.completion[0]:
-        return None
-    return Part((Turn(first.context, first.completion[:1]),)), Part((Turn(second.context, second.completion[:1]),))
-
-
-def apart(best: Sequence[Turn], worst: Sequence[Turn]) -> tuple[Part, Part] | None:
-    """Both sides from where they part; None where they never do. Each keeps at least one token to train."""
-    first = next((i for i, (a, b) in enumerate(zip(best, worst, strict=False)) if a != b), min(len(best), len(worst)))
-    if first == len(best) == len(worst):
-        return None
-    first = min(first, len(best) - 1, len(worst) - 1)
-    (one, *more), (other, *others) = best[first:], worst[first:]
-    if one.context == other.context:
-        pairs = zip(one.completion, other.completion, strict=False)
-        shortest = min(len(one.completion), len(other.completion))
-        shared = min(next((i for i, (a, b) in enumerate(pairs) if a != b), shortest), shortest - 1)
-        one, other = (Turn((*turn.context, *turn.completion[:shared]), turn.completion[shared:]) for turn in (one, other))
-    return Part((one, *more)), Part((other, *others))
+    if len(agree) > 1:
+        left["the same comparison again"] += len(agree) - 1
+    return replace(next(pair for pair in agree if pair in counted), strength=order[1])
 
 
 def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig, cache: Path) -> list[Pair]:

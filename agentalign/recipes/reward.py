@@ -10,7 +10,7 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import Part, RunData, end_rewards, render_runs, token_stats, up_to_step
 from agentalign.recipes.dry_run import DryRun, estimate
-from agentalign.recipes.preferences import choose_preferences
+from agentalign.recipes.preferences import choose_preferences, net_order, rank_of, settled
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
@@ -72,7 +72,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
         # data
         preferences, runs, about = _trained_on(work, config)
         data = render_runs(list(runs.values()), work.store, Dialect.load(work.base), config)
-        learn, held = split_by_task(rank(preferences, runs, data, about.labels), config)
+        learn, held = split_by_task(rank(settled(preferences, runs), runs, data, about.labels), config)
         total = config.max_steps or steps_for(len(learn), batch_size=config.batch_size, epochs=config.num_train_epochs)
         if dry_run:
             return _dry_run(work, config, data, learn, total, about)
@@ -136,8 +136,8 @@ def _trained_on(work: Workspace, config: RewardConfig) -> tuple[list[Preference]
 
 
 def rank(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: RunData, values: Mapping[str, float | None]) -> list[Ranked]:
-    """Preferences whose items were all rendered, as parts; equal comparisons once."""
-    found: dict[tuple[Part, ...], Ranked] = {}
+    """Preferences whose items were all rendered, as parts; words on the same parts once, as they come to together."""
+    found: dict[frozenset[Part], list[tuple[int, Ranked]]] = {}
     for preference in preferences:
         if any(item.trajectory not in data.rendered for item in preference.items):
             continue
@@ -145,8 +145,22 @@ def rank(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: R
         ids = tuple(item.trajectory for item in preference.items)
         absolute = [values.get(item.trajectory) if item.step is None else None for item in preference.items]
         targets = tuple(float("nan") if value is None else value for value in absolute)
-        found.setdefault(parts, Ranked(parts, targets, preference.strength, ids, runs[ids[0]].same_task_key(), preference.source))
-    return list(found.values())
+        ranked = Ranked(parts, targets, preference.strength, ids, runs[ids[0]].same_task_key(), preference.source)
+        found.setdefault(frozenset(parts), []).append((rank_of(preference, runs), ranked))
+    heard = [[ranked for rank, ranked in same if rank == max(rank for rank, _ in same)] for same in found.values()]
+    return [one for same in heard if (one := _net(same)) is not None]
+
+
+def _net(same: Sequence[Ranked]) -> Ranked | None:
+    """What rankings of the same parts come to; None where they leave two even."""
+    if len(same) == 1:
+        return same[0]
+    order = net_order([(ranked.parts, ranked.strength) for ranked in same])
+    if order is None:
+        return None
+    of_part = {part: (target, id) for r in reversed(same) for part, target, id in zip(r.parts, r.targets, r.trajectories, strict=True)}
+    targets, ids = zip(*(of_part[part] for part in order[0]), strict=True)
+    return replace(same[0], parts=order[0], targets=targets, strength=order[1], trajectories=ids)
 
 
 def split_by_task(ranked: Sequence[Ranked], config: RewardConfig) -> tuple[list[Ranked], list[Ranked]]:

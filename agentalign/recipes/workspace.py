@@ -34,6 +34,7 @@ from agentalign.records.criterion import Score, overall_by_run
 from agentalign.records.trajectory import Trajectory
 from agentalign.rollouts.golden import make_golden
 from agentalign.rollouts.rollout import RolloutResult
+from agentalign.scoring.stored import answered_anew
 from agentalign.store.filters import RunFilter
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
@@ -113,10 +114,9 @@ class Workspace:
     def planned(self, recipe: RecipeName, config: TrainingConfig, about: TrainedOn) -> Training:
         """The training that this config on this data is; nothing is written."""
         data_digest = digest(list(about.ids))
-        # What says nothing is left out, so that a training of an earlier version is found again.
         labels: JsonValue = dict(about.labels)
         beside = [one for one in (labels, about.rules) if one]
-        identity = digest([recipe, json.loads(_settings(config)), data_digest, self.base.digest, *beside])
+        identity = digest([recipe, json.loads(_settings(config)), data_digest, self.base.digest, digest(self.base.template), *beside])
         return Training(
             id=f"{self.taskset.name}-{recipe}-{identity[:12]}",
             recipe=recipe,
@@ -175,7 +175,7 @@ class Workspace:
         runs = [result.trajectory for result in results]
         report = self.store.add(runs, [result.tokens for result in results if result.tokens])
         gone = self.store.tombstones([run.id for run in runs]) if report.forgotten else {}
-        self.store.add_scores([score for score in scores if score.trajectory not in gone])
+        self.store.add_scores(answered_anew(self.store, [score for score in scores if score.trajectory not in gone]))
 
     @contextmanager
     def recording(self, training: Training, report_to: TrackerName) -> Iterator[Report]:
@@ -337,9 +337,10 @@ def resolve_adapter(work: Workspace, ref: str, kind: AdapterKind) -> tuple[Adapt
     if card.kind != kind:
         raise DataError(f"adapter {card.ref} is a {card.kind} model, and a {kind} model is needed here; name another.")
     if card.base_digest != work.base.digest or card.template_digest != digest(work.base.template):
+        other = "another chat template" if card.base_digest == work.base.digest else "other weights or another tokenizer"
         raise DataError(
-            f"adapter {card.ref} was trained on {card.base} (digest {card.base_digest[:12]}) with another base or chat template than "
-            f"{work.base.name} ({work.base.digest[:12]}) has now; name the same base."
+            f"adapter {card.ref} was trained on {card.base} (digest {card.base_digest[:12]}) with {other} than {work.base.name} "
+            f"({work.base.digest[:12]}) has now; name the same base, or bring back what was changed in it."
         )
     work.registry.verify(card.ref)
     return card, folder

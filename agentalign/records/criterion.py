@@ -7,6 +7,7 @@ Where raters disagreed, someone may decide: the decision is one more score, and 
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from statistics import median_low
 from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
@@ -133,8 +134,9 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
     0 if any gate failed, else 0.1 + 0.9 x the weighted mean over the criteria that apply. None where a criterion has nothing but errors
     (left out, a check that broke would be worth more than one that failed), a gate that a check answers has no score of its current
     version, or nothing at all was scored. A gate that waits for people or a judge is no veto until they speak. Per criterion the kind of
-    rater with the highest rank counts; several raters of that kind are averaged. Step scores count through their mean. Where an
-    adjudicator decided on a run or step, nobody else's answer there counts.
+    rater with the highest rank counts, of step scores at each step; several raters of that kind are averaged. Step scores count through
+    their mean. A gate's worst step counts, and of several raters there more than half must pass it. Where an adjudicator decided on a run
+    or step, nobody else's answer there counts.
 
     Args:
         scores: in the order they were stored; see `in_force`.
@@ -145,12 +147,12 @@ def overall(criteria: Sequence[Criterion], scores: Iterable[Score]) -> float | N
     for criterion in criteria:
         answers = by_criterion.get(criterion.key)
         if criterion.gate:
-            value = _mean_value(criterion, answers)
+            value = _value(criterion, answers)
             not_applicable = bool(answers) and all(a.status == ScoreStatus.NOT_APPLICABLE for a in answers or ())
             missing |= value is None and not not_applicable and (criterion.kind == "check" or bool(answers))
             failed |= value is not None and value < criterion.gate_at
             continue
-        value = _mean_value(criterion, answers)
+        value = _value(criterion, answers)
         missing |= value is None and any(answer.status == ScoreStatus.ERROR for answer in answers or ())
         if value is not None:
             weighted, total = weighted + criterion.weight * value, total + criterion.weight
@@ -178,7 +180,7 @@ def checks_decide(criteria: Sequence[Criterion]) -> bool:
 def unit_values(criteria: Sequence[Criterion], scores: Iterable[Score]) -> dict[str, float]:
     """Per criterion name the value in [0, 1] that counts, chosen as in `overall`; a criterion without a value is left out."""
     by_criterion = effective(scores)
-    values = {criterion.name: _mean_value(criterion, by_criterion.get(criterion.key)) for criterion in criteria}
+    values = {criterion.name: _value(criterion, by_criterion.get(criterion.key)) for criterion in criteria}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -203,20 +205,39 @@ def in_force(scores: Iterable[Score]) -> list[Score]:
 
 
 def effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
-    """The scores that count, by criterion key: those in force, and of them those of the highest rank that gave a value."""
+    """The scores that count, by criterion key: those in force, and of them at each place those of the highest rank that gave a value.
+
+    Answers about the run and answers about its steps do not mix: where there are both, those of the higher rank count.
+    """
     groups: dict[str, list[Score]] = {}
     for score in in_force(scores):
         if score.status not in NO_ANSWER:
             groups.setdefault(score.criterion, []).append(score)
     # An error or "does not apply" of a higher-ranked rater does not hide a lower-ranked answer unless it is the only one.
-    for key, group in groups.items():
-        valued = [s for s in group if s.status == ScoreStatus.VALUE]
-        if valued:
-            best = max(RATER_RANK[s.rater_kind] for s in valued)
-            groups[key] = [s for s in valued if RATER_RANK[s.rater_kind] == best]
-    return groups
+    return {key: _heard([s for s in group if s.status == ScoreStatus.VALUE]) or group for key, group in groups.items()}
 
 
-def _mean_value(criterion: Criterion, answers: Sequence[Score] | None) -> float | None:
-    values = [criterion.unit_value(a.value) for a in answers or () if a.value is not None]
+def broke(scores: Iterable[Score]) -> bool:
+    """Whether some criterion has nothing but errors, so that the run's worth is not known whatever the others say."""
+    return any(all(score.status == ScoreStatus.ERROR for score in answers) for answers in effective(scores).values())
+
+
+def _heard(valued: Sequence[Score]) -> list[Score]:
+    """Of one criterion's values those that count."""
+    best: dict[int | None, int] = {}
+    for score in valued:
+        best[score.step] = max(best.get(score.step, 0), RATER_RANK[score.rater_kind])
+    steps = max((rank for step, rank in best.items() if step is not None), default=-1)
+    whole = best.get(None, -1)
+    return [s for s in valued if RATER_RANK[s.rater_kind] == best[s.step] and (whole >= steps if s.step is None else steps >= whole)]
+
+
+def _value(criterion: Criterion, answers: Sequence[Score] | None) -> float | None:
+    places: dict[int | None, list[float]] = {}
+    for answer in answers or ():
+        if answer.value is not None:
+            places.setdefault(answer.step, []).append(criterion.unit_value(answer.value))
+    if criterion.gate:  # a veto: the worst place, and there what more than half of the raters reach
+        return min((median_low(values) for values in places.values()), default=None)
+    values = [value for found in places.values() for value in found]
     return sum(values) / len(values) if values else None

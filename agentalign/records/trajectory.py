@@ -178,10 +178,13 @@ class Trajectory(Record):
 
     def same_task_key(self) -> str:
         """Equal for runs of one task: the task id, else a digest of tools and messages before the agent's first act."""
-        if self.task_id is not None:
-            return f"{self.taskset}/{self.task_id}"
+        return f"{self.taskset}/{self.task_id}" if self.task_id is not None else f"digest/{self.asked}"
+
+    @property
+    def asked(self) -> str:
+        """Digest of tools and messages before the agent's first act."""
         first = self.steps[0].message_index if self.steps else len(self.messages)
-        return "digest/" + digest([self.tools, [m.model_dump(mode="json") for m in self.messages[:first]]])
+        return digest([self.tools, [m.model_dump(mode="json") for m in self.messages[:first]]])
 
     @property
     def is_corrected_step(self) -> bool:

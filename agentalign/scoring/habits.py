@@ -13,9 +13,9 @@ import numpy as np
 
 from agentalign.records.base import Record
 from agentalign.records.criterion import Criterion
-from agentalign.scoring.agreement import FEWEST_ITEMS
+from agentalign.scoring.agreement import FEWEST_ITEMS, FEWEST_RUNS
 from agentalign.scoring.cases import Answer, Case, Panel, Question, Rater
-from agentalign.scoring.intervals import Share, bootstrap, share_of
+from agentalign.scoring.intervals import Share, bootstrap, no_more_than, share_of
 
 REPEAT_SECONDS = 3600.0
 REPEAT_RUNS = 10
@@ -44,13 +44,13 @@ class Week(Record):
 
 
 class Streak(Record):
-    """A row of equal answers to one question."""
+    """Runs in a row with equal answers to one question."""
 
     criterion: str
     value: float
     length: int
     marks: int
-    """How many the person gave in all."""
+    """Runs that the person answered it about in all."""
 
 
 class Habits(Record):
@@ -179,7 +179,7 @@ def _moment(time: str) -> datetime | None:
 
 def _weeks(found: Panel, rater: Rater, scales: Mapping[str, Criterion]) -> list[Week]:
     marks: dict[str, int] = {}
-    leans: dict[str, list[float]] = {}
+    leans: dict[str, dict[str, list[float]]] = {}
     for case, answers in found.answers.items():
         own, criterion = answers.get(rater), scales.get(case.question.criterion)
         moment = _moment(own.time) if own else None
@@ -190,30 +190,41 @@ def _weeks(found: Panel, rater: Rater, scales: Mapping[str, Criterion]) -> list[
         marks[week] = marks.get(week, 0) + 1
         others = [a.value for other, a in found.people(case).items() if other != rater and a.value is not None]
         if others:
-            leans.setdefault(week, []).append(criterion.unit_value(own.value) - fmean(map(criterion.unit_value, others)))
-    return [_week(week, count, leans.get(week, [])) for week, count in sorted(marks.items())]
+            lean = criterion.unit_value(own.value) - fmean(map(criterion.unit_value, others))
+            leans.setdefault(week, {}).setdefault(case.run, []).append(lean)
+    return [_week(week, count, list(leans.get(week, {}).values())) for week, count in sorted(marks.items())]
 
 
-def _week(week: str, marks: int, leans: Sequence[float]) -> Week:
-    values = np.array(leans)
-    enough = len(leans) >= FEWEST_ITEMS
-    low, high = (bootstrap(lambda drawn: drawn @ values / len(values), len(values)) if enough else None) or (None, None)
-    return Week(week=week, marks=marks, lean=float(values.mean()) if leans else None, low=low, high=high, shared=len(leans))
+def _week(week: str, marks: int, leans: Sequence[Sequence[float]]) -> Week:
+    """Of leans by run: steps of one run are not independent, so runs are drawn again."""
+    sums, counts = np.array([sum(own) for own in leans]), np.array([len(own) for own in leans])
+    shared = int(counts.sum())
+    low = high = None
+    if shared >= FEWEST_ITEMS and len(leans) >= FEWEST_RUNS:
+        low, high = bootstrap(lambda drawn: (drawn @ sums) / (drawn @ counts), len(leans)) or (None, None)
+    if low is not None and high is not None and low == high:  # all alike, which is no certainty
+        low, high = low - no_more_than(len(leans)), high + no_more_than(len(leans))
+    return Week(week=week, marks=marks, lean=float(sums.sum() / shared) if shared else None, low=low, high=high, shared=shared)
 
 
 def _streaks(found: Panel, rater: Rater) -> list[Streak]:
-    own: dict[str, list[tuple[str, float]]] = {}
-    theirs: dict[str, list[float]] = {}
+    """Of a run's answers to one question their mean: steps of one run go together, and would make rows of their own."""
+    said: dict[tuple[Rater, str, str], list[tuple[str, float]]] = {}
     for case, answers in found.answers.items():
         for one, answer in answers.items():
             if one.kind == "human" and answer.value is not None and case.question.kind == "mark":
-                if one == rater:
-                    own.setdefault(case.question.criterion, []).append((answer.time, answer.value))
-                else:
-                    theirs.setdefault(case.question.criterion, []).append(answer.value)
+                said.setdefault((one, case.question.criterion, case.run), []).append((answer.time, answer.value))
+    own: dict[str, list[tuple[str, float]]] = {}
+    theirs: dict[str, list[float]] = {}
+    for (one, criterion, _), timed in said.items():
+        value = fmean(value for _, value in timed)
+        if one == rater:
+            own.setdefault(criterion, []).append((max(timed)[0], value))
+        else:
+            theirs.setdefault(criterion, []).append(value)
     found_streaks = []
-    for criterion, timed in sorted(own.items()):
-        values = [value for _, value in sorted(timed)]
+    for criterion, runs in sorted(own.items()):
+        values = [value for _, value in sorted(runs)]
         value, length = max(((value, len(list(row))) for value, row in groupby(values)), key=lambda one: one[1])
         others = theirs.get(criterion, [])
         # How common the answer is among the others, never quite certain: everyone may be right about an easy criterion.
@@ -240,7 +251,7 @@ def _flags(
         elif len(others) >= FEWEST_ITEMS and own < FAST_SHARE * median(others):
             yield f"takes {own:.0f} s a run where the others take {median(others):.0f} s"
     for streak in streaks:
-        yield f"gave {streak.criterion.split('@')[0]} the value {streak.value:g} {streak.length} times in a row"
+        yield f"gave {streak.criterion.split('@')[0]} the value {streak.value:g} {streak.length} runs in a row"
     moved = [(a, b) for a, b in pairwise([w for w in weeks if w.low is not None]) if _left_each_other(a, b)]
     for before, after in moved:
         yield f"became {'milder' if (after.lean or 0) > (before.lean or 0) else 'stricter'} from {before.week} to {after.week}"

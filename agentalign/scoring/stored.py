@@ -78,8 +78,7 @@ def score_stored(
 
     def flush() -> None:
         scores = score_trajectories(taskset, waiting, tasks, criteria=criteria, pool=pool)
-        # First what goes: a check that broke then has its error as the last word, and is asked again.
-        store.add_scores([*_taken_back(store, scores), *scores])
+        store.add_scores(answered_anew(store, scores))
         made.extend(scores)
         waiting.clear()
 
@@ -95,8 +94,12 @@ def score_stored(
     return _scoring_report(made, scored)
 
 
-def _taken_back(store: Store, new: Sequence[Score]) -> list[Score]:
-    """Withdrawals of what the checks that just answered said of other steps before: an answer is of the whole run and replaces the last."""
+def answered_anew(store: Store, new: Sequence[Score]) -> list[Score]:
+    """Scores of checks that just answered, behind withdrawals of what these checks said of other steps before.
+
+    An answer is of the whole run and replaces the last. What goes comes first: a check that broke then has its error as the last word,
+    and is asked again.
+    """
     said = {(score.trajectory, score.criterion, score.step) for score in new}
     asked = {(score.trajectory, score.criterion) for score in new}
     before = in_force(score for score in store.scores(sorted({run for run, _ in asked})) if score.rater_kind == "check")
@@ -108,7 +111,7 @@ def _taken_back(store: Store, new: Sequence[Score]) -> list[Score]:
         and (old.trajectory, old.criterion, old.step) not in said
     ]
     anew = {"status": ScoreStatus.WITHDRAWN, "value": None, "note": "", "id": "", "time": now()}
-    return [Score.model_validate({**old.model_dump(), **anew}) for old in gone]
+    return [*(Score.model_validate({**old.model_dump(), **anew}) for old in gone), *new]
 
 
 def _answered(store: Store, taskset: str) -> dict[str, set[str]]:

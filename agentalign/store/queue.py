@@ -212,7 +212,7 @@ class Queue:
         query = select(assignments.c.item).join(queue_items, queue_items.c.item == assignments.c.item)
         query = query.where(
             assignments.c.person == person, assignments.c.kind == "normal", assignments.c.state == "done", ~had, *_of(taskset)
-        )
+        ).where(queue_items.c.status.in_(("open", "full")))  # what was closed is asked of nobody again
         query = query.order_by(assignments.c.finished.desc()).offset(self.rules.repeat_after).limit(LOOK_AHEAD)
         return _any(list(connection.execute(query).scalars()), chance)
 

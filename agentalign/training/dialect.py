@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError as JinjaError
 from pydantic import JsonValue
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from agentalign.errors import TemplateError
@@ -24,6 +24,7 @@ from agentalign.records.trajectory import Message, ToolCall
 from agentalign.training import special_text
 from agentalign.training.base import Base
 from agentalign.training.parsers import TurnForm
+from agentalign.training.positions import UNLIMITED, position_limit
 from agentalign.training.template_probe import call_id, probe
 from agentalign.training.turn_text import TurnText, turn_text
 
@@ -59,6 +60,8 @@ class Dialect:
         """
         self.tokenizer = tokenizer
         self.template = template
+        self.longest = UNLIMITED
+        """Most tokens of one run that the base takes; see `position_limit`."""
         self.template_kwargs = dict(template_kwargs or {})
         today = self.template_kwargs.get("today", DEFAULT_TODAY)
         try:
@@ -92,7 +95,9 @@ class Dialect:
         settings = base.folder / "generation_config.json"
         ends = json.loads(settings.read_text("utf-8")).get("eos_token_id") if settings.is_file() else None
         stop_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        return cls(AutoTokenizer.from_pretrained(base.folder), base.template, base.template_kwargs, stop_ids=stop_ids)
+        dialect = cls(AutoTokenizer.from_pretrained(base.folder), base.template, base.template_kwargs, stop_ids=stop_ids)
+        dialect.longest = position_limit(AutoConfig.from_pretrained(base.folder))
+        return dialect
 
     @cached_property
     def digest(self) -> str:

@@ -326,7 +326,9 @@ class _Loop:
 
     def resume(self) -> None:
         snapshot = load_checkpoint(self.folder / "checkpoints")
-        ranks.first(lambda: forget_rows_after(self.metrics, snapshot.step if snapshot else -1))
+        notes: dict[str, Any] = dict(snapshot.notes) if snapshot else {}
+        evaluations = [(int(step), float(score)) for step, score in notes.get("evaluations", ())]
+        ranks.first(lambda: forget_rows_after(self.metrics, snapshot.step if snapshot else -1, dict(evaluations)))
         if snapshot is None:
             return
         own = self._weights()
@@ -336,13 +338,11 @@ class _Loop:
             for name, parameter in own.items():
                 parameter.copy_(snapshot.weights[name])
         restore_optimizer(self.optimizer, snapshot.optimizer)
-        notes: dict[str, Any] = dict(snapshot.notes)
         self.step = self.first_step = snapshot.step
         self.best, self.tokens, self.first_metrics = snapshot.best, int(notes["tokens"]), dict(notes["first_metrics"])
         self.budget = min(self.budget, int(notes["micro_batch_tokens"]))
         if notes["recomputes"] and self.model.may_recompute:
             self.model.recompute_activations()
-        evaluations = [(int(step), float(score)) for step, score in notes["evaluations"]]
         last = dict(notes.get("last_metrics", {}))
         self.outcome = Outcome(self.step, int(notes["best_step"]), evaluations, str(notes.get("stopped", "")), last)
         logger.info("resumed at step %d from %s", self.step, self.folder / "checkpoints")

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from agentalign.errors import ModelError
 from agentalign.training.completion import Completion, Turn, turns_of
 from agentalign.training.decode_attention import NAME, PASS_SCORES, PASS_TOKENS, PIECE, ROWS, KVCache, Pass, Piece, rows_at_once
+from agentalign.training.positions import position_limit
 from agentalign.training.sampling import Sampler, generate_one
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Generator:
         if not stop_ids:
             raise ModelError("the generator was given no stop ids, so no completion would ever end. Give the dialect's stop_ids.")
         self.model, self.stop_ids, self.pad_id = model, frozenset(stop_ids), pad_id
-        self.limit = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+        self.limit = position_limit(model.config)
         self.refusal = self._probe()
         if self.refusal:
             log.warning("%s: batched generation is not possible (%s); slots are generated one by one.", type(model).__name__, self.refusal)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -65,14 +65,19 @@ def write_line(path: Path, row: Mapping[str, object], *, mode: Literal["a", "w"]
         ) from error
 
 
-def forget_rows_after(path: Path, step: int) -> None:
-    """Drop rows of steps that will be run again, and a last line that a kill tore; in place by one rename."""
+def forget_rows_after(path: Path, step: int, evaluated: Collection[int]) -> None:
+    """Drop rows of steps and evaluations that will be made again, and a last line that a kill tore; in place by one rename.
+
+    Args:
+        evaluated: steps whose evaluation is known: a kill may have come between its row and its checkpoint.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            row = json.loads(line)
+            if row["step"] <= step and ("eval/score" not in row or row["step"] in evaluated):
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue

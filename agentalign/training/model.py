@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agentalign.errors import ModelError, RegistryError
 from agentalign.training.adapter_files import AdapterConfig, read_adapter, read_heads, write_adapter
@@ -83,8 +84,7 @@ class Model:
             quantization: nf4 and int8 go through bitsandbytes; none keeps `dtype`.
             device: "auto" takes CUDA where there is one.
             dtype: None probes: bfloat16 where the hardware multiplies it, else float32.
-            gradient_checkpointing: recompute activations in the backward: about 30 % slower, half the memory. "auto": not yet, but
-                the engine may, see `may_recompute`.
+            gradient_checkpointing: recompute activations in the backward, 30 % slower in half the memory; "auto": see `may_recompute`.
         """
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         if place == torch.device("cuda"):
@@ -100,7 +100,8 @@ class Model:
     def recompute_activations(self) -> None:
         """Gradient checkpointing from here on: the same gradient in half the memory."""
         self.network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        self.network.train()  # the layers recompute only in train mode; dropout is 0 everywhere
+        for layer in (module for module in self.network.modules() if isinstance(module, GradientCheckpointingLayer)):
+            layer.training = True  # or they do not recompute; what is in them stays as it is: a base may have dropout of its own
         self.recomputes, self.may_recompute = True, False
 
     # ------------------------------------------------------------------ adapters

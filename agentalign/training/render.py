@@ -81,6 +81,11 @@ def render(trajectory: Trajectory, dialect: Dialect, *, tokens: TokenRecord | No
     rendered = Rendered(trajectory.id, tuple(turns), trajectory.parent[1] if trajectory.parent else 0)
     if rendered.n_trainable == 0:
         raise DataError(f"{where}: the agent wrote nothing in it, so there is nothing to train on. Leave it out.")
+    if rendered.n_tokens > dialect.longest:
+        raise DataError(
+            f"{where}: it has {rendered.n_tokens} tokens, and the base takes {dialect.longest} with the rotary frequencies it was trained "
+            "with. Leave it out, or take a base for longer runs."
+        )
     if rendered.n_tokens > max_tokens:
         raise DataError(f"{where}: it has {rendered.n_tokens} tokens, more than max_tokens {max_tokens}. Raise max_tokens or leave it out.")
     return rendered
