@@ -75,13 +75,13 @@ SMALL_PPO = {
 """A third of the runs of the recipe and half of its iterations: what CPU cores act out in minutes. It shows how PPO goes, no more."""
 
 ON_CPU: dict[str, dict[str, Any]] = {
-    "sft": {"max_steps": 88, "eval_every_steps": 88},
-    "dpo": {"max_steps": 24, "eval_every_steps": 12},
+    "sft": {"max_steps": 116, "eval_every_steps": 116},
+    "dpo": {"max_steps": 20, "eval_every_steps": 20},
     "reward": {"max_steps": 16, "eval_every_steps": 16},
-    "ppo": {**SMALL_PPO, "iterations": 4, "eval_every_steps": 4},
+    "ppo": {**SMALL_PPO, "iterations": 3},
 }
-"""What two cores do in forty minutes: three quarters of the recipes' steps, and fewer looks at held-out tasks and pairs, of SFT one, at its
-end: a hundred tasks take as long as ten steps of SFT."""
+"""For two cores and forty minutes: fewer steps than the recipes take, and fewer looks at held-out tasks and pairs: a hundred tasks take as
+long as ten steps of SFT. With 88 steps of SFT 70 % of held-out tasks were solved, with 126 79 %."""
 
 PRESETS = {
     "quick": Preset(
@@ -97,7 +97,7 @@ PRESETS = {
         },
     ),
     "default": Preset(
-        eval_tasks=200 if torch.cuda.is_available() else 160,
+        eval_tasks=200 if torch.cuda.is_available() else 140,
         open_samples=3 if torch.cuda.is_available() else 2,
         judged_samples=2,
         other_samples=1,
@@ -207,6 +207,8 @@ class _Demo:
     ) -> None:
         """Evaluate an adapter on the held-out tasks and add it to the report."""
         if evaluated:
+            if stored_evaluation(self.project, adapter, self.name, "test", plan=self.plan) is None:
+                self.done.pop(f"evaluate {stage}", None)  # what was evaluated was other tasks, or by other checks
             self.part(f"evaluate {stage}", lambda: self._evaluated(adapter))
         rows = [json.loads(line) for line in self._metrics(training)] if training else []
         notes = [training.note] if training and training.note else []

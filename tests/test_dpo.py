@@ -9,6 +9,7 @@ from agentalign.errors import DataError
 from agentalign.recipes.compared import sides_of
 from agentalign.recipes.data import Part, RunData, Turn, whole
 from agentalign.recipes.dpo import Pair, balanced, make_pairs, pair_batches, pair_loss
+from agentalign.recipes.preferences import settled
 from agentalign.recipes.reward import rank
 from agentalign.records.preference import Item, Preference
 from agentalign.training.render import Rendered, RenderedTurn
@@ -111,7 +112,22 @@ def test_words_that_narrow_down_to_one_token_and_contradict_each_other_are_one_p
     with caplog.at_level("INFO"):
         (pair,) = make_pairs(words, {one.id: one for one in (act, ask)}, data, DPOConfig(taskset="desk"), set())
     assert (pair.trajectories, pair.strength, pair.source) == ((ask.id, act.id), 2.0, "human")
-    assert "2 preferences make 1 pairs; 1 left out: others say the opposite, more clearly or of a higher rank" in caplog.text
+    assert "2 preferences make 1 pairs; 1 left out: who counts more spoke of the same two runs" in caplog.text
+
+
+@pytest.mark.parametrize("credit", ["token", "turn", "run"])
+def test_a_tie_about_two_runs_silences_what_scores_say_of_their_steps(credit, caplog):
+    (act, ask, other), data = answers((7, 9), (8, 9), (6, 9))
+    known = {one.id: one for one in (act, ask, other)}
+    tie = prefer(act, ask, "human").model_copy(update={"tie": True})
+    words = settled([prefer(act, ask, "scores", step=0), tie, prefer(act, other, "scores", step=0)], known)
+    with caplog.at_level("INFO"):
+        (pair,) = make_pairs(words, known, data, DPOConfig(taskset="desk", credit=credit), set())
+    assert pair.trajectories == (act.id, other.id)
+    assert "1 left out: who counts more spoke of the same two runs" in caplog.text
+    against = [prefer(act, ask, "scores", step=0), prefer(ask, act, "human")]
+    (pair,) = make_pairs(against, known, data, DPOConfig(taskset="desk", credit=credit), set())
+    assert pair.trajectories == (ask.id, act.id)
 
 
 def test_of_equal_comparisons_the_majority_is_learned_and_an_even_split_is_not(caplog):
@@ -123,6 +139,9 @@ def test_of_equal_comparisons_the_majority_is_learned_and_an_even_split_is_not(c
     (pair,) = make_pairs(two_to_one, known, data, config, set())
     assert pair.trajectories == (act.id, ask.id)
     assert pair.strength == pytest.approx(1 / 3)
+    one_person = [*two_to_one, prefer(ask_too, act_too, "human")]
+    (pair,) = make_pairs(one_person, known, data, config, set())
+    assert (pair.trajectories, pair.source) == ((ask_too.id, act_too.id), "human")
     with caplog.at_level("INFO"), pytest.raises(DataError, match=r"none of the 2 preferences .* contradict each other evenly"):
         make_pairs(two_to_one[1:], known, data, config, set())
     assert "2 left out: as many say the opposite" in caplog.text

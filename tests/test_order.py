@@ -56,3 +56,19 @@ def test_a_store_that_went_by_time_is_put_right_when_it_is_opened(store_url, run
         assert {row.id for row in store.runs(RunFilter(criterion="tone@1", score_at_least=1)).rows} == {runs[1].id, runs[2].id}
         store.add_scores([mark(runs[0], 1, "2026-01-04", "bob")])
         assert store.queue(Rules()).finish(hand.id, "bob", ["tone@1"]) == Finish(False, False)
+
+
+def test_a_store_in_which_one_mark_hid_what_a_check_said_of_other_steps_is_put_right_when_it_is_opened(store_url, runs):
+    about = {"trajectory": runs[0].id, "criterion": "valid@1"}
+    checks = [Score(**about, step=step, value=float(step == 1), rater="check", rater_kind="check") for step in range(2)]
+    with Store(store_url) as store:
+        store.add(runs)
+        store.add_scores([*checks, Score(**about, step=1, value=1, rater="ada", rater_kind="human")])
+    database = open_database(store_url)
+    with database.write() as connection:
+        connection.execute(tables.verdicts.update().values(value=1.0))
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0008'")
+    database.close()
+    with Store(store_url) as store:
+        assert store.check().problems == ()
+        assert store.runs(RunFilter(criterion="valid@1", score_at_most=0.5)).total == 1

@@ -221,10 +221,3 @@ def test_describe_counts_what_there_is_to_learn_from():
     assert counts["level"] == {"run": 3, "step": 1}
     assert counts["outcome"] == {"decided": 3, "tie": 1}
     assert counts["branch"] == {"": 1, "cancel/shipped": 2, "lookup": 1}
-
-
-def test_runs_of_a_task_whose_words_were_changed_since_are_not_compared():
-    changed = Message(role="user", content="Cancel order W2.")
-    runs = [(run(LOOK, "It has shipped."), 0.9), (run(CANCEL, "Cancelled.", user=changed), 0.0)]
-    assert task_pairs(runs, margin=0.1, per_task=4, seed=0) == []
-    assert len(task_pairs([*runs, (run("No.", user=changed), 1.0)], margin=0.1, per_task=4, seed=0)) == 1

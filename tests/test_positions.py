@@ -30,5 +30,5 @@ def test_beyond_it_a_run_would_depend_on_who_is_in_the_batch_and_is_refused(tmp_
         alone, beside = (model.token_logprobs(build_tree(runs))[:5] for runs in ([short], [short, long]))
     assert (alone - beside).abs().max() > 1e-3, "the reason for the limit is gone"
     assert model.dialect.longest == Generator(model.merged_copy("policy"), model.dialect.stop_ids).limit == 64
-    with pytest.raises(DataError, match=r"it has \d+ tokens, and the base takes 64 with the rotary frequencies it was trained"):
+    with pytest.raises(DataError, match=r"it has \d+ tokens, and the base takes 64: it has no more positions, or other rotary frequencies"):
         render(run("word " * 80), model.dialect, max_tokens=4096)

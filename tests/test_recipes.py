@@ -185,7 +185,7 @@ def test_under_another_template_it_is_another_training(project):
             resolve_start(edited, DPOConfig(**DPO, start="toy_desk@1"), "dpo")
 
 
-def test_an_interrupted_training_does_not_go_on_under_other_checks(project, tmp_path):
+def test_an_interrupted_training_does_not_go_on_under_other_checks(project, tmp_path, caplog):
     copy = Project(shutil.copytree(project.root, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns("trainings")))
     (copy.tasks / "toy_desk").unlink()
     shutil.copytree(FIXTURES / "toy_desk", copy.tasks / "toy_desk")
@@ -193,7 +193,7 @@ def test_an_interrupted_training_does_not_go_on_under_other_checks(project, tmp_
     ends = Ends("step 3/")
     logging.getLogger("agentalign").addHandler(ends)
     try:
-        with pytest.raises(TrainingStoppedError):
+        with caplog.at_level("INFO"), pytest.raises(TrainingStoppedError):
             sft.run(config, copy)
     finally:
         logging.getLogger("agentalign").removeHandler(ends)
@@ -203,7 +203,9 @@ def test_an_interrupted_training_does_not_go_on_under_other_checks(project, tmp_
     with pytest.raises(TrainingError, match=r"checks or environment were edited since training .* began"):
         sft.run(config, copy)
     checks.write_text(before)
-    assert sft.run(config, copy).status == "done"
+    expert = copy.tasks / "toy_desk" / "expert.py"
+    expert.write_text(expert.read_text() + "\n\nFASTER = True\n")
+    assert sft.run(config, copy).status == "done", "no evaluation depends on who shows how it is done"
 
 
 @pytest.mark.parametrize("credit", ["token", "turn", "run"])

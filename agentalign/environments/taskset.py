@@ -19,7 +19,7 @@ from agentalign.environments import team_code
 from agentalign.environments.task import Task as Task
 from agentalign.errors import TasksetError
 from agentalign.records.base import Record, digest
-from agentalign.records.criterion import Criterion
+from agentalign.records.criterion import OVERALL_RULE, Criterion
 
 T = TypeVar("T", bound=Record)
 _DECIDING = (".py", ".json", ".jsonl", ".csv")
@@ -99,7 +99,7 @@ class Taskset:
         raise TasksetError(f"taskset '{self.name}' has no task '{task_id}'. `agentalign tasks show {self.name}` lists them.")
 
     def digest(self, split: str) -> str:
-        """What decides how an agent does on a split: settings, criteria, the team's code and data files, and the tasks themselves.
+        """What decides how an agent does on a split: settings, criteria and their rule, the team's code and data files, and the tasks.
 
         Recipes, descriptions and other splits are not in it: they change between two versions of an adapter as a matter of course.
         """
@@ -107,6 +107,7 @@ class Taskset:
         files = sorted(path for path in self.folder.rglob("*") if path.suffix in _DECIDING and path.is_file())
         whole: JsonValue = {
             "settings": said,
+            "rule": OVERALL_RULE,
             "criteria": [criterion.model_dump(mode="json") for criterion in self.criteria],
             "files": {path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
             "tasks": [task.model_dump(mode="json") for task in self.tasks(split)],

@@ -13,7 +13,7 @@ from agentalign.errors import DataError
 from agentalign.evaluation.statistics import Rate, pass_k, rate
 from agentalign.records.adapter import EvaluationSummary
 from agentalign.records.base import Record, now
-from agentalign.records.criterion import SUCCESS, Criterion, Score, ScoreStatus, broke, overall, unit_values
+from agentalign.records.criterion import SUCCESS, Criterion, Score, ScoreStatus, overall, unit_values
 from agentalign.records.trajectory import StopReason, Trajectory
 
 MOST_UNUSABLE = 0.05
@@ -146,7 +146,8 @@ def summarise(
         if score.trajectory in by_run:
             by_run[score.trajectory].append(score)
     results, unscored = _task_results(criteria, runs, by_run, tasks)
-    ended, blind = {run.id for run in runs if run.stop_reason == StopReason.ERROR}, {id for id, found in by_run.items() if broke(found)}
+    ended = {run.id for run in runs if run.stop_reason == StopReason.ERROR}
+    blind = {id for id, found in by_run.items() if _is_unknown(criteria, found)}
     trouble = _trouble(runs, by_run, unscored)
     if not results:
         raise DataError(
@@ -227,6 +228,11 @@ def _task_results(
             )
         )
     return results, unscored
+
+
+def _is_unknown(criteria: Sequence[Criterion], scores: Sequence[Score]) -> bool:
+    """A check broke, and what is left does not say what the run is worth: not where another gate failed, say."""
+    return any(score.status == ScoreStatus.ERROR for score in scores) and overall(criteria, scores) is None
 
 
 def _trouble(runs: Sequence[Trajectory], scores: Mapping[str, Sequence[Score]], unscored: set[str]) -> tuple[str, ...]:

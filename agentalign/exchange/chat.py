@@ -28,8 +28,9 @@ OWN = {
 DESCRIPTIVE = {"name", "id", "annotations", "model", "usage", "finish_reason", "index", "timestamp", "created", "created_at", "metadata"}
 """Fields of a message that say nothing about what was said: kept in the run's metadata."""
 
-CALL = {"id", "type", "function", "name", "arguments"}
-CALL_DESCRIPTIVE = {"index", "status", "created_at", "extra_content", "provider_specific_fields", "thought_signature"}
+CALL_DESCRIPTIVE = {"index", "status", "created_at", "description", "parsed_arguments"} | {
+    "extra_content", "provider_specific_fields", "thought_signature",
+}  # fmt: skip
 """Fields of a tool call that say nothing about what was asked or answered: kept in the run's metadata."""
 
 ABOUT = {"id", "taskset", "task_id", "family", "split", "origin", "stop_reason", "error", "seconds", "created"}
@@ -165,12 +166,10 @@ class _Reader:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(call, dict) or not isinstance(function, dict) or call.get("type", "function") != "function":
             self._refuse(number, 'has a tool call that is not {"id", "type": "function", "function": {"name", "arguments"}}')
-        around = {**call, **function}
-        extra = {key: value for key, value in around.items() if key not in CALL and not _says_nothing(value)}
+        extra = {key: value for key, value in call.items() if key not in ("id", "type", "function") and not _says_nothing(value)}
+        extra |= {key: value for key, value in function.items() if key not in ("name", "arguments") and not _says_nothing(value)}
         if unknown := sorted(extra.keys() - CALL_DESCRIPTIVE):
-            self._refuse(
-                number, f"has the field '{unknown[0]}' in a tool call, which cannot be kept. A tool's result is a message of its own"
-            )
+            self._refuse(number, f"has the field '{unknown[0]}' in a tool call, which cannot be kept. Remove it if it may be lost")
         name, arguments, written = function.get("name"), function.get("arguments"), call.get("id")
         if not isinstance(name, str) or not name:
             self._refuse(number, "has a tool call without a name")

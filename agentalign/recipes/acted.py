@@ -13,10 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import JsonValue
+
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
 from agentalign.errors import AgentAlignError
 from agentalign.records.base import digest
+from agentalign.records.criterion import OVERALL_RULE
 from agentalign.records.trajectory import StopReason
 from agentalign.rollouts.rollout import RolloutResult
 from agentalign.store.files import sha256, write_whole
@@ -32,15 +35,28 @@ WITHOUT_SAY = ("recipes", "__pycache__")
 """Folders of a taskset that no run depends on."""
 
 
+def judge_of(taskset: Taskset) -> str:
+    """Digest of all that decides how a dev run goes and what it is worth: not of other tasks, nor of who shows how they are done."""
+    aside = ("expert.py ", "taskset.yaml ", f"{taskset.settings.tasks} ")
+    said = [line for line in _files(taskset) if not line.startswith(aside)]
+    settings = taskset.settings.model_dump(mode="json", exclude={"description", "tasks", "generator"})
+    criteria: list[JsonValue] = [criterion.model_dump(mode="json") for criterion in taskset.criteria]
+    tasks: list[JsonValue] = [task.model_dump(mode="json") for task in taskset.tasks("dev")]
+    return digest([OVERALL_RULE, settings, criteria, tasks, *said])
+
+
 def world_of(taskset: Taskset) -> str:
     """Digest of all that decides how a dev run goes beside the weights; "" where the world does not promise to be repeatable."""
     if not taskset.replayable or not taskset.has_environment or not taskset.tasks("dev"):
         return ""
-    # Every file, whatever its kind: an environment may read a database or a text that `Taskset.digest` does not know.
+    return digest([taskset.digest("dev"), *_files(taskset)])
+
+
+def _files(taskset: Taskset) -> list[str]:
+    """ "NAME SHA256" of every file, whatever its kind: an environment may read a database or a text that `Taskset.digest` does not know."""
     names = sorted(path.relative_to(taskset.folder) for path in taskset.folder.rglob("*") if path.is_file())
     files = [name for name in names if not {*name.parts} & {*WITHOUT_SAY}]
-    said = [f"{name.as_posix()} {sha256(taskset.folder / name)}" for name in files]
-    return digest([taskset.digest("dev"), *said])
+    return [f"{name.as_posix()} {sha256(taskset.folder / name)}" for name in files]
 
 
 class ActedBefore(NamedTuple):

@@ -24,6 +24,8 @@ LABELS_FILE = "labels.json"
 """In a training's folder: what it learns of them beside their content; not there where it learns nothing of the kind."""
 BESIDE_FILE = "beside.json"
 """In a training's folder: its `BESIDE` settings as they were given, for a page that goes on with it."""
+JUDGED_FILE = "judged_by.json"
+"""In a training's folder: the digest of the dev tasks, checks and environment that its evaluations are made by."""
 BESIDE = frozenset({"report_to", "gradient_checkpointing"})
 """Settings that change no result: no part of what a training is, so its record does not hold them."""
 
@@ -88,6 +90,22 @@ def kept(file: Path, make: Callable[[], T]) -> T:
             f"{file} cannot be read ({error}), and it says what the training began with. Bring it back from a backup, or remove the folder "
             f"{file.parent} to train from the start."
         ) from None
+
+
+def require_same_judge(folder: Path, judge: str) -> None:
+    """Keep whom a training's evaluations are made by.
+
+    Raises:
+        TrainingError: there are evaluations by another: best step, roll-back and the fall below the start would be decided by the edit.
+    """
+    if not (folder / "checkpoints").exists():
+        write_whole(folder / JUDGED_FILE, judge)  # no evaluation is remembered
+    elif kept(folder / JUDGED_FILE, lambda: judge) != judge:
+        raise TrainingError(
+            f"dev tasks, checks or environment were edited since training {folder.name} began, so its evaluations from before cannot be "
+            "compared with new ones. Undo the edit and run the same command again, or remove its folder to train from the start: "
+            f"{folder / 'checkpoints'}"
+        )
 
 
 def write_whole(file: Path, value: object) -> None:

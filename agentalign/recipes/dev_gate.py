@@ -7,16 +7,14 @@ bf16 copy, on the same tasks each time. Whoever makes the gate may keep the runs
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from agentalign.config.training import Gated
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset
 from agentalign.environments.team_code import Pool
-from agentalign.errors import DataError, TrainingError
+from agentalign.errors import DataError
 from agentalign.evaluation.evaluate import Evaluation, Group, TaskResult, summarise
 from agentalign.recipes.acted import ActedBefore
-from agentalign.recipes.begun import kept, write_whole
 from agentalign.recipes.workspace import Workspace
 from agentalign.records.criterion import SUCCESS, Score, ScoreStatus, checks_decide
 from agentalign.rollouts.collect import spread
@@ -33,10 +31,6 @@ Keep = Callable[[Sequence[RolloutResult], Sequence[Score]], None]
 """Takes an evaluation's runs and their scores."""
 FELL = 0.75
 """A criterion below this share of its first value is said: a policy may stop asking, or keep less to the policy, and succeed as often."""
-
-
-WORLD_FILE = "judged_in.json"
-"""In a training's folder: the digest of the dev tasks, checks and environment that its evaluations were made in."""
 
 
 class DevGate:
@@ -140,25 +134,8 @@ def dev_gate(model: Model, adapter: str, work: Workspace, pool: Pool, config: Ga
     """The gate that a config asks for, its runs kept in the store; None where it asks for none."""
     if not config.eval_every_steps:
         return None
-    ranks.first(lambda: _require_same_world(work.project.trainings / training, work.taskset.digest("dev")))
     before = ActedBefore(work.store, work.project.cache / "dev_runs", work.world) if work.world else None
     return DevGate(model, adapter, work.taskset, pool, n_tasks=config.eval_tasks, name=training, keep=work.keep, before=before)
-
-
-def _require_same_world(folder: Path, world: str) -> None:
-    """TrainingError where a training goes on whose earlier evaluations were made by other checks, in another environment or of other tasks.
-
-    Best step, roll-back and the fall below the start would be decided by the edit.
-    """
-    file = folder / WORLD_FILE
-    if not (folder / "checkpoints").exists():
-        write_whole(file, world)  # no evaluation is remembered
-    elif kept(file, lambda: world) != world:
-        raise TrainingError(
-            f"dev tasks, checks or environment were edited since training {folder.name} began, so its evaluations from before cannot be "
-            "compared with new ones. Undo the edit and run the same command again, or remove its folder to train from the start: "
-            f"{folder / 'checkpoints'}"
-        )
 
 
 def _worth(task: TaskResult) -> float:

@@ -27,9 +27,10 @@ from agentalign.recipes.contrast import contrasts
 from agentalign.recipes.data import Part, RunData, by_kind, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate, require_gate
 from agentalign.recipes.dry_run import DryRun, estimate
-from agentalign.recipes.preferences import choose_preferences, net_order, rank_of, settled
+from agentalign.recipes.plan import plan_for
+from agentalign.recipes.preferences import choose_preferences, net_order, rank_of, runs_of, settled
 from agentalign.recipes.token_notes import note_pairs
-from agentalign.recipes.workspace import GOOD, Workspace, open_workspace, plan_for, resolve_start
+from agentalign.recipes.workspace import GOOD, Workspace, open_workspace, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
@@ -153,8 +154,16 @@ def make_pairs(
     """
     found: dict[frozenset[Part], list[tuple[int, Pair]]] = {}
     left: Counter[str] = Counter()
+    heard: dict[frozenset[str], int] = {}
+    for preference in preferences:
+        heard[runs_of(preference)] = max(heard.get(runs_of(preference), 0), rank_of(preference, runs))
     for preference in preferences:
         best, worst = preference.items[0], preference.items[-1]
+        if rank_of(preference, runs) < heard[runs_of(preference)]:
+            left["who counts more spoke of the same two runs"] += 1
+            continue
+        if not preference.decided:
+            continue
         if best.trajectory not in data.rendered or worst.trajectory not in data.rendered:
             left["a run was refused"] += 1
             continue

@@ -21,7 +21,8 @@ from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import Part, RunData, Turn, by_kind, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate, require_gate
 from agentalign.recipes.dry_run import DryRun, estimate
-from agentalign.recipes.workspace import Workspace, open_workspace, plan_for, resolve_start
+from agentalign.recipes.plan import plan_for
+from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
 from agentalign.records.adapter import Training
 from agentalign.records.trajectory import Trajectory
 from agentalign.training.batches import even_items, step_items, steps_for

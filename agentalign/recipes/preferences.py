@@ -2,7 +2,7 @@
 
 People before judges before scores: of the words on one place the highest rank alone counts, and a person's tie silences what scores
 say. Several people who compared the same count together. The surprise: what is overruled is part of what a training is about all the
-same, so that a vote that comes while it is down leaves it the data it began with.
+same, so that a vote that comes while it is down does not make another training of it.
 """
 
 import logging
@@ -29,12 +29,12 @@ def choose_preferences(work: Workspace, criterion: str) -> tuple[list[Preference
     See `settled` for what they come to.
 
     Raises:
-        DataError: there is none, or they cancel out.
+        DataError: none of them decides anything.
     """
     stored = [word for word in in_force(work.store.preferences(work.taskset.name, criterion=criterion)) if word.is_answer]
-    open_places = {_place(word) for word in stored if word.decided}
+    decided = {runs_of(word) for word in stored if word.decided}
     # A tie is told of only where it stands against something.
-    found = [word for word in stored if _place(word) in open_places]
+    found = [word for word in stored if runs_of(word) in decided]
     wanted = tuple(sorted({item.trajectory for p in found for item in p.items}))
     runs = {r.id: r for r in work.store.trajectories(RunFilter(ids=wanted))} if wanted else {}
     replaced = {r.id for r in runs.values() if r.is_corrected_step} - standing(
@@ -44,31 +44,28 @@ def choose_preferences(work: Workspace, criterion: str) -> tuple[list[Preference
     usable = [
         p for p in found if all(runs[item.trajectory].split in ("train", "") for item in p.items) and p.items[0].trajectory not in replaced
     ]
-    if not usable:
+    if not any(p.decided for p in usable):
         raise DataError(
             f"there are no decided preferences on '{criterion}' among train runs of taskset '{work.taskset.name}'. Compare runs in "
             f"`agentalign ui`, or make pairs from scores with `agentalign pairs {work.taskset.name}`."
         )
     kept = {item.trajectory for p in usable for item in p.items}
-    runs = {r: t for r, t in runs.items() if r in kept}
-    if not settled(usable, runs):
-        raise DataError(
-            f"all {len(usable)} preferences on '{criterion}' cancel out: people are evenly split, or call a tie what scores put in order. "
-            "Compare further runs, or decide the disputed ones on the Agreement page of `agentalign ui`."
-        )
-    return usable, runs
+    return usable, {r: t for r, t in runs.items() if r in kept}
 
 
 def settled(words: Sequence[Preference], runs: Mapping[str, Trajectory]) -> list[Preference]:
-    """What the words come to: one preference for the same items, with the mean strength of those who count there; none where they are even.
+    """What the words come to: one for the same items, with the mean strength of those who count there; a tie where they are even.
 
     Args:
         words: in force, in the order they were stored, ties among them.
         runs: those the words speak of, by id.
+
+    Raises:
+        DataError: they are even everywhere.
     """
     places: dict[frozenset[Item], list[Preference]] = {}
     for word in words:
-        places.setdefault(_place(word), []).append(word)
+        places.setdefault(frozenset(word.items), []).append(word)
     found: list[Preference] = []
     overruled = even = 0
     for said in places.values():
@@ -78,6 +75,7 @@ def settled(words: Sequence[Preference], runs: Mapping[str, Trajectory]) -> list
         order = net_order([(word.items, word.strength if word.decided else 0.0) for word in count])
         if order is None:
             even += 1
+            found.append(count[0].model_copy(update={"tie": True, "both_bad": False}))
         elif len(count) == 1:
             found += count
         else:
@@ -85,8 +83,13 @@ def settled(words: Sequence[Preference], runs: Mapping[str, Trajectory]) -> list
             nearest = next((word for word in count if word.decided and word.items == items), count[0])
             found.append(nearest.model_copy(update={"items": items, "strength": strength, "tie": False, "both_bad": False}))
     if overruled or even:
-        text = "preferences: %d overruled by who counts more there, people before judges before scores; %d comparisons left out as even"
+        text = "preferences: %d overruled by who counts more there, people before judges before scores; %d comparisons are even"
         logger.info(text, overruled, even)
+    if even == len(found):
+        raise DataError(
+            f"all {len(words)} preferences cancel out: those who count most are evenly split, or call a tie what others put in order. "
+            "Compare further runs, or decide the disputed ones on the Agreement page of `agentalign ui`."
+        )
     return found
 
 
@@ -118,5 +121,6 @@ def net_order(words: Sequence[tuple[Sequence[T], float]]) -> tuple[tuple[T, ...]
     return (order, clear) if clear > 0 else None
 
 
-def _place(word: Preference) -> frozenset[Item]:
-    return frozenset(word.items)
+def runs_of(word: Preference) -> frozenset[str]:
+    """Ids of the runs that a word is about, as a whole or at a step."""
+    return frozenset(item.trajectory for item in word.items)

@@ -139,7 +139,7 @@ def rank(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: R
     """Preferences whose items were all rendered, as parts; words on the same parts once, as they come to together."""
     found: dict[frozenset[Part], list[tuple[int, Ranked]]] = {}
     for preference in preferences:
-        if any(item.trajectory not in data.rendered for item in preference.items):
+        if not preference.decided or any(item.trajectory not in data.rendered for item in preference.items):
             continue
         parts = tuple(up_to_step(data.rendered[item.trajectory], item.step) for item in preference.items)
         ids = tuple(item.trajectory for item in preference.items)

@@ -18,15 +18,15 @@ from typing import TypeVar
 from pydantic import JsonValue
 
 from agentalign.config.project import Project
-from agentalign.config.training import Scheduled, TrainingConfig
+from agentalign.config.training import Gated, TrainingConfig
 from agentalign.environments.check import adapter_name_problem
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError, RegistryError, TasksetError, TrainingError, TrainingStoppedError
-from agentalign.recipes.acted import world_of
+from agentalign.recipes.acted import judge_of, world_of
 from agentalign.recipes.adapter_card import about_base, about_training, write_golden, write_settings
-from agentalign.recipes.begun import BESIDE, TrainedOn, read_begun, write_begun
+from agentalign.recipes.begun import BESIDE, TrainedOn, read_begun, require_same_judge, write_begun
 from agentalign.recipes.process import LOCK_FILE, write_process
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
@@ -41,7 +41,6 @@ from agentalign.store.store import Store
 from agentalign.training import ranks
 from agentalign.training.base import Base, prepare_base
 from agentalign.training.model import Model
-from agentalign.training.schedule import Plan
 from agentalign.training.step import Outcome
 from agentalign.training.trackers import Report, TrackerName, tracker
 
@@ -135,8 +134,8 @@ class Workspace:
         training = self.planned(recipe, config, about)
         if config.training and config.training != training.id:
             raise TrainingError(
-                f"training {config.training} was asked for, but these settings and what the store holds now make {training.id}: runs or "
-                "ratings that it was to learn from have changed. See anew what it would learn from: --dry-run."
+                f"training {config.training} was asked for, but these settings and what the store holds now make {training.id}: runs, "
+                "ratings or the template that it was to learn from have changed. See anew what it would learn from: --dry-run."
             )
         if len(set(ranks.gathered(training.id))) > 1:
             raise TrainingError("the store changed while the processes of this training started; give the command again.")
@@ -151,6 +150,8 @@ class Workspace:
         for card in self.registry.cards(self.adapter_name("reward" if training.recipe == "reward" else "policy")):
             if card.training == training.id:  # killed between saving the adapter and saying so
                 return self._done(training, card.ref, "")
+        if isinstance(config, Gated) and config.eval_every_steps:
+            require_same_judge(self.project.trainings / training.id, judge_of(self.taskset))
         self._mention_others(training, known.values())
         write_begun(folder, about, config.model_dump(mode="json", include=set(BESIDE)))
         self.store.save_training(training)
@@ -162,7 +163,9 @@ class Workspace:
         for one in alike:
             if one.status != "done":
                 logger.warning(
-                    "training %s has the same settings but other data and was not finished; this is a new one: %s", one.id, training.id
+                    "training %s has the same settings, but other data or another template, and was not finished; this is a new one: %s",
+                    one.id,
+                    training.id,
                 )
 
     def _done(self, training: Training, ref: str, note: str) -> Training:
@@ -278,22 +281,6 @@ def open_workspace(config: TrainingConfig, project: Project) -> Iterator[Workspa
     base = prepare_base(config.base, project.cache)
     with Store(project.store_url) as store:
         yield Workspace(project, taskset, base, store, Registry(project.adapters), world_of(taskset))
-
-
-def plan_for(config: Scheduled, total_steps: int, *, max_drop: float, eval_at_start: bool = True) -> Plan:
-    """The engine's plan as the shared dials say it."""
-    return Plan(
-        total_steps=total_steps,
-        schedule=config.lr_scheduler_type,
-        warmup_steps=config.warmup_steps,
-        max_grad_norm=config.max_grad_norm,
-        eval_every_steps=config.eval_every_steps,
-        eval_at_start=eval_at_start,
-        save_every_steps=config.save_every_steps,
-        micro_batch_tokens=config.micro_batch_tokens,
-        nan_policy=config.nan_policy,
-        max_drop=max_drop,
-    )
 
 
 def resolve_start(work: Workspace, config: C, recipe: RecipeName) -> tuple[C, Path]:

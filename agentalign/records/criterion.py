@@ -118,6 +118,12 @@ class Score(Record):
             object.__setattr__(self, "id", digest(content))
 
 
+OVERALL_RULE = 2
+"""Raised where `overall` or `unit_values` come to mean something else by the same scores; figures of different rules are not compared.
+
+2: a gate's worst step counts, and at each step its own raters.
+"""
+
 SUCCESS = "task_success"
 """The criterion that means success where a taskset has one of this name."""
 
@@ -207,7 +213,7 @@ def in_force(scores: Iterable[Score]) -> list[Score]:
 def effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
     """The scores that count, by criterion key: those in force, and of them at each place those of the highest rank that gave a value.
 
-    Answers about the run and answers about its steps do not mix: where there are both, those of the higher rank count.
+    An answer about the whole run stands over answers of lower rank about its steps, and gives way to those of higher rank.
     """
     groups: dict[str, list[Score]] = {}
     for score in in_force(scores):
@@ -217,19 +223,14 @@ def effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
     return {key: _heard([s for s in group if s.status == ScoreStatus.VALUE]) or group for key, group in groups.items()}
 
 
-def broke(scores: Iterable[Score]) -> bool:
-    """Whether some criterion has nothing but errors, so that the run's worth is not known whatever the others say."""
-    return any(all(score.status == ScoreStatus.ERROR for score in answers) for answers in effective(scores).values())
-
-
 def _heard(valued: Sequence[Score]) -> list[Score]:
     """Of one criterion's values those that count."""
     best: dict[int | None, int] = {}
     for score in valued:
         best[score.step] = max(best.get(score.step, 0), RATER_RANK[score.rater_kind])
-    steps = max((rank for step, rank in best.items() if step is not None), default=-1)
-    whole = best.get(None, -1)
-    return [s for s in valued if RATER_RANK[s.rater_kind] == best[s.step] and (whole >= steps if s.step is None else steps >= whole)]
+    whole, highest = best.get(None, -1), max(best.values(), default=-1)
+    least = {step: rank if step is not None else highest for step, rank in best.items()}
+    return [s for s in valued if RATER_RANK[s.rater_kind] >= max(least[s.step], whole)]
 
 
 def _value(criterion: Criterion, answers: Sequence[Score] | None) -> float | None:

@@ -178,13 +178,10 @@ class Trajectory(Record):
 
     def same_task_key(self) -> str:
         """Equal for runs of one task: the task id, else a digest of tools and messages before the agent's first act."""
-        return f"{self.taskset}/{self.task_id}" if self.task_id is not None else f"digest/{self.asked}"
-
-    @property
-    def asked(self) -> str:
-        """Digest of tools and messages before the agent's first act."""
+        if self.task_id is not None:
+            return f"{self.taskset}/{self.task_id}"
         first = self.steps[0].message_index if self.steps else len(self.messages)
-        return digest([self.tools, [m.model_dump(mode="json") for m in self.messages[:first]]])
+        return "digest/" + digest([self.tools, [m.model_dump(mode="json") for m in self.messages[:first]]])
 
     @property
     def is_corrected_step(self) -> bool:

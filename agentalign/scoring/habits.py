@@ -202,7 +202,7 @@ def _week(week: str, marks: int, leans: Sequence[Sequence[float]]) -> Week:
     low = high = None
     if shared >= FEWEST_ITEMS and len(leans) >= FEWEST_RUNS:
         low, high = bootstrap(lambda drawn: (drawn @ sums) / (drawn @ counts), len(leans)) or (None, None)
-    if low is not None and high is not None and low == high:  # all alike, which is no certainty
+    if low is not None and high is not None and high - low < 1e-9:  # all alike, which is no certainty
         low, high = low - no_more_than(len(leans)), high + no_more_than(len(leans))
     return Week(week=week, marks=marks, lean=float(sums.sum() / shared) if shared else None, low=low, high=high, shared=shared)
 

@@ -190,21 +190,13 @@ def runs_by_task(trajectories: Iterable[Trajectory]) -> dict[tuple[str, str], li
     return dict(groups)
 
 
-def runs_by_question(trajectories: Iterable[Trajectory]) -> dict[tuple[str, str, str], list[Trajectory]]:
-    """Runs of one task that were also asked the same: a task's words may have been changed under its id, and then no run is the better."""
-    groups: dict[tuple[str, str, str], list[Trajectory]] = defaultdict(list)
-    for trajectory in trajectories:
-        groups[(trajectory.taskset, trajectory.same_task_key(), trajectory.asked)].append(trajectory)
-    return dict(groups)
-
-
 def _by_task(runs: Sequence[Scored], seed: int, always: frozenset[str] | set[str] = frozenset()) -> list[list[_Run]]:
     """Usable runs per task, tasks and runs in an order that does not depend on the order given."""
     # A run that broke says something about the environment, not about the agent; one without a step has nothing to learn from.
     values = {t.id: value for t, value in runs if value is not None and t.stop_reason != StopReason.ERROR and t.steps}
     usable = {t.id: t for t, _ in runs if t.id in values}
     groups = []
-    for key, members in sorted(runs_by_question(usable.values()).items()):
+    for key, members in sorted(runs_by_task(usable.values()).items()):
         members.sort(key=lambda trajectory: trajectory.id)
         if len(members) > MOST_RUNS:
             random.Random(f"{seed}/{key}").shuffle(members)

@@ -47,7 +47,7 @@ class RunFilter(Record):
     criterion: str | None = None
     """"name@version": runs that have a value by it; the next three fields are about it."""
     score_at_least: float | None = None
-    """On the criterion's own scale. The value that counts in `overall` is meant: people before judges before checks, raters averaged."""
+    """On the criterion's own scale. The mean of what counts in `overall` is meant: people before judges before checks."""
     score_at_most: float | None = None
     disagreement: float | None = None
     """Raters' answers at one place (the run, or a step) lie further apart than this, by `criterion` or, where that is not set, by any.

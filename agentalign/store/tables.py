@@ -9,7 +9,7 @@ Surprise: `seq`, not time, is the order of insertion, because clocks jump.
 from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text, true
 from sqlalchemy.types import TypeEngine
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 """Every schema this code knows, oldest first; the last one is the schema of the tables below."""
 
 NAME_LENGTH = 500

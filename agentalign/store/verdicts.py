@@ -1,18 +1,26 @@
 """What the scores of a run come to per criterion, in a table of its own, so that a million runs can be filtered by it.
 
-Made by the rule that `overall` goes by, in the transaction that appends scores; nothing but filters reads it. Surprise: a reward model
-takes no part in disagreement. Its answers are continuous, so it would disagree with everyone about everything. A decision settles one.
+Of the scores that count in `overall`, in the transaction that appends scores; nothing but filters reads it. Surprise: it is their mean for
+gates too, where `overall` goes by the worst step. A reward model takes no part in disagreement: its answers are continuous, so it would
+disagree with everyone about everything. A decision settles one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, text
 
+from agentalign.errors import AgentAlignError
 from agentalign.records.criterion import Score, effective, in_force
 from agentalign.store import tables
 from agentalign.store.appending import insert_all, read_records
 from agentalign.store.database import is_one_of
-from agentalign.store.rows import Row
+from agentalign.store.rows import Row, read
+
+CHUNK = 1000
+"""Runs looked at together."""
+_INSERT = "INSERT INTO verdicts (criterion, trajectory, value, spread) VALUES (:criterion, :trajectory, :value, :spread)"
 
 
 def refresh(connection: Connection, ids: Iterable[str]) -> None:
@@ -31,6 +39,36 @@ def refresh(connection: Connection, ids: Iterable[str]) -> None:
     about = select(columns.seq).where(is_one_of(connection, columns.id, sorted(seqs)))
     connection.execute(delete(tables.verdicts).where(tables.verdicts.c.trajectory.in_(about)))
     insert_all(connection, tables.verdicts, [row for id, some in scores.items() for row in verdict_rows(seqs[id], some)])
+
+
+def refresh_where(connection: Connection, wanted: Callable[[Sequence[Score]], bool]) -> None:
+    """Make the verdicts anew of every run whose scores, in the order they were stored, are such; for migrations.
+
+    By the rule in force, whichever that is by then: the check of a store goes by it.
+    """
+    last = connection.execute(text("SELECT max(seq) FROM trajectories")).scalar() or 0
+    for start in range(0, last + 1, CHUNK):
+        for seq, scores in list(_scores_of_runs(connection, start)):
+            if wanted(scores):
+                connection.execute(text("DELETE FROM verdicts WHERE trajectory = :seq"), {"seq": seq})
+                if made := verdict_rows(seq, scores):
+                    connection.execute(text(_INSERT), made)
+
+
+def _scores_of_runs(connection: Connection, start: int) -> Iterator[tuple[int, list[Score]]]:
+    # Names as they were in every schema: the tables of now may have columns that a store on its way here has not.
+    query = text(
+        "SELECT t.seq, s.record, s.digest FROM scores s JOIN trajectories t ON t.id = s.trajectory "
+        "WHERE t.seq >= :start AND t.seq < :end ORDER BY t.seq, s.seq"
+    )
+    found = connection.execute(query, {"start": start, "end": start + CHUNK}).all()
+    for seq, rows in groupby(found, key=lambda row: int(row[0])):
+        scores: list[Score] = []
+        for _, record, digest in rows:
+            # A damaged record must not keep a store from opening: reading that score says what is wrong with it.
+            with suppress(AgentAlignError):
+                scores.append(read(Score, record, digest, "score"))
+        yield seq, scores
 
 
 def verdict_rows(seq: int, scores: Sequence[Score]) -> list[Row]:

@@ -83,8 +83,8 @@ def render(trajectory: Trajectory, dialect: Dialect, *, tokens: TokenRecord | No
         raise DataError(f"{where}: the agent wrote nothing in it, so there is nothing to train on. Leave it out.")
     if rendered.n_tokens > dialect.longest:
         raise DataError(
-            f"{where}: it has {rendered.n_tokens} tokens, and the base takes {dialect.longest} with the rotary frequencies it was trained "
-            "with. Leave it out, or take a base for longer runs."
+            f"{where}: it has {rendered.n_tokens} tokens, and the base takes {dialect.longest}: it has no more positions, or other rotary "
+            "frequencies beyond. Leave the run out, or take a base for longer ones."
         )
     if rendered.n_tokens > max_tokens:
         raise DataError(f"{where}: it has {rendered.n_tokens} tokens, more than max_tokens {max_tokens}. Raise max_tokens or leave it out.")
