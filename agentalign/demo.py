@@ -28,7 +28,7 @@ from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import AgentAlignError
 from agentalign.evaluation.report import StageResult, write_demo_report
-from agentalign.evaluation.run_eval import EvalPlan, evaluate, stored_evaluation
+from agentalign.evaluation.run_eval import EvalPlan, evaluate, still_holds, stored_evaluation
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.dry_run import DryRun
 from agentalign.records.adapter import Training
@@ -207,7 +207,8 @@ class _Demo:
     ) -> None:
         """Evaluate an adapter on the held-out tasks and add it to the report."""
         if evaluated:
-            if stored_evaluation(self.project, adapter, self.name, "test", plan=self.plan) is None:
+            before = stored_evaluation(self.project, adapter, self.name, "test", plan=self.plan)
+            if before is None or not still_holds(self.project, before, self.taskset):
                 self.done.pop(f"evaluate {stage}", None)  # what was evaluated was other tasks, or by other checks
             self.part(f"evaluate {stage}", lambda: self._evaluated(adapter))
         rows = [json.loads(line) for line in self._metrics(training)] if training else []

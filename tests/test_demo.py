@@ -50,3 +50,16 @@ def test_every_stage_is_reported_and_a_restart_goes_on_where_it_stopped(project)
     again = json.loads((path.parent / "done.json").read_text())
     assert {name: part["at"] for name, part in done.items()} == {name: again[name]["at"] for name in done}
     assert len(Registry(project.adapters).list()) == 4
+
+
+def test_what_was_evaluated_by_other_checks_is_evaluated_again_and_nothing_trained_anew(project):
+    path = demo.run(project, "quick", 0, taskset="toy_desk")
+    before = json.loads((path.parent / "done.json").read_text())
+    del before["evaluate ppo"]
+    (path.parent / "done.json").write_text(json.dumps(before))
+    checks = project.tasks / "toy_desk" / "criteria.py"
+    checks.write_text(checks.read_text() + "\n\nMENDED = True\n")
+    demo.run(project, "quick", 0, taskset="toy_desk")
+    after = json.loads((path.parent / "done.json").read_text())
+    assert {name for name in before if before[name]["at"] != after[name]["at"]} == {name for name in before if name.startswith("evaluate ")}
+    assert len(Registry(project.adapters).list()) == 4

@@ -142,9 +142,12 @@ def test_of_equal_comparisons_the_majority_is_learned_and_an_even_split_is_not(c
     one_person = [*two_to_one, prefer(ask_too, act_too, "human")]
     (pair,) = make_pairs(one_person, known, data, config, set())
     assert (pair.trajectories, pair.source) == ((ask_too.id, act_too.id), "human")
+    tied = [*two_to_one, prefer(ask_too, act_too, "human").model_copy(update={"tie": True})]
+    with pytest.raises(DataError, match="are ties"):
+        make_pairs(tied, known, data, config, set())
     with caplog.at_level("INFO"), pytest.raises(DataError, match=r"none of the 2 preferences .* contradict each other evenly"):
         make_pairs(two_to_one[1:], known, data, config, set())
-    assert "2 left out: as many say the opposite" in caplog.text
+    assert "2 left out: a tie, or as many say the opposite" in caplog.text
 
 
 def test_a_reward_model_learns_equal_runs_in_one_order():

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from agentalign.training.dialect import Dialect
     from agentalign.training.render import RenderedTurn
 
-NO_LIMIT = 10**9
 PLAIN = {"sft": 1.0, "reward": 0.0}
 """Views that need no training, and what every token the agent wrote weighs in them."""
 
@@ -86,7 +85,7 @@ def tokens_view(run: Trajectory, recorded: TokenRecord | None, project: Project,
         )
     folder = next((f for f in folders if recorded and _dialect(f, cache).digest == recorded.base), folders[0])
     dialect = _dialect(folder, cache)
-    rendered = render(run, dialect, tokens=recorded, max_tokens=NO_LIMIT)
+    rendered = render(run, dialect, tokens=recorded, max_tokens=None)
     exact = recorded is not None and recorded.base == dialect.digest
     sampled = {turn.message_index for turn in recorded.turns} if recorded and exact else set()
     noted = notes_of(project.trainings, run.id, run.origin.reference)

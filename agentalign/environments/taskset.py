@@ -22,7 +22,7 @@ from agentalign.records.base import Record, digest
 from agentalign.records.criterion import OVERALL_RULE, Criterion
 
 T = TypeVar("T", bound=Record)
-_DECIDING = (".py", ".json", ".jsonl", ".csv")
+DECIDING = (".py", ".json", ".jsonl", ".csv")
 """Files that tools, environments and checks are, or read."""
 
 
@@ -104,7 +104,7 @@ class Taskset:
         Recipes, descriptions and other splits are not in it: they change between two versions of an adapter as a matter of course.
         """
         said = self.settings.model_dump(mode="json", exclude={"description", "tasks", "generator"})
-        files = sorted(path for path in self.folder.rglob("*") if path.suffix in _DECIDING and path.is_file())
+        files = sorted(path for path in self.folder.rglob("*") if path.suffix in DECIDING and path.is_file())
         whole: JsonValue = {
             "settings": said,
             "rule": OVERALL_RULE,

@@ -86,7 +86,7 @@ def evaluate(
     before = None
     if len(names) == 2:
         before = stored_evaluation(project, names[1], tasks.name, plan.split, plan=plan)
-        if before is not None and not _still_holds(project, before, tasks):
+        if before is not None and not still_holds(project, before, tasks):
             logger.info("%s was evaluated before taskset %s or its own files were changed; evaluated again", names[1], tasks.name)
             before = None
         if before is None:
@@ -126,7 +126,7 @@ def content_of(project: Project, adapter: str) -> str:
     return "" if adapter == BASE else Registry(project.adapters).content(adapter)
 
 
-def _still_holds(project: Project, evaluation: Evaluation, taskset: Taskset) -> bool:
+def still_holds(project: Project, evaluation: Evaluation, taskset: Taskset) -> bool:
     """True where acting it all out again would ask the same: evaluations that do not say so are not trusted."""
     asked = evaluation.taskset_digest, evaluation.content
     return asked == (taskset.digest(evaluation.split), content_of(project, evaluation.adapter))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from agentalign.environments.task import Task
-from agentalign.environments.taskset import Taskset
+from agentalign.environments.taskset import DECIDING, Taskset
 from agentalign.errors import AgentAlignError
 from agentalign.records.base import digest
 from agentalign.records.criterion import OVERALL_RULE
@@ -36,13 +36,13 @@ WITHOUT_SAY = ("recipes", "__pycache__")
 
 
 def judge_of(taskset: Taskset) -> str:
-    """Digest of all that decides how a dev run goes and what it is worth: not of other tasks, nor of who shows how they are done."""
-    aside = ("expert.py ", "taskset.yaml ", f"{taskset.settings.tasks} ")
-    said = [line for line in _files(taskset) if not line.startswith(aside)]
+    """Digest of what decides how a dev run goes and what it is worth: not of other tasks, of prose, nor of who shows how they are done."""
+    aside = ("expert.py ", f"{taskset.settings.tasks} ")
+    files = [line for line in _files(taskset) if line.rpartition(" ")[0].endswith(DECIDING) and not line.startswith(aside)]
     settings = taskset.settings.model_dump(mode="json", exclude={"description", "tasks", "generator"})
-    criteria: list[JsonValue] = [criterion.model_dump(mode="json") for criterion in taskset.criteria]
+    criteria: list[JsonValue] = [one.model_dump(mode="json", exclude={"description", "anchors", "chips"}) for one in taskset.criteria]
     tasks: list[JsonValue] = [task.model_dump(mode="json") for task in taskset.tasks("dev")]
-    return digest([OVERALL_RULE, settings, criteria, tasks, *said])
+    return digest([OVERALL_RULE, settings, criteria, tasks, *files])
 
 
 def world_of(taskset: Taskset) -> str:

@@ -93,19 +93,24 @@ def kept(file: Path, make: Callable[[], T]) -> T:
 
 
 def require_same_judge(folder: Path, judge: str) -> None:
-    """Keep whom a training's evaluations are made by.
-
-    Raises:
-        TrainingError: there are evaluations by another: best step, roll-back and the fall below the start would be decided by the edit.
-    """
-    if not (folder / "checkpoints").exists():
-        write_whole(folder / JUDGED_FILE, judge)  # no evaluation is remembered
-    elif kept(folder / JUDGED_FILE, lambda: judge) != judge:
+    """TrainingError where a training has evaluations by another judge: best step, roll-back and a fall would be decided by the edit."""
+    file = folder / JUDGED_FILE
+    if _remembers(folder) and file.exists() and kept(file, lambda: judge) != judge:
         raise TrainingError(
             f"dev tasks, checks or environment were edited since training {folder.name} began, so its evaluations from before cannot be "
             "compared with new ones. Undo the edit and run the same command again, or remove its folder to train from the start: "
             f"{folder / 'checkpoints'}"
         )
+
+
+def keep_judge(folder: Path, judge: str) -> None:
+    """Write down whom a training's evaluations are made by, unless some are remembered. By who holds the folder alone."""
+    if not (_remembers(folder) and (folder / JUDGED_FILE).exists()):
+        write_whole(folder / JUDGED_FILE, judge)
+
+
+def _remembers(folder: Path) -> bool:
+    return (folder / "checkpoints").exists()
 
 
 def write_whole(file: Path, value: object) -> None:

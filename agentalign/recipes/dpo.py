@@ -152,18 +152,10 @@ def make_pairs(
     Raises:
         DataError: nothing can be compared.
     """
-    found: dict[frozenset[Part], list[tuple[int, Pair]]] = {}
+    made: list[tuple[frozenset[str], int, Pair]] = []
     left: Counter[str] = Counter()
-    heard: dict[frozenset[str], int] = {}
-    for preference in preferences:
-        heard[runs_of(preference)] = max(heard.get(runs_of(preference), 0), rank_of(preference, runs))
     for preference in preferences:
         best, worst = preference.items[0], preference.items[-1]
-        if rank_of(preference, runs) < heard[runs_of(preference)]:
-            left["who counts more spoke of the same two runs"] += 1
-            continue
-        if not preference.decided:
-            continue
         if best.trajectory not in data.rendered or worst.trajectory not in data.rendered:
             left["a run was refused"] += 1
             continue
@@ -178,15 +170,25 @@ def make_pairs(
             left["nothing differs that the agent wrote"] += 1
             continue
         anchor = best.trajectory if best.trajectory in good else None
-        pair = Pair(*sides, preference.strength, (best.trajectory, worst.trajectory), anchor, preference.source)
-        found.setdefault(frozenset(sides), []).append((rank_of(preference, runs), pair))
+        strength = preference.strength if preference.decided else 0.0
+        pair = Pair(*sides, strength, (best.trajectory, worst.trajectory), anchor, preference.source)
+        made.append((runs_of(preference), rank_of(preference, runs), pair))
+    heard: dict[frozenset[str], int] = {}
+    for about, rank, _ in made:
+        heard[about] = max(heard.get(about, rank), rank)
+    found: dict[frozenset[Part], list[tuple[int, Pair]]] = {}
+    for about, rank, pair in made:
+        if rank < heard[about]:
+            left["who counts more spoke of the same two runs"] += 1
+        else:
+            found.setdefault(frozenset((pair.chosen, pair.rejected)), []).append((rank, pair))
     pairs = [one for same in found.values() if (one := _net(same, left)) is not None]
     reasons = "".join(f"; {count} left out: {reason}" for reason, count in left.items())
     logger.info("%d preferences make %d pairs%s", len(preferences), len(pairs), reasons)
     if not pairs:
         raise DataError(
             f"none of the {len(preferences)} preferences can be compared with credit '{config.credit}': their runs were refused, "
-            "never part at a step of the agent, or contradict each other evenly. Try credit: run."
+            "never part at a step of the agent, are ties, or contradict each other evenly. Compare further runs, or try credit: run."
         )
     return pairs
 
@@ -195,10 +197,10 @@ def _net(same: Sequence[tuple[int, Pair]], left: Counter[str]) -> Pair | None:
     """What comparisons of the same two parts come to: a whole run's and a step's may narrow down to one, and contradict each other."""
     counted = [pair for rank, pair in same if rank == max(rank for rank, _ in same)]
     order = net_order([((pair.chosen, pair.rejected), pair.strength) for pair in counted])
-    agree = [pair for _, pair in same if order and pair.chosen == order[0][0]]
+    agree = [pair for _, pair in same if order and pair.chosen == order[0][0] and pair.strength]
     against = len(same) - len(agree)
     if against:
-        left["others say the opposite, more clearly or of a higher rank" if order else "as many say the opposite"] += against
+        left["others say otherwise, more clearly or of a higher rank" if order else "a tie, or as many say the opposite"] += against
     if order is None:
         return None
     if len(agree) > 1:

@@ -139,13 +139,14 @@ def rank(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: R
     """Preferences whose items were all rendered, as parts; words on the same parts once, as they come to together."""
     found: dict[frozenset[Part], list[tuple[int, Ranked]]] = {}
     for preference in preferences:
-        if not preference.decided or any(item.trajectory not in data.rendered for item in preference.items):
+        if any(item.trajectory not in data.rendered for item in preference.items):
             continue
         parts = tuple(up_to_step(data.rendered[item.trajectory], item.step) for item in preference.items)
         ids = tuple(item.trajectory for item in preference.items)
         absolute = [values.get(item.trajectory) if item.step is None else None for item in preference.items]
         targets = tuple(float("nan") if value is None else value for value in absolute)
-        ranked = Ranked(parts, targets, preference.strength, ids, runs[ids[0]].same_task_key(), preference.source)
+        strength = preference.strength if preference.decided else 0.0
+        ranked = Ranked(parts, targets, strength, ids, runs[ids[0]].same_task_key(), preference.source)
         found.setdefault(frozenset(parts), []).append((rank_of(preference, runs), ranked))
     heard = [[ranked for rank, ranked in same if rank == max(rank for rank, _ in same)] for same in found.values()]
     return [one for same in heard if (one := _net(same)) is not None]
@@ -154,7 +155,7 @@ def rank(preferences: Sequence[Preference], runs: dict[str, Trajectory], data: R
 def _net(same: Sequence[Ranked]) -> Ranked | None:
     """What rankings of the same parts come to; None where they leave two even."""
     if len(same) == 1:
-        return same[0]
+        return same[0] if same[0].strength else None
     order = net_order([(ranked.parts, ranked.strength) for ranked in same])
     if order is None:
         return None

@@ -26,7 +26,7 @@ from agentalign.environments.team_code import Pool
 from agentalign.errors import DataError, RegistryError, TasksetError, TrainingError, TrainingStoppedError
 from agentalign.recipes.acted import judge_of, world_of
 from agentalign.recipes.adapter_card import about_base, about_training, write_golden, write_settings
-from agentalign.recipes.begun import BESIDE, TrainedOn, read_begun, require_same_judge, write_begun
+from agentalign.recipes.begun import BESIDE, TrainedOn, keep_judge, read_begun, require_same_judge, write_begun
 from agentalign.recipes.process import LOCK_FILE, write_process
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
@@ -207,6 +207,7 @@ class Workspace:
                 raise TrainingError(f"training {training.id} is running in another process; wait for it, or stop it there.") from None
             write_process(folder / LOCK_FILE, os.getpid())
             about = tracker(report_to, training.id, project=f"agentalign-{training.taskset}", config=training.config, folder=folder)
+            keep_judge(folder, judge_of(self.taskset))
             with self._failing(training), about as report:
                 yield report
 

@@ -8,9 +8,6 @@ from agentalign.training.base import prepare_base
 from agentalign.training.dialect import Dialect
 from agentalign.training.render import colour_print, render
 
-LONGEST = 1_000_000
-"""More tokens than any training takes: a view shows the whole run."""
-
 
 def token_view(project: Project, store: Store, id: str, base: str | None = None) -> str:
     """The run as text with ANSI colours.
@@ -26,4 +23,4 @@ def token_view(project: Project, store: Store, id: str, base: str | None = None)
             dialect = Dialect.load(open_bundle(project, run.origin.reference).base)
         except AgentAlignError:  # made by an expert, a person or a server
             dialect = Dialect.load(prepare_base("smollm2-135m", project.cache))
-    return colour_print(render(run, dialect, tokens=store.tokens(run.id), max_tokens=LONGEST), dialect)
+    return colour_print(render(run, dialect, tokens=store.tokens(run.id), max_tokens=None), dialect)

@@ -14,9 +14,10 @@ def position_limit(config: PretrainedConfig) -> int:
     that they were trained for, log-probabilities would depend on what else is in a micro-batch, and a cache would hold keys of both kinds
     (transformers, `modeling_rope_utils.dynamic_rope_update`). So a run ends there.
     """
-    settings = config.get_text_config().to_dict()
-    positions = int(settings.get("max_position_embeddings") or UNLIMITED)
-    told: Any = settings.get("rope_parameters") or {}
+    text = config.get_text_config()
+    # As an attribute: some keep it under another name, which they map.
+    positions = int(getattr(text, "max_position_embeddings", None) or UNLIMITED)
+    told: Any = getattr(text, "rope_parameters", None) or {}
     # By layer type where layers differ.
     kinds = [told, *(one for one in told.values() if isinstance(one, dict))]
     # A "dynamic" base's frequencies change beyond its positions, where it ends anyway.

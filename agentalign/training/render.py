@@ -54,14 +54,14 @@ class Rendered:
         return sum(len(turn.completion) for turn in self.turns[self.inherited :])
 
 
-def render(trajectory: Trajectory, dialect: Dialect, *, tokens: TokenRecord | None = None, max_tokens: int) -> Rendered:
+def render(trajectory: Trajectory, dialect: Dialect, *, tokens: TokenRecord | None = None, max_tokens: int | None) -> Rendered:
     """The run's turns as tokens.
 
     Args:
         trajectory: The run.
         dialect: Template and tokenizer of the base.
         tokens: Recorded ids of the run; used where their digest equals the dialect's.
-        max_tokens: Longest path allowed.
+        max_tokens: Longest path allowed; None for looking at a run of any length, also of one that the base does not take.
 
     Raises:
         DataError: the template cannot say this run, a turn does not parse back, nothing is trainable, or it is too long.
@@ -81,12 +81,12 @@ def render(trajectory: Trajectory, dialect: Dialect, *, tokens: TokenRecord | No
     rendered = Rendered(trajectory.id, tuple(turns), trajectory.parent[1] if trajectory.parent else 0)
     if rendered.n_trainable == 0:
         raise DataError(f"{where}: the agent wrote nothing in it, so there is nothing to train on. Leave it out.")
-    if rendered.n_tokens > dialect.longest:
+    if max_tokens is not None and rendered.n_tokens > dialect.longest:
         raise DataError(
             f"{where}: it has {rendered.n_tokens} tokens, and the base takes {dialect.longest}: it has no more positions, or other rotary "
             "frequencies beyond. Leave the run out, or take a base for longer ones."
         )
-    if rendered.n_tokens > max_tokens:
+    if max_tokens is not None and rendered.n_tokens > max_tokens:
         raise DataError(f"{where}: it has {rendered.n_tokens} tokens, more than max_tokens {max_tokens}. Raise max_tokens or leave it out.")
     return rendered
 
