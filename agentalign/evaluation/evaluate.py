@@ -146,8 +146,6 @@ def summarise(
         if score.trajectory in by_run:
             by_run[score.trajectory].append(score)
     results, unscored = _task_results(criteria, runs, by_run, tasks)
-    ended = {run.id for run in runs if run.stop_reason == StopReason.ERROR}
-    blind = {id for id, found in by_run.items() if _is_unknown(criteria, found)}
     trouble = _trouble(runs, by_run, unscored)
     if not results:
         raise DataError(
@@ -163,7 +161,7 @@ def summarise(
         success_means=_success_means(criteria),
         criteria=tuple(criterion.key for criterion in criteria),
         unscored=len(unscored),
-        unusable_runs=len(ended | blind | unscored),
+        unusable_runs=sum(run.id in unscored or _is_unusable(criteria, run, by_run[run.id]) for run in runs),
         seen=_group("seen families", seen, names) if seen else None,
         unseen=_group("unseen families", unseen, names) if unseen else None,
         everything=_group("all tasks", results, names),
@@ -230,8 +228,10 @@ def _task_results(
     return results, unscored
 
 
-def _is_unknown(criteria: Sequence[Criterion], scores: Sequence[Score]) -> bool:
-    """A check broke, and what is left does not say what the run is worth: not where another gate failed, say."""
+def _is_unusable(criteria: Sequence[Criterion], run: Trajectory, scores: Sequence[Score]) -> bool:
+    """The run broke, or a check did and what is left does not say what the run is worth: where another gate failed it does."""
+    if run.stop_reason == StopReason.ERROR:
+        return True
     return any(score.status == ScoreStatus.ERROR for score in scores) and overall(criteria, scores) is None
 
 

@@ -2,7 +2,7 @@
 
 People before judges before scores: of the words on one place the highest rank alone counts, and a person's tie silences what scores
 say. Several people who compared the same count together. The surprise: what is overruled is part of what a training is about all the
-same, so that a vote that comes while it is down does not make another training of it.
+same, so that a vote that comes while it is down does not make another training of it (a lead's decision does).
 """
 
 import logging

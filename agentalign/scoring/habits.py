@@ -251,7 +251,7 @@ def _flags(
         elif len(others) >= FEWEST_ITEMS and own < FAST_SHARE * median(others):
             yield f"takes {own:.0f} s a run where the others take {median(others):.0f} s"
     for streak in streaks:
-        yield f"gave {streak.criterion.split('@')[0]} the value {streak.value:g} {streak.length} runs in a row"
+        yield f"gave {streak.criterion.split('@')[0]} the value {streak.value:g} in {streak.length} runs in a row"
     moved = [(a, b) for a, b in pairwise([w for w in weeks if w.low is not None]) if _left_each_other(a, b)]
     for before, after in moved:
         yield f"became {'milder' if (after.lean or 0) > (before.lean or 0) else 'stricter'} from {before.week} to {after.week}"

@@ -100,8 +100,8 @@ class Model:
     def recompute_activations(self) -> None:
         """Gradient checkpointing from here on: the same gradient in half the memory."""
         self.network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        for layer in (module for module in self.network.modules() if isinstance(module, GradientCheckpointingLayer)):
-            layer.training = True  # or they do not recompute; what is in them stays as it is: a base may have dropout of its own
+        for layer in self.network.modules():  # only these, or they do not recompute: what is in them may have dropout of its own
+            layer.training |= isinstance(layer, GradientCheckpointingLayer)
         self.recomputes, self.may_recompute = True, False
 
     # ------------------------------------------------------------------ adapters
