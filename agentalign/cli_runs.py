@@ -295,7 +295,10 @@ def _pairs(arguments: argparse.Namespace) -> None:
         show_json({"pairs": len(made.preferences), **figures})
         return
     rows = [(group, name, count) for group, counts in made.counts.items() for name, count in counts.items()]
-    empty = f"No pair is {arguments.margin} apart. Make more runs of the same tasks, or lower --margin."
+    empty = (
+        f"No two runs of a task are {arguments.margin} apart by the criteria that both have answers to. "
+        "Make more runs of the same tasks, rate several of each, or lower --margin."
+    )
     if made.without_overall:
         empty = f"No pair yet: {made.without_overall} of {made.runs} runs have no overall value. `agentalign score {taskset.name}` first."
     show_table(("by", "which", "pairs"), rows, empty=empty)

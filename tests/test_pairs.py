@@ -2,13 +2,15 @@
 
 import random
 from collections import Counter
+from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import Message, Origin, StopReason, ToolCall, Trajectory
-from agentalign.scoring.pairs import Scored, balance, corrections, describe, parting_step, runs_by_task, step_pairs, task_pairs
+from agentalign.scoring import pairs as making
+from agentalign.scoring.pairs import Worth, balance, describe, parting_step, runs_by_task
 
 SYSTEM = Message(role="system", content="You are a support agent.")
 USER = Message(role="user", content="Cancel order W1.")
@@ -31,6 +33,23 @@ def run(
         messages.append(Message(role="tool", content=result, tool_call_id=call.id, name=name))
     origin = Origin(kind=kind, reference=reference, task=task or "", sample=sample)
     return Trajectory(taskset="desk", messages=tuple(messages), origin=origin, task_id=task, family=family, stop_reason=stop, tools=tools)
+
+
+def judged_alike(runs):
+    """Runs with their overall values, all by the same criteria."""
+    return [(one, None if value is None else Worth(frozenset(), partial(lambda known, _: known, value))) for one, value in runs]
+
+
+def task_pairs(runs, **options):
+    return making.task_pairs(judged_alike(runs), **options)
+
+
+def step_pairs(runs, **options):
+    return making.step_pairs(judged_alike(runs), **options)
+
+
+def corrections(experts, runs, **options):
+    return making.corrections(judged_alike(experts), judged_alike(runs), **options)
 
 
 def by_order(preferences):
@@ -66,6 +85,31 @@ def test_a_gap_below_the_margin_a_tie_and_a_missing_value_make_no_pair():
         assert step_pairs(runs, margin=0.2, per_task=4, seed=0) == []
     assert task_pairs([(one, 0.5), (two, 0.5)], margin=0.0, per_task=4, seed=0) == []
     assert len(task_pairs([(one, 0.5), (two, 0.3)], margin=0.2, per_task=4, seed=0)) == 1
+
+
+def judged(answers):
+    """What a run is worth whose criteria have these values: their mean."""
+    return Worth(frozenset(answers), lambda some: sum(answers[name] for name in some) / len(some) if some else None)
+
+
+def test_runs_are_compared_by_the_criteria_that_both_have_answers_to():
+    rated, unseen, other = (run(LOOK, f"{word}.") for word in ("Shipped", "Sent", "Lost"))
+    for make in (making.task_pairs, making.step_pairs):
+        scored = [(rated, judged({"check": 1.0, "tone": 0.0})), (unseen, judged({"check": 1.0}))]
+        assert make(scored, margin=0.2, per_task=9, seed=0) == []
+        scored = [*scored, (other, judged({"check": 0.9, "tone": 1.0}))]
+        (pair,) = make(scored, margin=0.2, per_task=9, seed=0)
+        assert [item.trajectory for item in pair.items] == [other.id, rated.id]
+    assert making.task_pairs([(rated, judged({"tone": 1.0})), (unseen, judged({"check": 0.0}))], margin=0.0, per_task=9, seed=0) == []
+
+
+def test_an_expert_nobody_rated_corrects_by_what_the_checks_say():
+    expert = run(LOOK, "It has shipped.", kind="expert", reference="expert")
+    wrong, kind = run(CANCEL, "Cancelled."), run(LOOK, "It has been sent.")
+    runs = [(wrong, judged({"check": 0.0, "tone": 1.0})), (kind, judged({"check": 1.0, "tone": 0.0}))]
+    (pair,) = making.corrections([(expert, judged({"check": 1.0}))], runs, margin=0.6, per_task=4, seed=0)
+    assert pair.items[1].trajectory == wrong.id
+    assert pair.note == "overall 1.000 over 0.000, without tone"
 
 
 def test_exact_duplicates_make_no_pair_even_with_other_call_ids_and_values():
@@ -155,7 +199,7 @@ def test_making_pairs_again_gives_the_same_ids():
 
 
 def test_very_many_runs_of_one_task_are_thinned_out():
-    runs: list[Scored] = [(run(f"answer {i}", task=None, sample=i), (i % 2) * 1.0) for i in range(600)]
+    runs = [(run(f"answer {i}", task=None, sample=i), (i % 2) * 1.0) for i in range(600)]
     assert len(task_pairs(runs, margin=0.5, per_task=5, seed=0)) == 5
 
 

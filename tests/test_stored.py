@@ -9,7 +9,7 @@ from agentalign.environments.taskset import load_taskset
 from agentalign.environments.team_code import TeamCode
 from agentalign.records.criterion import Score, ScoreStatus
 from agentalign.records.trajectory import Message, Origin, Trajectory
-from agentalign.scoring.stored import ScoringReport, overalls, score_stored
+from agentalign.scoring.stored import ScoringReport, make_pairs, overalls, score_stored
 from agentalign.store.store import Store
 
 CRITERIA = """
@@ -134,3 +134,48 @@ def test_overall_values_load_no_code_and_follow_no_path(store: Store, tmp_path: 
     store.add_scores([scored.model_copy(update={"trajectory": one.id, "id": one.id}) for one in strange])
     values = overalls(store, [scored.trajectory, *(one.id for one in strange)], tmp_path / "tasks")
     assert list(values.values()) == [1.0, None, None]
+
+
+def rated(store: Store, run: Trajectory, value: float | None, criterion: str = "tone") -> None:
+    status = ScoreStatus.VALUE if value is not None else ScoreStatus.NOT_APPLICABLE
+    word = Score(trajectory=run.id, criterion=f"{criterion}@1", status=status, value=value, rater="ada", rater_kind="human")
+    store.add_scores([word])
+
+
+def pairs_of(store: Store, tasks: Path) -> dict[tuple[str, str], str]:
+    """Better and worse answer -> what the preference notes, of whole runs."""
+    answers = {one.id: one.answer for one in store.trajectories()}
+    made = make_pairs(store, load_taskset(tasks / "words"), margin=0.1, per_task=9, level="run", dry_run=True)
+    return {(answers[p.items[0].trajectory], answers[p.items[1].trajectory]): p.note for p in made.preferences}
+
+
+def test_a_rated_run_is_not_worse_than_one_that_nobody_looked_at(store: Store, tmp_path: Path) -> None:
+    looked_at, unseen, wordy = run("well"), run("fine"), run("at great length")
+    store.add([looked_at, unseen, wordy])
+    score(store, tmp_path, only_new=False)
+    with (tmp_path / "words" / "criteria.yaml").open("a") as file:
+        file.write("tone: {description: Kind?, scale: [1, 5]}\npolite: {description: Polite?, gate: true}\n")
+    before = pairs_of(store, tmp_path)
+    assert set(before) == {("well", "at great length"), ("fine", "at great length")}
+
+    rated(store, looked_at, 2.0)
+    rated(store, looked_at, 0.0, "polite")
+    found = pairs_of(store, tmp_path)
+    assert set(found) == set(before), "what one of two runs was asked alone says nothing of which is better"
+    assert found["well", "at great length"] == "overall 1.000 over 0.550, without polite@1, tone@1"
+
+    rated(store, unseen, 5.0)
+    assert ("fine", "well") in pairs_of(store, tmp_path), "both were asked for their tone"
+    rated(store, unseen, None)
+    assert ("fine", "well") in pairs_of(store, tmp_path), "'does not apply' is an answer"
+
+
+def test_runs_that_were_asked_the_same_are_compared_beside_one_that_was_not(store: Store, tmp_path: Path) -> None:
+    first, second, other = run("yes"), run("no"), run("no way")
+    store.add([first, second, other])
+    score(store, tmp_path, only_new=False)
+    with (tmp_path / "words" / "criteria.yaml").open("a") as file:
+        file.write("tone: {description: Kind?}\n")
+    for one, value in ((first, 1.0), (second, 0.0)):
+        rated(store, one, value)
+    assert set(pairs_of(store, tmp_path)) == {("yes", "no")}

@@ -223,6 +223,12 @@ def effective(scores: Iterable[Score]) -> dict[str, list[Score]]:
     return {key: _heard([s for s in group if s.status == ScoreStatus.VALUE]) or group for key, group in groups.items()}
 
 
+def answered_criteria(scores: Iterable[Score]) -> frozenset[str]:
+    """Keys of the criteria with an answer; "does not apply" is one, an error is none."""
+    given = {ScoreStatus.VALUE, ScoreStatus.NOT_APPLICABLE}
+    return frozenset(key for key, answers in effective(scores).items() if any(answer.status in given for answer in answers))
+
+
 def _heard(valued: Sequence[Score]) -> list[Score]:
     """Of one criterion's values those that count."""
     best: dict[int | None, int] = {}

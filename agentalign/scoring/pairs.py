@@ -1,8 +1,9 @@
 """Preferences from scores: which run of a task is better, and which step at the point where two runs part.
 
-Pure functions over records; a run comes with its `overall` value, or None where that is missing (such a run makes no pair).
-All runs of a task are laid into one tree of messages, so a step stands for every run that took it: a step is preferred only if the
-runs that took it did better on average too, and equal steps or runs never face each other.
+Pure functions over records; a run comes with what it is worth, or None where that is missing (such a run makes no pair).
+Two runs are compared by the criteria that both were judged by: a run that someone rated is not worse or better for it than one that
+nobody looked at. All runs of a task are laid into one tree of messages, so a step stands for every run that took it: a step is preferred
+only if the runs that took it did better on average too, and equal steps or runs never face each other.
 Surprise: tool-call ids take no part in "equal". They are names a server made up; two runs that differ in nothing else are one.
 """
 
@@ -18,8 +19,18 @@ from agentalign.records.base import digest
 from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import Message, StopReason, Trajectory
 
-Scored = tuple[Trajectory, float | None]
-"""A run and its overall value; None where it cannot be known."""
+
+class Worth(NamedTuple):
+    """What a run is worth, by any of the criteria that it was judged by."""
+
+    answered: frozenset[str]
+    """Those that have an answer; "does not apply" is one."""
+    by: Callable[[frozenset[str]], float | None]
+    """The overall value by some of them alone; None where these say nothing."""
+
+
+Scored = tuple[Trajectory, Worth | None]
+"""A run and its worth; None where its overall value cannot be known."""
 
 T = TypeVar("T")
 Group = tuple[str, str]
@@ -35,9 +46,9 @@ logger = logging.getLogger("agentalign")
 
 class _Run(NamedTuple):
     trajectory: Trajectory
-    value: float
     nodes: tuple[int, ...]
     """Per message the node of the task's tree: equal for two runs exactly where all messages up to there are equal."""
+    worth: Worth = Worth(frozenset(), lambda _: None)
 
 
 class _Candidate(NamedTuple):
@@ -46,19 +57,54 @@ class _Candidate(NamedTuple):
     sides: tuple[int, int]
     """Tree nodes of the better and the worse item: equal content has equal nodes."""
     gap: float
+    note: str
+
+
+class _Contest(NamedTuple):
+    """Two runs, one of which is better by the criteria that both have answers to."""
+
+    better: _Run
+    worse: _Run
+    criteria: frozenset[str]
+    values: tuple[float, float]
+
+    @property
+    def note(self) -> str:
+        one_sided = sorted(self.better.worth.answered ^ self.worse.worth.answered)
+        return f"overall {self.values[0]:.3f} over {self.values[1]:.3f}" + (f", without {', '.join(one_sided)}" if one_sided else "")
+
+
+class _Means:
+    """Mean value of the runs at each node of a task's tree, by any set of criteria, over the runs with answers to all of these."""
+
+    def __init__(self, runs: Sequence[_Run], nodes_of: Callable[[_Run], Iterable[int]]) -> None:
+        self._runs, self._nodes_of = runs, nodes_of
+        self._found: dict[frozenset[str], dict[int, float]] = {}
+
+    def at(self, node: int, criteria: frozenset[str]) -> float:
+        if criteria not in self._found:
+            values: dict[int, list[float]] = defaultdict(list)
+            for run in self._runs:
+                value = run.worth.by(criteria) if run.worth.answered >= criteria else None
+                if value is not None:
+                    for place in self._nodes_of(run):
+                        values[place].append(value)
+            self._found[criteria] = {place: sum(group) / len(group) for place, group in values.items()}
+        return self._found[criteria][node]
 
 
 def task_pairs(runs: Sequence[Scored], *, margin: float, per_task: int, seed: int) -> list[Preference]:
     """Whole runs of one task whose values differ by at least `margin`, at most `per_task` pairs a task, in an order the seed fixes."""
     found = []
     for group in _by_task(runs, seed):
-        means = _means((run.nodes[-1], run.value) for run in group)
+        means = _Means(group, lambda run: run.nodes[-1:])
         candidates = []
-        for better, worse in _ordered(group, group, margin):
+        for contest in _contests(group, group, margin):
+            better, worse = contest.better, contest.worse
             sides = (better.nodes[-1], worse.nodes[-1])
-            gap = means[sides[0]] - means[sides[1]]
+            gap = means.at(sides[0], contest.criteria) - means.at(sides[1], contest.criteria)
             if sides[0] != sides[1] and gap >= margin - _ROUNDING and gap > 0:
-                candidates.append(_Candidate(Item(better.trajectory.id), Item(worse.trajectory.id), sides, gap))
+                candidates.append(_Candidate(Item(better.trajectory.id), Item(worse.trajectory.id), sides, gap, contest.note))
         found += _preferences(group, candidates, per_task, seed, "scores")
     return found
 
@@ -71,17 +117,19 @@ def step_pairs(runs: Sequence[Scored], *, margin: float, per_task: int, seed: in
     """
     found = []
     for group in _by_task(runs, seed):
-        means = _means((node, run.value) for run in group for node in run.nodes)
+        means = _Means(group, lambda run: run.nodes)
         candidates = []
-        for better, worse in _ordered(group, group, margin):
+        for contest in _contests(group, group, margin):
+            better, worse = contest.better, contest.worse
             place = _parting(better, worse)
             if place is None or better.trajectory.messages[place].malformed:
                 continue
             sides = (better.nodes[place], worse.nodes[place])
-            gap = means[sides[0]] - means[sides[1]]
+            gap = means.at(sides[0], contest.criteria) - means.at(sides[1], contest.criteria)
             if gap >= margin - _ROUNDING and gap > 0:
                 step = _step_index(better.trajectory, place)
-                candidates.append(_Candidate(Item(better.trajectory.id, step), Item(worse.trajectory.id, step), sides, gap))
+                items = Item(better.trajectory.id, step), Item(worse.trajectory.id, step)
+                candidates.append(_Candidate(*items, sides, gap, contest.note))
         found += _preferences(group, candidates, per_task, seed, "scores")
     return found
 
@@ -99,18 +147,20 @@ def corrections(experts: Sequence[Scored], runs: Sequence[Scored], *, margin: fl
     for group in _by_task([*experts, *own], seed, always=expert_ids):
         teachers = [run for run in group if run.trajectory.id in expert_ids]
         pupils = [run for run in group if run.trajectory.id not in expert_ids]
-        means = _means((node, run.value) for run in pupils for node in run.nodes)
+        means = _Means(pupils, lambda run: run.nodes)
         latest: dict[str, tuple[int, _Candidate]] = {}
-        for teacher, pupil in _ordered(teachers, pupils, margin):
+        for contest in _contests(teachers, pupils, margin):
+            teacher, pupil = contest.better, contest.worse
             place = _parting(teacher, pupil)
             if place is None or teacher.trajectory.messages[place].malformed:
                 continue
-            gap = teacher.value - means[pupil.nodes[place]]
+            gap = contest.values[0] - means.at(pupil.nodes[place], contest.criteria)
             if gap < margin - _ROUNDING or place <= latest.get(pupil.trajectory.id, (-1,))[0]:
                 continue
             step = _step_index(teacher.trajectory, place)
             items = Item(teacher.trajectory.id, step), Item(pupil.trajectory.id, step)
-            latest[pupil.trajectory.id] = (place, _Candidate(*items, (teacher.nodes[place], pupil.nodes[place]), gap))
+            sides = (teacher.nodes[place], pupil.nodes[place])
+            latest[pupil.trajectory.id] = (place, _Candidate(*items, sides, gap, contest.note))
         found += _preferences(group, [candidate for _, candidate in latest.values()], per_task, seed, "correction")
     return found
 
@@ -118,7 +168,7 @@ def corrections(experts: Sequence[Scored], runs: Sequence[Scored], *, margin: fl
 def parting_step(first: Trajectory, second: Trajectory) -> int | None:
     """Index of the first step where two runs differ after equal messages; None where no step of both is the first difference."""
     tree: dict[tuple[object, ...], int] = {}
-    place = _parting(_Run(first, 0.0, _nodes(first, tree)), _Run(second, 0.0, _nodes(second, tree)))
+    place = _parting(_Run(first, _nodes(first, tree)), _Run(second, _nodes(second, tree)))
     return None if place is None else _step_index(first, place)
 
 
@@ -193,8 +243,8 @@ def runs_by_task(trajectories: Iterable[Trajectory]) -> dict[tuple[str, str], li
 def _by_task(runs: Sequence[Scored], seed: int, always: frozenset[str] | set[str] = frozenset()) -> list[list[_Run]]:
     """Usable runs per task, tasks and runs in an order that does not depend on the order given."""
     # A run that broke says something about the environment, not about the agent; one without a step has nothing to learn from.
-    values = {t.id: value for t, value in runs if value is not None and t.stop_reason != StopReason.ERROR and t.steps}
-    usable = {t.id: t for t, _ in runs if t.id in values}
+    worths = {t.id: worth for t, worth in runs if worth is not None and t.stop_reason != StopReason.ERROR and t.steps}
+    usable = {t.id: t for t, _ in runs if t.id in worths}
     groups = []
     for key, members in sorted(runs_by_task(usable.values()).items()):
         members.sort(key=lambda trajectory: trajectory.id)
@@ -203,7 +253,7 @@ def _by_task(runs: Sequence[Scored], seed: int, always: frozenset[str] | set[str
             members.sort(key=lambda trajectory: trajectory.id not in always)
             members = sorted(members[:MOST_RUNS], key=lambda trajectory: trajectory.id)
         tree: dict[tuple[object, ...], int] = {}
-        groups.append([_Run(t, values[t.id], _nodes(t, tree)) for t in members])
+        groups.append([_Run(t, _nodes(t, tree), worths[t.id]) for t in members])
     return groups
 
 
@@ -239,19 +289,16 @@ def _step_index(trajectory: Trajectory, place: int) -> int:
     return sum(message.role == "assistant" for message in trajectory.messages[:place])
 
 
-def _means(values: Iterable[tuple[int, float]]) -> dict[int, float]:
-    groups: dict[int, list[float]] = defaultdict(list)
-    for node, value in values:
-        groups[node].append(value)
-    return {node: sum(group) / len(group) for node, group in groups.items()}
-
-
-def _ordered(first: Sequence[_Run], second: Sequence[_Run], margin: float) -> Iterable[tuple[_Run, _Run]]:
+def _contests(first: Sequence[_Run], second: Sequence[_Run], margin: float) -> Iterable[_Contest]:
     for better in first:
         for worse in second:
-            gap = better.value - worse.value
+            criteria = better.worth.answered & worse.worth.answered
+            values = better.worth.by(criteria), worse.worth.by(criteria)
+            if values[0] is None or values[1] is None:
+                continue
+            gap = values[0] - values[1]
             if gap >= margin - _ROUNDING and gap > 0:
-                yield better, worse
+                yield _Contest(better, worse, criteria, (values[0], values[1]))
 
 
 def _preferences(
@@ -270,11 +317,11 @@ def _preferences(
         best = min(left, key=lambda c: (used[c.sides[0]] + used[c.sides[1]], -round(c.gap, 6)))
         left.remove(best)
         used.update(best.sides)
-        chosen.append(_preference(runs[best.better.trajectory], runs[best.worse.trajectory], best, source))
+        chosen.append(_preference(runs[best.better.trajectory], best, source))
     return chosen
 
 
-def _preference(better: _Run, worse: _Run, candidate: _Candidate, source: Literal["scores", "correction"]) -> Preference:
+def _preference(better: _Run, candidate: _Candidate, source: Literal["scores", "correction"]) -> Preference:
     rater = "overall" if source == "scores" else better.trajectory.origin.reference
     items: list[JsonValue] = [list(candidate.better), list(candidate.worse)]
     return Preference(
@@ -282,7 +329,7 @@ def _preference(better: _Run, worse: _Run, candidate: _Candidate, source: Litera
         items=(candidate.better, candidate.worse),
         source=source,
         rater=rater,
-        note=f"overall {better.value:.3f} over {worse.value:.3f}",
+        note=candidate.note,
         # Without time and values: making the same pairs again adds nothing to the store.
         id=digest([better.trajectory.taskset, items, source, rater]),
     )

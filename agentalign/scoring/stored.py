@@ -1,6 +1,7 @@
 """Scores and pairs of the runs that a store holds."""
 
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -8,12 +9,12 @@ from agentalign.environments.taskset import Taskset, find_taskset, load_criteria
 from agentalign.environments.team_code import Pool
 from agentalign.errors import AgentAlignError, DataError
 from agentalign.records.base import now
-from agentalign.records.criterion import NO_ANSWER, Criterion, Score, ScoreStatus, in_force, overall, overall_by_run
+from agentalign.records.criterion import NO_ANSWER, Criterion, Score, ScoreStatus, answered_criteria, in_force, overall
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.corrected import corrected_pairs
 from agentalign.scoring.pair_words import words
-from agentalign.scoring.pairs import Group, balance, corrections, describe, step_pairs, task_pairs
+from agentalign.scoring.pairs import Group, Scored, Worth, balance, corrections, describe, step_pairs, task_pairs
 from agentalign.scoring.score import score_trajectories
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
@@ -154,9 +155,25 @@ def overalls(store: Store, ids: Collection[str], tasks: Path | None) -> dict[str
     return found
 
 
-def _valued(store: Store, taskset: Taskset, runs: Sequence[Trajectory]) -> list[tuple[Trajectory, float | None]]:
-    values = overall_by_run(taskset.criteria, store.scores(taskset=taskset.name))
-    return [(run, values.get(run.id)) for run in runs]
+def _scored(store: Store, taskset: Taskset, runs: Sequence[Trajectory]) -> list[Scored]:
+    by_run: dict[str, list[Score]] = {run.id: [] for run in runs}
+    for score in store.scores(taskset=taskset.name):
+        if score.trajectory in by_run:
+            by_run[score.trajectory].append(score)
+    return [(run, worth(taskset.criteria, by_run[run.id])) for run in runs]
+
+
+def worth(criteria: Sequence[Criterion], scores: Sequence[Score]) -> Worth | None:
+    """What a run's scores say by each part of the criteria; None where the overall value cannot be known."""
+    if overall(criteria, scores) is None:
+        return None
+    answered = answered_criteria(scores)
+
+    @cache
+    def by(some: frozenset[str]) -> float | None:
+        return overall([criterion for criterion in criteria if criterion.key in some], scores)
+
+    return Worth(answered & {criterion.key for criterion in criteria}, by)
 
 
 def make_pairs(
@@ -178,7 +195,7 @@ def make_pairs(
 
     Args:
         split: runs of this split only, and imported runs without one; None for all.
-        margin: least difference of the overall values.
+        margin: least difference of the overall values by the criteria that both runs were judged by.
         per_task: most pairs of one task and kind.
         level: whole runs, single steps (where two runs part, and where an expert acts otherwise), or both.
         cap: most pairs of one branch of a family.
@@ -188,7 +205,7 @@ def make_pairs(
         where = f" in split '{split}'" if split else ""
         raise DataError(f"there are no runs of {taskset.name}{where} to compare. Make some: `agentalign rollout {taskset.name} --n 4`.")
     by_id = {run.id: run for run in runs}
-    scored = _valued(store, taskset, [run for run in runs if not run.is_one_step])
+    scored = _scored(store, taskset, [run for run in runs if not run.is_one_step])
     experts = [pair for pair in scored if pair[0].origin.kind in TEACHERS]
     others = [pair for pair in scored if pair[0].origin.kind not in TEACHERS]
     found: list[Preference] = []
@@ -212,7 +229,7 @@ def make_pairs(
     pairs, gone = words(kept, said, by_id, whole=level != "step", steps=level != "run")
     known = {word.id for word in said}
     new = [pair for pair in pairs if pair.id not in known]
-    missing = sum(value is None for _, value in scored)
+    missing = sum(known is None for _, known in scored)
     made = MadePairs(pairs, describe(pairs, group_of), len(scored), missing, len(new), len(pairs) - len(new), len(gone))
     if dry_run:
         return made._replace(stored=0, known=0)
