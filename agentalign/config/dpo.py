@@ -31,6 +31,6 @@ class DPOConfig(Scheduled, Gated):
     min_reference_prob: float = Field(default=0.05, ge=0, lt=1)
     """Pairs whose rejected token the reference would hardly write (below this) are noise and are dropped; credit: token only."""
     contrasts: bool = False
-    """Add pairs from demonstrations where the preferences mostly reject what is right elsewhere; credit: token only."""
+    """Add pairs from demonstrations for what preferences mostly reject: a word, or a place in a list; credit: token only."""
     criterion: str = "overall"
     """Whose preferences: "overall" or a criterion's "name@version"."""

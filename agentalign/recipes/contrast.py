@@ -6,12 +6,29 @@ never went wrong, so that no preference speaks for it: seven pairs "look the ord
 demonstrations, teach the difference.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from agentalign.recipes.compared import sides_of
 from agentalign.recipes.data import Part, Turn
-from agentalign.training.render import Rendered
+from agentalign.recipes.listed import Pick, picked_apart, unlike
+from agentalign.records.trajectory import Trajectory
+from agentalign.scoring.corrected import inherited_tokens
+from agentalign.scoring.pairs import parting_step
+from agentalign.store.store import Store
+from agentalign.training.dialect import Dialect
+from agentalign.training.render import Rendered, render
+
+logger = logging.getLogger("agentalign")
+
+
+CONTRAST_RULE = 2
+"""Raised where the same data come to make other contrasts: a training that was cut is not gone on with by other ones.
+
+2: also by the place in a list (`listed`).
+"""
 
 
 class Choice(NamedTuple):
@@ -32,18 +49,59 @@ class Contrast(NamedTuple):
     """Trajectory id."""
 
 
-def contrasts(sides: Sequence[tuple[Part, Part, str]], runs: Mapping[str, Rendered], demonstrations: Sequence[Rendered]) -> list[Contrast]:
-    """For what is rejected at a place more than twice as often as preferred, as many demonstrations that go on just so as are missing.
+class Compared(NamedTuple):
+    """A pair that a preference makes: one turn of one token on each side, and the runs."""
+
+    chosen: Part
+    rejected: Part
+    better: Trajectory
+    worse: Trajectory
+
+
+def contrasts(
+    pairs: Sequence[Compared],
+    demonstrations: Sequence[Trajectory],
+    rendered: Mapping[str, Rendered],
+    render_altered: Callable[[Trajectory, str], Rendered],
+) -> list[Contrast]:
+    """What speaks for what the pairs mostly reject: a token at a place of the turn, or, where two runs took different entries of a list,
+    the entry's place in it.
 
     Args:
-        sides: per pair the chosen and the rejected part, each one turn of one token, and the id of the worse run.
-        runs: the worse runs as tokens.
         demonstrations: to take contexts from; each is used as often as any other.
+        rendered: the worse runs and the demonstrations as tokens; a demonstration that is not there was refused.
+        render_altered: a demonstration that takes another entry, and the demonstration's id, as tokens.
     """
-    preferred = Counter(_choice(chosen, runs[worse]) for chosen, _, worse in sides)
+    shown = {run.id: rendered[run.id] for run in demonstrations if run.id in rendered}
+    taken: dict[int, tuple[Pick, Pick]] = {}
+    for index, pair in enumerate(pairs):
+        parting = parting_step(pair.better, pair.worse)
+        if parting is not None and (both := picked_apart(pair.better, pair.worse, parting)):
+            taken[index] = both
+    tokens = _token_contrasts([pair for index, pair in enumerate(pairs) if index not in taken], rendered, list(shown.values()))
+    own_from = {id: run.inherited for id, run in shown.items()}
+    places = []
+    for one in unlike(list(taken.values()), [run for run in demonstrations if run.id in shown], own_from):
+        id = one.demonstration.id
+        if sides := sides_of(shown[id], render_altered(one.altered, id), one.step, "token"):
+            places.append(Contrast(*sides, id))
+    text = "pairs: %d more from demonstrations, for what the preferences mostly reject, and %d for the places in lists that they do"
+    logger.info(text, len(tokens), len(places))
+    return [*tokens, *places]
+
+
+def rendered_beside(store: Store, dialect: Dialect, altered: Trajectory, original: str) -> Rendered:
+    """An altered copy of a run as tokens, which up to there are those that the run recorded."""
+    record = inherited_tokens(altered, store.tokens(original))
+    return render(altered, dialect, tokens=record[0] if record else None, max_tokens=None)
+
+
+def _token_contrasts(pairs: Sequence[Compared], runs: Mapping[str, Rendered], demonstrations: Sequence[Rendered]) -> list[Contrast]:
+    """For what is rejected at a place more than twice as often as preferred, as many demonstrations that go on just so as are missing."""
+    preferred = Counter(_choice(pair.chosen, runs[pair.worse.id]) for pair in pairs)
     against: dict[Choice, list[int]] = {}
-    for chosen, rejected, worse in sides:
-        against.setdefault(_choice(rejected, runs[worse]), []).append(chosen.turns[0].completion[0])
+    for pair in pairs:
+        against.setdefault(_choice(pair.rejected, runs[pair.worse.id]), []).append(pair.chosen.turns[0].completion[0])
     used: Counter[str] = Counter()
     found = []
     for at, instead in against.items():
@@ -68,4 +126,4 @@ def _choice(side: Part, run: Rendered) -> Choice:
 
 def _goes_on(run: Rendered, at: Choice) -> bool:
     written = (*at.written, at.token)
-    return at.turn < len(run.turns) and run.turns[at.turn].completion[: len(written)] == written
+    return run.inherited <= at.turn < len(run.turns) and run.turns[at.turn].completion[: len(written)] == written

@@ -23,7 +23,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.compared import sides_of
-from agentalign.recipes.contrast import contrasts
+from agentalign.recipes.contrast import CONTRAST_RULE, Compared, contrasts, rendered_beside
 from agentalign.recipes.data import Part, RunData, by_kind, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate, require_gate
 from agentalign.recipes.dry_run import DryRun, estimate
@@ -85,7 +85,8 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         preferences, runs = choose_preferences(work, config.criterion)
         replay_runs = work.demonstrations() if config.replay and config.nll_coefficient else []
         anchors = dict.fromkeys(sorted(good_runs(work, runs)), True) if config.nll_coefficient else {}
-        about = work.frozen("dpo", config, TrainedOn([*(p.id for p in preferences), *(run.id for run in replay_runs)], anchors))
+        rules = CONTRAST_RULE if config.contrasts else None
+        about = work.frozen("dpo", config, TrainedOn([p.id for p in preferences] + [run.id for run in replay_runs], anchors, rules))
         begun = set(about.ids)
         preferences, replay_runs = [p for p in preferences if p.id in begun], [run for run in replay_runs if run.id in begun]
         data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
@@ -93,7 +94,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         pairs = make_pairs(settled(preferences, runs), runs, data, config, set(about.labels))
         if dry_run:
             pairs = balanced(pairs, runs, work.tasks(), config)
-            return _dry_run(work, config, data, [*pairs, *contrast_pairs(pairs, data, replay, config)], about)
+            return _dry_run(work, config, data, [*pairs, *contrast_pairs(work, pairs, runs, replay_runs, data, config)], about)
         training, folder = work.begin("dpo", config, about)
         if training.status == "done":
             return training
@@ -103,7 +104,7 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             model.load_adapter(ADAPTER, parent, trainable=True)
             cache = project.cache / "logprobs"
             pairs = balanced(with_reference(model, pairs, config, cache), runs, work.tasks(), config)
-            if more := contrast_pairs(pairs, data, replay, config):
+            if more := contrast_pairs(work, pairs, runs, replay_runs, data, config):
                 pairs += with_reference(model, more, config.model_copy(update={"min_reference_prob": 0.0}), cache)
             ranks.first(lambda: note_pairs(folder, pairs, data.rendered))
             counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": sum(len(family) for family in replay)})
@@ -231,13 +232,14 @@ def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig, cache
     return kept
 
 
-def contrast_pairs(pairs: Sequence[Pair], data: RunData, replay: Sequence[Sequence[Rendered]], config: DPOConfig) -> list[Pair]:
+def contrast_pairs(
+    work: Workspace, pairs: Sequence[Pair], runs: Mapping[str, Trajectory], shown: Sequence[Trajectory], data: RunData, config: DPOConfig
+) -> list[Pair]:
     """Pairs for what the preferences mostly reject, from demonstrations that take them; none unless asked for, with credit: token only."""
     if not config.contrasts or config.credit != "token":
         return []
-    sides = [(pair.chosen, pair.rejected, pair.trajectories[1]) for pair in pairs]
-    found = contrasts(sides, data.rendered, [run for family in replay for run in family])
-    logger.info("pairs: %d more from demonstrations, for what the preferences mostly reject", len(found))
+    compared = [Compared(pair.chosen, pair.rejected, *(runs[id] for id in pair.trajectories)) for pair in pairs]
+    found = contrasts(compared, shown, data.rendered, partial(rendered_beside, work.store, Dialect.load(work.base)))
     return [Pair(one.chosen, one.rejected, 1.0, (one.demonstration,) * 2, one.demonstration, "contrast") for one in found]
 
 
