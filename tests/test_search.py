@@ -14,7 +14,7 @@ from sqlalchemy import column, insert, select, table
 from agentalign.errors import DataError
 from agentalign.records.criterion import Score
 from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
-from agentalign.store import rows, search, store, tables
+from agentalign.store import rows, search, store, tables, verdicts
 from agentalign.store.database import open_database
 from agentalign.store.filters import RunFilter
 from agentalign.store.schema import MIGRATIONS, migrate
@@ -240,6 +240,22 @@ def test_the_check_sees_an_index_or_verdicts_that_are_out_of_step(store_url: str
         problems = desk.check().problems
         assert "1 verdicts that filters read differ from the scores" in problems[0]
         assert store_url.startswith("postgresql") or "the text index holds 0 runs of 1" in problems[1]
+
+
+def test_verdicts_are_checked_a_few_runs_at_a_time(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "CHUNK", 1)
+    with Store(store_url) as desk:
+        runs = [run(name) for name in "abc"]
+        desk.add(runs)
+        desk.add_scores([score(one, 1) for one in runs])
+        assert desk.check().problems == ()
+        database = open_database(store_url)
+        with database.write() as connection:
+            connection.execute(tables.verdicts.update().where(tables.verdicts.c.trajectory > 1).values(value=5.0))
+        database.close()
+        (problem,) = desk.check().problems
+        assert "2 verdicts that filters read differ from the scores" in problem
+        assert "of run number 2" in problem
 
 
 def test_a_text_that_no_run_can_hold_is_refused(desk: Store) -> None:

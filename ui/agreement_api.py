@@ -16,7 +16,7 @@ from agentalign.records.base import digest
 from agentalign.records.criterion import Criterion, Score
 from agentalign.records.preference import Item, Preference
 from agentalign.scoring.agreement_report import AgreementReport, agreement_report, stored_panel
-from agentalign.scoring.cases import Case, Panel, Question, Rater
+from agentalign.scoring.cases import Case, Panel, Question, Rater, panel
 from agentalign.scoring.disputes import Dispute, dispute, disputes
 from agentalign.scoring.gold import gold_rows
 from agentalign.scoring.raters import Machine
@@ -192,9 +192,10 @@ def decided_pair(house: House, decision: PairDecisionIn, lead: str) -> Preferenc
 def case_view(house: House, wanted: CaseQuery, lead: str) -> CaseView:
     """The case with the run, or with both sides of the pair as drawn for this lead."""
     criterion = _criterion(house, wanted.taskset, wanted.criterion)
-    found = stored_panel(house.store, wanted.taskset)
+    is_mark = wanted.kind == "mark"
+    found = panel(house.store.scores([wanted.run]), ()) if is_mark else panel((), house.store.preferences(wanted.taskset))
     card = None if criterion is None else views.criterion_view(criterion)
-    if wanted.kind == "mark":
+    if is_mark:
         case = _known(found, Case(_question(wanted), (Item(wanted.run, wanted.step),)))
         return CaseView(case=dispute(found, case, criterion), criterion=card, run=views.blind_view(stored_run(house.store, wanted.run)))
     if wanted.other is None or wanted.step is not None:

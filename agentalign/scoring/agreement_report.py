@@ -19,8 +19,11 @@ class AgreementReport(Record):
 
 
 def stored_panel(store: Store, taskset: str) -> Panel:
-    """Everyone's answers about a taskset's runs."""
-    return panel(store.scores(taskset=taskset), store.preferences(taskset))
+    """Everyone's answers about those of a taskset's runs that people judged, and about its pairs.
+
+    Checks answer about every run there is, and a million of them would be held here to be compared with nobody.
+    """
+    return panel(store.scores(taskset=taskset, seen_by_people=True), store.preferences(taskset))
 
 
 def agreement_report(found: Panel, taskset: str, criteria: Sequence[Criterion]) -> AgreementReport:

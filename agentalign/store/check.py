@@ -1,7 +1,6 @@
 """Is everything in a store what was put there? Every record is read, hashed again and compared with its columns."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Row, Select, func, select, text
@@ -11,9 +10,8 @@ from agentalign.records.adapter import Training
 from agentalign.records.criterion import Score
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
-from agentalign.store import rows, tables
+from agentalign.store import rows, tables, verdicts
 from agentalign.store.search import indexed
-from agentalign.store.verdicts import verdict_rows
 
 CHUNK = 100
 """Records held in memory at once."""
@@ -111,16 +109,17 @@ def _scores(connection: Connection) -> Iterator[str]:
 
 def _verdicts(connection: Connection) -> Iterator[str]:
     """What filters read must be what the scores say; damaged scores were reported already."""
-    stored = {(row.criterion, row.trajectory): (row.value, row.spread) for row in stream(connection, select(tables.verdicts))}
-    scores: dict[int, list[Score]] = {}
-    query = select(tables.trajectories.c.seq, tables.scores.c.record, tables.scores.c.digest).join(tables.scores)
-    for row in stream(connection, query.order_by(tables.scores.c.seq)):
-        with suppress(AgentAlignError):
-            scores.setdefault(row.seq, []).append(rows.read(Score, row.record, row.digest, "score"))
-    expected = {(row["criterion"], seq): (row["value"], row["spread"]) for seq, some in scores.items() for row in verdict_rows(seq, some)}
-    wrong = [place for place in stored.keys() | expected.keys() if stored.get(place) != expected.get(place)]
+    table = tables.verdicts
+    last = connection.execute(select(func.max(tables.trajectories.c.seq))).scalar() or 0
+    wrong: list[tuple[int, str]] = []
+    for start in range(0, last + 1, verdicts.CHUNK):
+        here = select(table).where(table.c.trajectory >= start, table.c.trajectory < start + verdicts.CHUNK)
+        stored = {(row.trajectory, row.criterion): (row.value, row.spread) for row in connection.execute(here)}
+        found = [row for seq, scores in verdicts.scores_of_runs(connection, start) for row in verdicts.verdict_rows(seq, scores)]
+        expected = {(row["trajectory"], row["criterion"]): (row["value"], row["spread"]) for row in found}
+        wrong += sorted(place for place in stored.keys() | expected.keys() if stored.get(place) != expected.get(place))
     if wrong:
-        yield f"{len(wrong)} verdicts that filters read differ from the scores, the first on {min(wrong)[0]} of run number {min(wrong)[1]}"
+        yield f"{len(wrong)} verdicts that filters read differ from the scores, the first on {wrong[0][1]} of run number {wrong[0][0]}"
 
 
 def _search(connection: Connection) -> Iterator[str]:

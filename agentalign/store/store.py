@@ -202,8 +202,19 @@ class Store:
         """Append scores. A known id with the same content (but for its time) is counted as known; with other content it is a DataError."""
         return self._write(adding_scores(scores))
 
-    def scores(self, trajectory_ids: Sequence[str] | None = None, taskset: str | None = None, criterion: str | None = None) -> list[Score]:
-        """Scores in the order they were stored. `criterion` is "name@version", or "name" for all versions."""
+    def scores(
+        self,
+        trajectory_ids: Sequence[str] | None = None,
+        taskset: str | None = None,
+        criterion: str | None = None,
+        *,
+        seen_by_people: bool = False,
+    ) -> list[Score]:
+        """Scores in the order they were stored. `criterion` is "name@version", or "name" for all versions.
+
+        Args:
+            seen_by_people: only of runs on which some person ever said something.
+        """
         table = tables.scores.c
         with self._database.read() as connection:
             query = select(table.id, table.record, table.digest)
@@ -213,6 +224,10 @@ class Store:
                 query = query.join(tables.trajectories).where(runs_table.taskset == bindable(taskset, "taskset"))
             if criterion is not None:
                 query = query.where(of_criterion(table.criterion, criterion))
+            if seen_by_people:
+                # A decision carries no person; a quote inside of a text would have a backslash before it.
+                decided = table.record.contains('"rater_kind":"adjudicator"', autoescape=True)
+                query = query.where(table.trajectory.in_(select(table.trajectory).where(table.person.is_not(None) | decided)))
             return read_records(connection, query.order_by(table.seq), Score)
 
     def add_preferences(self, preferences: Sequence[Preference]) -> AddReport:

@@ -48,14 +48,15 @@ def refresh_where(connection: Connection, wanted: Callable[[Sequence[Score]], bo
     """
     last = connection.execute(text("SELECT max(seq) FROM trajectories")).scalar() or 0
     for start in range(0, last + 1, CHUNK):
-        for seq, scores in list(_scores_of_runs(connection, start)):
+        for seq, scores in list(scores_of_runs(connection, start)):
             if wanted(scores):
                 connection.execute(text("DELETE FROM verdicts WHERE trajectory = :seq"), {"seq": seq})
                 if made := verdict_rows(seq, scores):
                     connection.execute(text(_INSERT), made)
 
 
-def _scores_of_runs(connection: Connection, start: int) -> Iterator[tuple[int, list[Score]]]:
+def scores_of_runs(connection: Connection, start: int) -> Iterator[tuple[int, list[Score]]]:
+    """(run number, its scores in the order they were stored) of the scored ones among `CHUNK` runs; damaged scores are left out."""
     # Names as they were in every schema: the tables of now may have columns that a store on its way here has not.
     query = text(
         "SELECT t.seq, s.record, s.digest FROM scores s JOIN trajectories t ON t.id = s.trajectory "
