@@ -162,6 +162,18 @@ def test_arguments_with_a_key_twice_are_kept_as_written() -> None:
     assert run.messages[1].tool_calls[0].arguments == text
 
 
+@pytest.mark.parametrize("number", ["0.12345678901234567891", "12345678901234567.89", "1e400", "1e99999999999999999999", "4.9e-400"])
+def test_a_number_that_no_float_holds_is_kept_as_it_was_written(number):
+    text = f'{{ "b": {number}, "a": 1 }}'
+    assert read(USER, {"role": "assistant", "tool_calls": [call("a", arguments=text)]}).messages[1].tool_calls[0].arguments == text
+
+
+@pytest.mark.parametrize(("number", "canonical"), [("520.0", "520.0"), ("1.50", "1.5"), ("12e2", "1200.0"), ("123456789012345678901", None)])
+def test_a_number_that_a_float_holds_has_one_way_to_be_written(number, canonical):
+    run = read(USER, {"role": "assistant", "tool_calls": [call("a", arguments=f'{{ "b": {number} }}')]})
+    assert run.messages[1].tool_calls[0].arguments == f'{{"b":{canonical or number}}}'
+
+
 def test_a_tool_as_the_responses_api_writes_it_is_offered_as_any_other() -> None:
     flat = {"type": "function", "name": "look", "description": "Look.", "parameters": {"type": "object"}}
     wrapped = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}

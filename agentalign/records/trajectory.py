@@ -7,6 +7,7 @@ typed columns would add `null` keys to tool arguments, and models learn to emit 
 
 import json
 from collections.abc import Sequence
+from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -40,6 +41,17 @@ def _without_double_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonVa
     return found
 
 
+def _unchanged(number: str) -> float:
+    value = float(number)
+    try:
+        same = Decimal(repr(value)) == Decimal(number)
+    except ArithmeticError:  # an exponent that no decimal takes
+        same = False
+    if not same:
+        raise ValueError("a number has more digits than a float, and some would be lost")
+    return value
+
+
 class ToolCall(Record):
     """One call of a tool by the agent."""
 
@@ -47,13 +59,13 @@ class ToolCall(Record):
     """Links the call to its result message; unique within the run."""
     name: str
     arguments: str = "{}"
-    """The arguments as JSON text: canonical where it parses, else exactly what the agent wrote."""
+    """The arguments as JSON text: canonical where it parses and every number stays what it is, else exactly what the agent wrote."""
 
     @field_validator("arguments")
     @classmethod
     def _canonical(cls, text: str) -> str:
         try:
-            canonical = canonical_json(json.loads(text, object_pairs_hook=_without_double_keys))
+            canonical = canonical_json(json.loads(text, object_pairs_hook=_without_double_keys, parse_float=_unchanged))
             canonical.encode()  # an escaped lone surrogate stays escaped: neither store nor tokenizer takes the bare character
             return canonical
         except (ValueError, RecursionError):
