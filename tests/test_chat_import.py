@@ -134,7 +134,7 @@ def test_results_without_ids_answer_calls_in_order() -> None:
 
 
 def test_a_line_of_very_many_calls_or_keys_takes_seconds_at_most(tmp_path: Path) -> None:
-    began = time.monotonic()
+    began = time.process_time()  # of the processor: what else the machine does takes no part
     calls: list[JsonValue] = [call("x") for _ in range(20_000)]
     made = read(USER, {"role": "assistant", "tool_calls": calls}, DONE).messages[1].tool_calls
     assert [one.id for one in made[:3]] == ["x", "x_1", "x_2"]
@@ -149,7 +149,7 @@ def test_a_line_of_very_many_calls_or_keys_takes_seconds_at_most(tmp_path: Path)
     path.write_text("{" + "".join(f'"k{number}": 0, ' for number in range(200_000)) + '"z": 0, "z": 1}\n')
     (row,) = read_rows(path)
     assert "the key 'z' stands twice" in row.reason
-    assert time.monotonic() - began < 20, "each of these took minutes where time grew with the square"
+    assert time.process_time() - began < 20, "each of these took minutes where time grew with the square"
 
 
 def test_arguments_that_are_no_json_are_kept_as_written() -> None:
@@ -168,7 +168,9 @@ def test_a_number_that_no_float_holds_is_kept_as_it_was_written(number):
     assert read(USER, {"role": "assistant", "tool_calls": [call("a", arguments=text)]}).messages[1].tool_calls[0].arguments == text
 
 
-@pytest.mark.parametrize(("number", "canonical"), [("520.0", "520.0"), ("1.50", "1.5"), ("12e2", "1200.0"), ("123456789012345678901", None)])
+@pytest.mark.parametrize(
+    ("number", "canonical"), [("520.0", "520.0"), ("1.50", "1.5"), ("12e2", "1200.0"), ("123456789012345678901", None)]
+)
 def test_a_number_that_a_float_holds_has_one_way_to_be_written(number, canonical):
     run = read(USER, {"role": "assistant", "tool_calls": [call("a", arguments=f'{{ "b": {number} }}')]})
     assert run.messages[1].tool_calls[0].arguments == f'{{"b":{canonical or number}}}'
