@@ -10,6 +10,7 @@ from transformers import (
     GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     PretrainedConfig,
     Qwen3Config,
     Qwen3NextConfig,
@@ -135,6 +136,16 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     plain = tree_pass(make_model(tmp_path / "plain", CONFIGS["llama"]), runs)
     checkpointed = tree_pass(make_model(tmp_path / "checkpointed", CONFIGS["llama"], checkpointing=True), runs)
     assert_equal_passes(plain, checkpointed)
+
+
+def test_gradient_checkpointing_wakes_no_dropout_of_the_layers_themselves(tmp_path):
+    width = SHAPE["hidden_size"]
+    opt = OPTConfig(
+        vocab_size=SHAPE["vocab_size"], hidden_size=width, word_embed_proj_dim=width, ffn_dim=SHAPE["intermediate_size"],
+        num_hidden_layers=2, num_attention_heads=SHAPE["num_attention_heads"], max_position_embeddings=256, dropout=0.5,
+    )  # fmt: skip
+    plain = tree_pass(make_model(tmp_path / "plain", opt), three_levels_deep())
+    assert_equal_passes(plain, tree_pass(make_model(tmp_path / "checkpointed", opt, checkpointing=True), three_levels_deep()))
 
 
 def test_gradient_checkpointing_wakes_no_dropout_that_the_base_has(tmp_path):

@@ -51,8 +51,17 @@ def load_network(folder: Path, quantization: Quantization, *, dtype: torch.dtype
     for module in network.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+    _silence_dropout(network)
     network.requires_grad_(False)
     return network.eval()
+
+
+def _silence_dropout(network: PreTrainedModel) -> None:
+    # Layers have to be in training mode to recompute, and some (OPT's, Falcon's) then drop by a number of their own or of their config.
+    for holder in (network.config, network.config.get_text_config(), *network.modules()):
+        for name, value in list(vars(holder).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(holder, name, 0.0)
 
 
 def _quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig | None:
