@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from agentalign.config.dpo import DPOConfig
-from agentalign.environments.task import Task
 from agentalign.errors import DataError
 from agentalign.recipes.compared import sides_of
 from agentalign.recipes.data import Part, RunData, Turn, whole
-from agentalign.recipes.dpo import Pair, balanced, make_pairs, pair_batches, pair_loss
+from agentalign.recipes.dpo import Pair, make_pairs, pair_batches, pair_loss
 from agentalign.recipes.preferences import settled
 from agentalign.recipes.reward import rank
 from agentalign.records.preference import Item, Preference
@@ -161,31 +160,3 @@ def test_a_reward_model_learns_equal_runs_in_one_order():
     judges = [prefer(act, ask, "judge", strength=2.0), prefer(ask, same, "judge")]
     (ranked,) = rank(judges, known, data, {act.id: 0.9, ask.id: 0.2, same.id: 0.4})
     assert (ranked.trajectories, ranked.targets, ranked.strength) == ((act.id, ask.id), (0.9, 0.2), 0.5)
-
-
-def judged(*sides):
-    """Pairs of refund tasks, one per side named, with their runs and tasks; sides "open" and "closed" are known."""
-    tasks = {
-        f"t-{side}-{i}": Task(id=f"t-{side}-{i}", split="train", family="refund", data={"branch": side})
-        for side in ("open", "closed")
-        for i in (0, 1)
-    }
-    runs, pairs = {}, []
-    for number, side in enumerate(sides):
-        task = f"t-{side}-{sides[:number].count(side)}"
-        found = [run(f"{word} {number}", task=task, sample=i, family="refund") for i, word in enumerate(("better", "worse"))]
-        runs |= {one.id: one for one in found}
-        part = Part((Turn((number,), (1,)),))
-        pairs.append(Pair(part, part, 1.0, (found[0].id, found[1].id), None, "scores"))
-    return pairs, runs, tasks
-
-
-def test_pairs_of_one_side_of_a_judgement_are_not_trained_on_wherever_they_came_from(caplog):
-    config = DPOConfig(taskset="desk")
-    pairs, runs, tasks = judged("open", "closed", "open")
-    assert balanced(pairs, runs, tasks, config) == pairs
-    pairs, runs, tasks = judged("open", "open")
-    with pytest.raises(DataError, match="all 2 pairs left are of judgements of which another side has none"):
-        balanced(pairs, runs, tasks, config)
-    assert "2 pairs of refund/open are left out" in caplog.text
-    assert balanced(pairs, runs, {}, config) == pairs, "imported runs have no task that could say its side"

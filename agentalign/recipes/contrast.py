@@ -24,13 +24,6 @@ from agentalign.training.render import Rendered, render
 logger = logging.getLogger("agentalign")
 
 
-CONTRAST_RULE = 2
-"""Raised where the same data come to make other contrasts: a training that was cut is not gone on with by other ones.
-
-2: also by the place in a list (`listed`).
-"""
-
-
 class Choice(NamedTuple):
     """A place where two tokens were compared, told apart by the turn and what the agent had written of it."""
 

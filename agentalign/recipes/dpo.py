@@ -18,15 +18,15 @@ from torch import Tensor
 
 from agentalign.config.dpo import DPOConfig
 from agentalign.config.project import Project
-from agentalign.environments.task import Task
 from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.compared import sides_of
-from agentalign.recipes.contrast import CONTRAST_RULE, Compared, contrasts, rendered_beside
+from agentalign.recipes.contrast import Compared, contrasts, rendered_beside
 from agentalign.recipes.data import Part, RunData, by_kind, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate, require_gate
 from agentalign.recipes.dry_run import DryRun, estimate
+from agentalign.recipes.even_pairs import even_anchors, even_pairs
 from agentalign.recipes.plan import plan_for
 from agentalign.recipes.preferences import choose_preferences, net_order, rank_of, runs_of, settled
 from agentalign.recipes.token_notes import note_pairs
@@ -34,7 +34,7 @@ from agentalign.recipes.workspace import GOOD, Workspace, open_workspace, resolv
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
-from agentalign.scoring.pairs import Group, balance, parting_step
+from agentalign.scoring.pairs import parting_step
 from agentalign.training import ranks
 from agentalign.training.batches import even_items, step_items, steps_for
 from agentalign.training.dialect import Dialect
@@ -47,6 +47,11 @@ from agentalign.training.tree import build_tree, pack
 
 logger = logging.getLogger("agentalign")
 ADAPTER = "policy"
+RULE = 2
+"""Raised where the same data come to be learned from in another way: a training that was cut is not gone on with by another rule.
+
+2: contrasts by places in lists, anchors of all sides of a judgement.
+"""
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,14 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
         preferences, runs = choose_preferences(work, config.criterion)
         replay_runs = work.demonstrations() if config.replay and config.nll_coefficient else []
         anchors = dict.fromkeys(sorted(good_runs(work, runs)), True) if config.nll_coefficient else {}
-        rules = CONTRAST_RULE if config.contrasts else None
-        about = work.frozen("dpo", config, TrainedOn([p.id for p in preferences] + [run.id for run in replay_runs], anchors, rules))
+        about = work.frozen("dpo", config, TrainedOn([*(p.id for p in preferences), *(run.id for run in replay_runs)], anchors, RULE))
         begun = set(about.ids)
         preferences, replay_runs = [p for p in preferences if p.id in begun], [run for run in replay_runs if run.id in begun]
         data = render_runs([*runs.values(), *(r for r in replay_runs if r.id not in runs)], work.store, Dialect.load(work.base), config)
         replay = by_kind(replay_runs, data.rendered, work.tasks())
         pairs = make_pairs(settled(preferences, runs), runs, data, config, set(about.labels))
         if dry_run:
-            pairs = balanced(pairs, runs, work.tasks(), config)
+            pairs = even_pairs(pairs, runs, work.tasks(), config.seed)
             return _dry_run(work, config, data, [*pairs, *contrast_pairs(work, pairs, runs, replay_runs, data, config)], about)
         training, folder = work.begin("dpo", config, about)
         if training.status == "done":
@@ -103,9 +107,10 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
             model = Model.load(work.base, quantization=config.quantization, gradient_checkpointing=config.gradient_checkpointing)
             model.load_adapter(ADAPTER, parent, trainable=True)
             cache = project.cache / "logprobs"
-            pairs = balanced(with_reference(model, pairs, config, cache), runs, work.tasks(), config)
+            pairs = even_pairs(with_reference(model, pairs, config, cache), runs, work.tasks(), config.seed)
             if more := contrast_pairs(work, pairs, runs, replay_runs, data, config):
                 pairs += with_reference(model, more, config.model_copy(update={"min_reference_prob": 0.0}), cache)
+            pairs = even_anchors(pairs, {run.id: run for run in (*runs.values(), *replay_runs)}, work.tasks(), config.seed)
             ranks.first(lambda: note_pairs(folder, pairs, data.rendered))
             counts = Counter(f"pairs/{pair.source}" for pair in pairs) + Counter({"replay": sum(len(family) for family in replay)})
             total = _total_steps(pairs, config)
@@ -241,29 +246,6 @@ def contrast_pairs(
     compared = [Compared(pair.chosen, pair.rejected, *(runs[id] for id in pair.trajectories)) for pair in pairs]
     found = contrasts(compared, shown, data.rendered, partial(rendered_beside, work.store, Dialect.load(work.base)))
     return [Pair(one.chosen, one.rejected, 1.0, (one.demonstration,) * 2, one.demonstration, "contrast") for one in found]
-
-
-def balanced(pairs: Sequence[Pair], runs: Mapping[str, Trajectory], tasks: Mapping[str, Task], config: DPOConfig) -> list[Pair]:
-    """Pairs of all sides of each judgement: what was stored at different times, or fell away since, may have left one side alone.
-
-    Raises:
-        DataError: nothing is left.
-    """
-    branches = {(task.family, task.branch) for task in tasks.values() if task.branch and task.split == "train"}
-    branch_of = {run.id: tasks[run.task_id].branch for run in runs.values() if run.task_id is not None and run.task_id in tasks}
-
-    def group_of(index: int) -> Group:
-        better = pairs[index].trajectories[0]
-        return runs[better].family, branch_of.get(better, "")
-
-    places = balance(range(len(pairs)), group_of, len(pairs), name_of=str, seed=config.seed, branches=branches)
-    if not places:
-        raise DataError(
-            f"all {len(pairs)} pairs left are of judgements of which another side has none, which would teach to act always alike. "
-            "Sample or compare runs of the other sides, or lower min_reference_prob if their pairs were dropped for it."
-        )
-    logger.info("pairs: %d learned from after evening out the sides of each judgement", len(places))
-    return [pairs[index] for index in places]
 
 
 def _log(probability: float) -> float:
