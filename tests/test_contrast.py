@@ -1,5 +1,6 @@
 """What preferences mostly reject gets pairs that speak for it, from demonstrations that do it where it is right."""
 
+from agentalign.errors import DataError
 from agentalign.recipes.contrast import Compared, contrasts
 from agentalign.recipes.data import Part, Turn
 from agentalign.training.render import Rendered
@@ -75,3 +76,16 @@ def test_the_place_in_a_list_that_is_mostly_rejected_gets_demonstrations_that_ta
     assert made.demonstration == shown.id
     assert made.chosen.turns == (Turn((*turns[1][0], CALL, TRACK), (30,)),)
     assert made.rejected.turns == (Turn((*turns[1][0], CALL, TRACK), (31,)),)
+
+
+def test_a_demonstration_whose_other_entry_cannot_be_rendered_is_passed_over(caplog):
+    caplog.set_level("INFO")
+    better, worse, shown = cancelling("W2"), cancelling("W1"), tracking("W7")
+    runs = {run.id: rendered(run.id, ((1,), (CALL, 9)), ((1, CALL, 9), (CALL, TRACK, 9))) for run in (worse, shown)}
+
+    def refuse(altered, original) -> Rendered:
+        raise DataError("the template cannot say it.")
+
+    sides = (Part((Turn((1, CALL), (token,)),)) for token in (8, 7))
+    assert contrasts([Compared(*sides, better, worse)], [shown], runs, refuse) == []
+    assert "the template cannot say it" in caplog.text

@@ -83,6 +83,22 @@ def test_two_runs_part_by_what_they_took_only_where_nothing_else_differs_first()
     assert picked_apart(desk("Cancel.", LOOK, reason), desk("Cancel.", LOOK, other), 1) is None
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ({"amount": 5, "order_id": "W1"}, {"order_id": "W2"}, None),
+        ({"order_id": "W1"}, {"amount": 5, "order_id": "W2"}, None),
+        ({"confirm": True, "order_id": "W1"}, {"confirm": False, "order_id": "W2"}, None),
+        ({"at": None, "order_id": "W1"}, {"at": [1], "order_id": "W2"}, None),
+        ({"confirm": True, "order_id": "W1"}, {"confirm": True, "order_id": "W2"}, (0, 1)),
+        ({"order_id": "W3", "x": 1}, {"order_id": "W1"}, (2, 0)),
+    ],
+)
+def test_what_differs_first_decides_whatever_kind_of_value_it_is(ours, theirs, expected):
+    both = picked_apart(*(desk("Cancel.", LOOK, ("cancel_order", given)) for given in (ours, theirs)), 1)
+    assert (tuple(pick.place for pick in both) if both else None) == expected
+
+
 def pairs_of(*places):
     """Pairs of (better, worse) places."""
     return [picked_apart(cancelling(f"W{better + 1}"), cancelling(f"W{worse + 1}"), 1) for better, worse in places]
@@ -109,3 +125,11 @@ def test_only_steps_of_the_demonstrations_own_maker_show_anything():
 def test_a_call_that_writes_the_value_twice_is_left_alone():
     shown = desk("Track my latest.", LOOK, ("track_order", {"order_id": "W1", "note": "W1 is the latest"}))
     assert unlike(pairs_of((1, 0)), [shown], {}) == []
+
+
+def test_an_entry_that_the_argument_cannot_hold_is_not_put_there_and_another_demonstration_is_taken():
+    listed = "Order 12\nOrder 007"
+    plain = desk("Track my latest.", LOOK, ("track_order", {"n": 12}), list_result=listed)
+    assert unlike(pairs_of((1, 0)), [plain], {}) == [], "007 is no number"
+    (found,) = unlike(pairs_of((1, 0)), [plain, tracking("W7")], {})
+    assert found.demonstration.id == tracking("W7").id

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from agentalign.errors import AgentAlignError
 from agentalign.recipes.compared import sides_of
 from agentalign.recipes.data import Part, Turn
 from agentalign.recipes.listed import Pick, picked_apart, unlike
@@ -76,7 +77,12 @@ def contrasts(
     places = []
     for one in unlike(list(taken.values()), [run for run in demonstrations if run.id in shown], own_from):
         id = one.demonstration.id
-        if sides := sides_of(shown[id], render_altered(one.altered, id), one.step, "token"):
+        try:
+            altered = render_altered(one.altered, id)
+        except AgentAlignError as error:
+            logger.info("pairs: no demonstration is made of one that takes another entry: %s", error)
+            continue
+        if sides := sides_of(shown[id], altered, one.step, "token"):
             places.append(Contrast(*sides, id))
     text = "pairs: %d more from demonstrations, for what the preferences mostly reject, and %d for the places in lists that they do"
     logger.info(text, len(tokens), len(places))

@@ -13,10 +13,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pydantic import JsonValue
+
 from agentalign.records.trajectory import Message, ToolCall, Trajectory
 
 MOST_CHARACTERS = 20_000
 """A longer result is not looked through for its entries."""
+MOST_OF_A_VALUE = 200
+"""A longer argument is a text, not an entry."""
 _PIECES = re.compile(r"\d+|[^\W\d_]+|.", re.DOTALL)
 _BEFORE = re.compile(r"[\n{}\[\](),;|]")
 
@@ -47,7 +51,7 @@ def entries(result: str, value: str) -> tuple[str, ...]:
 
     Made like: the same letters-digits-signs pattern, of any length. Empty where the value itself is not among them.
     """
-    if not value or len(result) > MOST_CHARACTERS:
+    if not value or len(value) > MOST_OF_A_VALUE or len(result) > MOST_CHARACTERS or value not in result:
         return ()
     made = "".join(_made_like(piece) for piece in _PIECES.findall(value))
     found: dict[str, list[str]] = {}
@@ -68,13 +72,16 @@ def _made_like(piece: str) -> str:
 
 
 def picks(run: Trajectory, step: int) -> list[Pick]:
-    """The arguments of a step's only call that were taken from a list of two and more, in written order."""
+    """The arguments of a step's only call that were taken from a list of two and more, in the order of their names."""
     if not 0 <= step < len(run.steps):
         return []
     index, message = run.steps[step].message_index, run.steps[step].message
     said = [before.content for before in run.messages[:index] if before.role in ("user", "system")]
     found = []
-    for argument, value in _arguments(message).items():
+    for argument, written in sorted(_arguments(message).items()):
+        value = str(written)
+        if not isinstance(written, str | int) or isinstance(written, bool):
+            continue
         if any(value in text for text in said):  # named by who asked: nothing to choose
             continue
         for before in reversed(run.messages[:index]):
@@ -94,7 +101,10 @@ def picked_apart(better: Trajectory, worse: Trajectory, step: int) -> tuple[Pick
     if (one.content, one.reasoning) != (other.content, other.reasoning):
         return None
     ours, theirs = _arguments(one), _arguments(other)
-    differs = next((name for name, other_name in zip(ours, theirs, strict=False) if (name, ours[name]) != (other_name, theirs[name])), None)
+    # Records hold arguments in the order of their names: what differs first is where the two texts part.
+    differs = next(
+        (name for name in sorted({*ours, *theirs}) if name not in ours or name not in theirs or ours[name] != theirs[name]), None
+    )
     mine, others = ({pick.argument: pick for pick in picks(run, step)} for run in (better, worse))
     if differs is None or differs not in mine or differs not in others:
         return None
@@ -109,6 +119,8 @@ def unlike(pairs: Sequence[tuple[Pick, Pick]], demonstrations: Sequence[Trajecto
         demonstrations: to take contexts from; each is used as often as any other.
         own_from: trajectory id -> its first step that its own maker wrote.
     """
+    if not pairs:
+        return []
     preferred = Counter(better.place for better, _ in pairs)
     against: dict[int, list[int]] = {}
     for better, worse in pairs:
@@ -121,13 +133,14 @@ def unlike(pairs: Sequence[tuple[Pick, Pick]], demonstrations: Sequence[Trajecto
     used: Counter[str] = Counter()
     found = []
     for place in sorted(against):
-        for instead in against[place][preferred[place] :] if place in taken else ():
-            run, step, pick = min(taken[place], key=lambda one: (used[one[0].id], one[0].id, one[1]))
-            used[run.id] += 1
-            others = [other for other in range(len(pick.entries)) if other != place]
-            other = pick.entries[min(others, key=lambda at: abs(at - instead))]
-            if altered := _taking(run, pick, other):
-                found.append(Unlike(run, step, altered))
+        for instead in against[place][preferred[place] :]:
+            for run, step, pick in sorted(taken.get(place, []), key=lambda one: (used[one[0].id], one[0].id, one[1])):
+                others = [other for other in range(len(pick.entries)) if other != place]
+                altered = _taking(run, pick, pick.entries[min(others, key=lambda at: abs(at - instead))])
+                if altered is not None:
+                    used[run.id] += 1
+                    found.append(Unlike(run, step, altered))
+                    break
     return found
 
 
@@ -137,8 +150,12 @@ def _taking(run: Trajectory, pick: Pick, entry: str) -> Trajectory | None:
     (call,) = message.tool_calls
     if call.arguments.count(pick.value) != 1:
         return None
-    changed = call.model_copy(update={"arguments": call.arguments.replace(pick.value, entry)})
-    said = Message.model_validate({**message.model_dump(), "tool_calls": [changed.model_dump()]})
+    said = Message.model_validate(
+        {**message.model_dump(), "tool_calls": [{**call.model_dump(), "arguments": call.arguments.replace(pick.value, entry)}]}
+    )
+    meant = {name: entry if name == pick.argument else str(value) for name, value in _arguments(message).items()}
+    if {name: str(value) for name, value in _arguments(said).items()} != meant:  # 007 is no number
+        return None
     return Trajectory(
         taskset=run.taskset, messages=(*run.messages[: pick.message], said), tools=run.tools, origin=run.origin, task_id=run.task_id
     )
@@ -148,13 +165,11 @@ def _call(message: Message) -> ToolCall | None:
     return message.tool_calls[0] if len(message.tool_calls) == 1 else None
 
 
-def _arguments(message: Message) -> dict[str, str]:
-    """Texts and whole numbers of a message's only call, by name."""
+def _arguments(message: Message) -> dict[str, JsonValue]:
+    """What a message's only call was given, by name; empty where that is no object."""
     call = _call(message)
     try:
         written = json.loads(call.arguments) if call else {}
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(written, dict):
-        return {}
-    return {name: str(value) for name, value in written.items() if isinstance(value, str | int) and not isinstance(value, bool)}
+    return written if isinstance(written, dict) else {}
