@@ -103,6 +103,16 @@ def test_runs_are_compared_by_the_criteria_that_both_have_answers_to():
     assert making.task_pairs([(rated, judged({"tone": 1.0})), (unseen, judged({"check": 0.0}))], margin=0.0, per_task=9, seed=0) == []
 
 
+def test_of_two_contents_what_more_criteria_say_stands():
+    good, fine = (run(LOOK, word, sample=n) for n, word in enumerate(("Shipped.", "Sent.")))
+    kind, cold = run(LOOK, "Sent.", sample=3), run(LOOK, "Shipped.", sample=4)
+    scored = [(good, judged({"check": 1.0})), (fine, judged({"check": 0.6}))]
+    scored += [(cold, judged({"check": 1.0, "tone": 0.0})), (kind, judged({"check": 0.6, "tone": 1.0}))]
+    for make, items in ((making.task_pairs, (Item(kind.id), Item(cold.id))), (making.step_pairs, (Item(kind.id, 1), Item(cold.id, 1)))):
+        (pair,) = make(scored, margin=0.25, per_task=9, seed=0)
+        assert pair.items == items
+
+
 def test_an_expert_nobody_rated_corrects_by_what_the_checks_say():
     expert = run(LOOK, "It has shipped.", kind="expert", reference="expert")
     wrong, kind = run(CANCEL, "Cancelled."), run(LOOK, "It has been sent.")

@@ -124,6 +124,15 @@ def test_text_that_would_be_read_as_a_call_is_refused_by_name(dialect):
         render(run, dialect, max_tokens=500)
 
 
+@pytest.mark.parametrize("number", ["52.520006599999998", "0.12345678901234567891"])
+def test_a_number_with_more_digits_than_a_float_is_trained_as_the_value_that_tools_are_given(dialect, number):
+    call = ToolCall(id="c0", name="order", arguments=f'{{ "at": {number} }}')
+    assert number in call.arguments
+    rendered = render(chat("hi", "", tool_calls=(call,)), dialect, max_tokens=500)
+    (said,) = dialect.parse_ids(rendered.turns[0].completion).tool_calls
+    assert said.parsed() == call.parsed()
+
+
 def test_what_a_template_drops_is_named(dialect):
     run = chat("a", "b", reasoning="hm")
     with pytest.raises(DataError, match="does not write the agent's reasoning"):

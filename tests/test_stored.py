@@ -159,7 +159,7 @@ def test_a_rated_run_is_not_worse_than_one_that_nobody_looked_at(store: Store, t
     assert set(before) == {("well", "at great length"), ("fine", "at great length")}
 
     rated(store, looked_at, 2.0)
-    rated(store, looked_at, 0.0, "polite")
+    rated(store, looked_at, 1.0, "polite")
     found = pairs_of(store, tmp_path)
     assert set(found) == set(before), "what one of two runs was asked alone says nothing of which is better"
     assert found["well", "at great length"] == "overall 1.000 over 0.550, without polite@1, tone@1"
@@ -168,6 +168,9 @@ def test_a_rated_run_is_not_worse_than_one_that_nobody_looked_at(store: Store, t
     assert ("fine", "well") in pairs_of(store, tmp_path), "both were asked for their tone"
     rated(store, unseen, None)
     assert ("fine", "well") in pairs_of(store, tmp_path), "'does not apply' is an answer"
+
+    rated(store, looked_at, 0.0, "polite")
+    assert ("well", "at great length") not in pairs_of(store, tmp_path), "what failed a veto is nobody's better side"
 
 
 def test_runs_that_were_asked_the_same_are_compared_beside_one_that_was_not(store: Store, tmp_path: Path) -> None:
@@ -179,3 +182,14 @@ def test_runs_that_were_asked_the_same_are_compared_beside_one_that_was_not(stor
     for one, value in ((first, 1.0), (second, 0.0)):
         rated(store, one, value)
     assert set(pairs_of(store, tmp_path)) == {("yes", "no")}
+
+
+def test_who_passed_the_gates_is_better_than_who_failed_them_where_nothing_else_was_asked_of_both(store: Store, tmp_path: Path) -> None:
+    safe, harmful = run("well"), run("at great length")
+    store.add([safe, harmful])
+    score(store, tmp_path, only_new=False)
+    (tmp_path / "words" / "criteria.yaml").write_text(
+        "short: {description: Short?, check: short, gate: true}\ntone: {description: Kind?}\n"
+    )
+    rated(store, safe, 1.0)
+    assert set(pairs_of(store, tmp_path)) == {("well", "at great length")}

@@ -193,7 +193,10 @@ def case_view(house: House, wanted: CaseQuery, lead: str) -> CaseView:
     """The case with the run, or with both sides of the pair as drawn for this lead."""
     criterion = _criterion(house, wanted.taskset, wanted.criterion)
     is_mark = wanted.kind == "mark"
-    found = panel(house.store.scores([wanted.run]), ()) if is_mark else panel((), house.store.preferences(wanted.taskset))
+    if is_mark:
+        found = panel(house.store.scores([wanted.run], taskset=wanted.taskset), ())
+    else:
+        found = panel((), house.store.preferences(wanted.taskset))
     card = None if criterion is None else views.criterion_view(criterion)
     if is_mark:
         case = _known(found, Case(_question(wanted), (Item(wanted.run, wanted.step),)))

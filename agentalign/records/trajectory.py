@@ -59,7 +59,7 @@ class ToolCall(Record):
     """Links the call to its result message; unique within the run."""
     name: str
     arguments: str = "{}"
-    """The arguments as JSON text: canonical where it parses and every number stays what it is, else exactly what the agent wrote."""
+    """The arguments as JSON text: canonical where it parses and every number stays what it is, else the text that was given."""
 
     @field_validator("arguments")
     @classmethod

@@ -27,6 +27,8 @@ class Worth(NamedTuple):
     """Those that have an answer; "does not apply" is one."""
     by: Callable[[frozenset[str]], float | None]
     """The overall value by some of them alone; None where these say nothing."""
+    vetoed: bool = False
+    """A gate failed, whichever: such a run is better than none."""
 
 
 Scored = tuple[Trajectory, Worth | None]
@@ -57,7 +59,7 @@ class _Candidate(NamedTuple):
     sides: tuple[int, int]
     """Tree nodes of the better and the worse item: equal content has equal nodes."""
     gap: float
-    note: str
+    contest: "_Contest"
 
 
 class _Contest(NamedTuple):
@@ -104,7 +106,7 @@ def task_pairs(runs: Sequence[Scored], *, margin: float, per_task: int, seed: in
             sides = (better.nodes[-1], worse.nodes[-1])
             gap = means.at(sides[0], contest.criteria) - means.at(sides[1], contest.criteria)
             if sides[0] != sides[1] and gap >= margin - _ROUNDING and gap > 0:
-                candidates.append(_Candidate(Item(better.trajectory.id), Item(worse.trajectory.id), sides, gap, contest.note))
+                candidates.append(_Candidate(Item(better.trajectory.id), Item(worse.trajectory.id), sides, gap, contest))
         found += _preferences(group, candidates, per_task, seed, "scores")
     return found
 
@@ -129,7 +131,7 @@ def step_pairs(runs: Sequence[Scored], *, margin: float, per_task: int, seed: in
             if gap >= margin - _ROUNDING and gap > 0:
                 step = _step_index(better.trajectory, place)
                 items = Item(better.trajectory.id, step), Item(worse.trajectory.id, step)
-                candidates.append(_Candidate(*items, sides, gap, contest.note))
+                candidates.append(_Candidate(*items, sides, gap, contest))
         found += _preferences(group, candidates, per_task, seed, "scores")
     return found
 
@@ -160,7 +162,7 @@ def corrections(experts: Sequence[Scored], runs: Sequence[Scored], *, margin: fl
             step = _step_index(teacher.trajectory, place)
             items = Item(teacher.trajectory.id, step), Item(pupil.trajectory.id, step)
             sides = (teacher.nodes[place], pupil.nodes[place])
-            latest[pupil.trajectory.id] = (place, _Candidate(*items, sides, gap, contest.note))
+            latest[pupil.trajectory.id] = (place, _Candidate(*items, sides, gap, contest))
         found += _preferences(group, [candidate for _, candidate in latest.values()], per_task, seed, "correction")
     return found
 
@@ -291,7 +293,7 @@ def _step_index(trajectory: Trajectory, place: int) -> int:
 
 def _contests(first: Sequence[_Run], second: Sequence[_Run], margin: float) -> Iterable[_Contest]:
     for better in first:
-        for worse in second:
+        for worse in second if not better.worth.vetoed else ():
             criteria = better.worth.answered & worse.worth.answered
             values = better.worth.by(criteria), worse.worth.by(criteria)
             if values[0] is None or values[1] is None:
@@ -304,10 +306,15 @@ def _contests(first: Sequence[_Run], second: Sequence[_Run], margin: float) -> I
 def _preferences(
     group: Sequence[_Run], candidates: Sequence[_Candidate], per_task: int, seed: int, source: Literal["scores", "correction"]
 ) -> list[Preference]:
-    """Up to `per_task` of the candidates: each content once, unused items first, then the widest gap, then by chance."""
-    distinct: dict[tuple[int, int], _Candidate] = {}
+    """Up to `per_task` of the candidates: two contents once, unused items first, then the widest gap, then by chance.
+
+    Runs that were judged by other criteria may say the opposite of the same two contents: what more criteria say stands.
+    """
+    distinct: dict[frozenset[int], _Candidate] = {}
     for candidate in candidates:
-        distinct.setdefault(candidate.sides, candidate)
+        known = distinct.setdefault(frozenset(candidate.sides), candidate)
+        if _weight(candidate) > _weight(known):
+            distinct[frozenset(candidate.sides)] = candidate
     left = sorted(distinct.values(), key=lambda c: (c.better.trajectory, c.worse.trajectory))
     random.Random(f"{seed}/{source}/{group[0].trajectory.same_task_key()}").shuffle(left)
     used: Counter[int] = Counter()
@@ -321,6 +328,10 @@ def _preferences(
     return chosen
 
 
+def _weight(candidate: _Candidate) -> tuple[int, float]:
+    return len(candidate.contest.criteria), round(candidate.gap, 6)
+
+
 def _preference(better: _Run, candidate: _Candidate, source: Literal["scores", "correction"]) -> Preference:
     rater = "overall" if source == "scores" else better.trajectory.origin.reference
     items: list[JsonValue] = [list(candidate.better), list(candidate.worse)]
@@ -329,7 +340,7 @@ def _preference(better: _Run, candidate: _Candidate, source: Literal["scores", "
         items=(candidate.better, candidate.worse),
         source=source,
         rater=rater,
-        note=candidate.note,
+        note=candidate.contest.note,
         # Without time and values: making the same pairs again adds nothing to the store.
         id=digest([better.trajectory.taskset, items, source, rater]),
     )

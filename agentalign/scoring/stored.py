@@ -165,15 +165,18 @@ def _scored(store: Store, taskset: Taskset, runs: Sequence[Trajectory]) -> list[
 
 def worth(criteria: Sequence[Criterion], scores: Sequence[Score]) -> Worth | None:
     """What a run's scores say by each part of the criteria; None where the overall value cannot be known."""
-    if overall(criteria, scores) is None:
+    whole = overall(criteria, scores)
+    if whole is None:
         return None
-    answered = answered_criteria(scores)
 
     @cache
     def by(some: frozenset[str]) -> float | None:
-        return overall([criterion for criterion in criteria if criterion.key in some], scores)
+        asked = [criterion for criterion in criteria if criterion.key in some]
+        value = overall(asked, scores)
+        # Gates alone have no mean, but passing them is better than failing.
+        return 1.0 if value is None and asked and all(criterion.gate for criterion in asked) else value
 
-    return Worth(answered & {criterion.key for criterion in criteria}, by)
+    return Worth(answered_criteria(scores) & {criterion.key for criterion in criteria}, by, vetoed=whole == 0.0)
 
 
 def make_pairs(

@@ -226,8 +226,11 @@ class Store:
                 query = query.where(of_criterion(table.criterion, criterion))
             if seen_by_people:
                 # A decision carries no person; a quote inside of a text would have a backslash before it.
-                decided = table.record.contains('"rater_kind":"adjudicator"', autoescape=True)
-                query = query.where(table.trajectory.in_(select(table.trajectory).where(table.person.is_not(None) | decided)))
+                said = table.person.is_not(None) | table.record.contains('"rater_kind":"adjudicator"', autoescape=True)
+                seen = select(table.trajectory).where(said)
+                if taskset is not None:
+                    seen = seen.join(tables.trajectories).where(runs_table.taskset == taskset)
+                query = query.where(table.trajectory.in_(seen))
             return read_records(connection, query.order_by(table.seq), Score)
 
     def add_preferences(self, preferences: Sequence[Preference]) -> AddReport:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agentalign.errors import DataError, TemplateError
-from agentalign.records.trajectory import Message, TokenRecord, Trajectory, TurnTokens
+from agentalign.records.base import canonical_json
+from agentalign.records.trajectory import Message, TokenRecord, ToolCall, Trajectory, TurnTokens
 from agentalign.training import special_text
 from agentalign.training.dialect import Dialect
 from agentalign.training.turn_text import shared_prefix
@@ -122,7 +123,7 @@ def _difference(wanted: Message, got: Message) -> str:
     """What parsing the rendered turn lost, as a phrase; empty where nothing."""
     if bool(wanted.malformed) != bool(got.malformed):
         return f"a call became unreadable ({got.malformed})" if got.malformed else "an unreadable call became readable"
-    calls = [[(call.name, call.arguments) for call in message.tool_calls] for message in (wanted, got)]
+    calls = [[(call.name, _meant(call)) for call in message.tool_calls] for message in (wanted, got)]
     if calls[0] != calls[1]:
         return f"tool calls {calls[0]} became {calls[1]}"
     if wanted.reasoning.strip() != got.reasoning.strip():
@@ -130,6 +131,14 @@ def _difference(wanted: Message, got: Message) -> str:
     if wanted.content.strip() != got.content.strip():
         return f"text {_short(wanted.content)} became {_short(got.content)}"
     return ""
+
+
+def _meant(call: ToolCall) -> str:
+    # Templates write values, not texts: of a number with more digits than a float what every tool would be given.
+    try:
+        return canonical_json(call.parsed())
+    except (ValueError, RecursionError):
+        return call.arguments
 
 
 def _short(text: str) -> str:
