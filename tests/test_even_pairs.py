@@ -30,8 +30,10 @@ def judged(*sides, held=True):
 
 
 def test_pairs_of_one_side_of_a_judgement_are_not_trained_on_wherever_they_came_from(caplog):
-    pairs, runs, tasks = judged("open", "closed", "open")
-    assert even_pairs(pairs, runs, tasks, 0) == pairs
+    pairs, runs, tasks = judged("open", "closed", "open", "closed", "closed")
+    kept = even_pairs(pairs, runs, tasks, 0)
+    assert Counter(tasks[runs[one.trajectories[0]].task_id].branch for one in kept) == {"open": 2, "closed": 2}
+    assert [one for one in pairs if one in kept] == kept
     pairs, runs, tasks = judged("open", "open")
     with pytest.raises(DataError, match="all 2 pairs left are of judgements of which another side has none"):
         even_pairs(pairs, runs, tasks, 0)

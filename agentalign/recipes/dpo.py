@@ -47,10 +47,10 @@ from agentalign.training.tree import build_tree, pack
 
 logger = logging.getLogger("agentalign")
 ADAPTER = "policy"
-RULE = 2
+RULE = 3
 """Raised where the same data come to be learned from in another way: a training that was cut is not gone on with by another rule.
 
-2: contrasts by places in lists, anchors of all sides of a judgement.
+2: contrasts by places in lists, anchors of all sides of a judgement. 3: as many pairs of each side.
 """
 
 

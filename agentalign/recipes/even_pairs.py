@@ -22,18 +22,21 @@ logger = logging.getLogger("agentalign")
 
 
 def even_pairs(pairs: Sequence["Pair"], runs: Mapping[str, Trajectory], tasks: Mapping[str, Task], seed: int) -> list["Pair"]:
-    """Pairs of all sides of each judgement: what was stored at different times, or fell away since, may have left one side alone.
+    """As many pairs of every side of each judgement.
+
+    Ten pairs "act, do not ask" against six of the opposite ended all asking back in twenty steps.
 
     Raises:
         DataError: nothing is left.
     """
-    places = balance(range(len(pairs)), _group_of(pairs, runs, tasks), len(pairs), name_of=str, seed=seed, branches=_branches(tasks))
+    everything, branches = range(len(pairs)), _branches(tasks)
+    places = balance(everything, _group_of(pairs, runs, tasks), len(pairs), name_of=str, ratio=1.0, seed=seed, branches=branches)
     if not places:
         raise DataError(
             f"all {len(pairs)} pairs left are of judgements of which another side has none, which would teach to act always alike. "
             "Sample or compare runs of the other sides, or lower min_reference_prob if their pairs were dropped for it."
         )
-    logger.info("pairs: %d learned from after evening out the sides of each judgement", len(places))
+    logger.info("pairs: %d of %d are learned from: as many of every side of a judgement as of its rarest", len(places), len(pairs))
     return [pairs[index] for index in places]
 
 
