@@ -170,7 +170,9 @@ def test_a_rated_run_is_not_worse_than_one_that_nobody_looked_at(store: Store, t
     assert ("fine", "well") in pairs_of(store, tmp_path), "'does not apply' is an answer"
 
     rated(store, looked_at, 0.0, "polite")
-    assert ("well", "at great length") not in pairs_of(store, tmp_path), "what failed a veto is nobody's better side"
+    found = pairs_of(store, tmp_path)
+    assert set(found) == {("fine", "well"), ("fine", "at great length"), ("at great length", "well")}, "a veto holds beside any other run"
+    assert found["at great length", "well"] == "overall 0.550 over 0.000, which failed a veto"
 
 
 def test_runs_that_were_asked_the_same_are_compared_beside_one_that_was_not(store: Store, tmp_path: Path) -> None:

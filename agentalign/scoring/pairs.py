@@ -28,7 +28,7 @@ class Worth(NamedTuple):
     by: Callable[[frozenset[str]], float | None]
     """The overall value by some of them alone; None where these say nothing."""
     vetoed: bool = False
-    """A gate failed, whichever: such a run is better than none."""
+    """A gate failed, whichever: such a run is worth 0 beside any other, and better than none."""
 
 
 Scored = tuple[Trajectory, Worth | None]
@@ -73,7 +73,9 @@ class _Contest(NamedTuple):
     @property
     def note(self) -> str:
         one_sided = sorted(self.better.worth.answered ^ self.worse.worth.answered)
-        return f"overall {self.values[0]:.3f} over {self.values[1]:.3f}" + (f", without {', '.join(one_sided)}" if one_sided else "")
+        more = f", without {', '.join(one_sided)}" if one_sided else ""
+        more = ", which failed a veto" if self.worse.worth.vetoed else more
+        return f"overall {self.values[0]:.3f} over {self.values[1]:.3f}{more}"
 
 
 class _Means:

@@ -172,7 +172,7 @@ def worth(criteria: Sequence[Criterion], scores: Sequence[Score]) -> Worth | Non
     @cache
     def by(some: frozenset[str]) -> float | None:
         asked = [criterion for criterion in criteria if criterion.key in some]
-        value = overall(asked, scores)
+        value = overall(asked, scores) if whole else 0.0  # a veto holds, whoever else was asked
         # Gates alone have no mean, but passing them is better than failing.
         return 1.0 if value is None and asked and all(criterion.gate for criterion in asked) else value
 
