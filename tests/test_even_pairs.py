@@ -52,9 +52,10 @@ def test_what_is_held_on_to_is_even_and_what_is_compared_stays():
     assert len(set(chosen.values())) > 1, "which ones is drawn by the seed"
 
 
-def test_one_side_alone_is_not_held_on_to_and_what_has_no_sides_is():
+def test_one_side_alone_is_not_held_on_to_and_what_has_no_sides_is(caplog):
     pairs, runs, tasks = judged("open", "open")
     assert [one.anchor for one in even_anchors(pairs, runs, tasks, 0)] == [None, None]
+    assert "another side of refund has no better run that is good" in caplog.text
     assert even_anchors(pairs, runs, {}, 0) == pairs
     loose, runs, tasks = judged("open", "closed", held=False)
     assert even_anchors(loose, runs, tasks, 0) == loose

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import Message, Origin, StopReason, ToolCall, Trajectory
 from agentalign.scoring import pairs as making
-from agentalign.scoring.pairs import Worth, balance, describe, parting_step, runs_by_task
+from agentalign.scoring.pairs import balance, describe, parting_step, runs_by_task
+from agentalign.scoring.worth import Worth
 
 SYSTEM = Message(role="system", content="You are a support agent.")
 USER = Message(role="user", content="Cancel order W1.")
@@ -111,6 +112,24 @@ def test_of_two_contents_what_more_criteria_say_stands():
     for make, items in ((making.task_pairs, (Item(kind.id), Item(cold.id))), (making.step_pairs, (Item(kind.id, 1), Item(cold.id, 1)))):
         (pair,) = make(scored, margin=0.25, per_task=9, seed=0)
         assert pair.items == items
+
+
+def test_of_two_contents_opposite_words_of_as_many_criteria_say_nothing():
+    texts = ("Shipped.", 0), ("Sent.", 0), ("Shipped.", 1), ("Sent.", 1)
+    runs = [run(LOOK, word, sample=sample) for word, sample in texts]
+    answers = {"tone": 1.0}, {"tone": 0.0}, {"brief": 0.1}, {"brief": 1.0}
+    scored = [(one, judged(said)) for one, said in zip(runs, answers, strict=True)]
+    for make in (making.task_pairs, making.step_pairs):
+        assert make(scored, margin=0.25, per_task=9, seed=0) == []
+        assert len(make(scored[:2], margin=0.25, per_task=9, seed=0)) == 1
+
+
+def test_who_said_the_same_as_a_vetoed_run_is_no_better_for_not_having_been_asked():
+    unasked, vetoed, wrong = run(LOOK, "Shipped."), run(LOOK, "Shipped.", sample=1), run(LOOK, "Lost.")
+    scored = [(unasked, judged({"check": 1.0})), (wrong, judged({"check": 0.0}))]
+    assert len(making.task_pairs(scored, margin=0.25, per_task=9, seed=0)) == 1
+    bad = Worth(frozenset({"check", "polite"}), lambda _: 0.0, vetoed=True)
+    assert making.task_pairs([*scored, (vetoed, bad)], margin=0.25, per_task=9, seed=0) == []
 
 
 def test_an_expert_nobody_rated_corrects_by_what_the_checks_say():

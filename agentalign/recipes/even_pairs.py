@@ -1,7 +1,7 @@
 """Both sides of every judgement, in what DPO compares and in what it holds on to.
 
 Four pairs that say "act" ended all asking back, and so did even comparisons whose anchors did not: of the better runs that were imitated
-beside them, three of four acted.
+beside them, four of five acted.
 """
 
 import logging
@@ -51,6 +51,9 @@ def even_anchors(pairs: Sequence["Pair"], runs: Mapping[str, Trajectory], tasks:
     for (family, branch), places in held.items():
         if branch:
             fewest[family] = min(len(places), fewest.get(family, len(places)))
+    if none := sorted({family for (family, branch), places in held.items() if branch and places and not fewest[family]}):
+        text = "another side of %s has no better run that is good: nothing but replay holds it in place. Correct or sample that side"
+        logger.warning(text, ", ".join(none))
     loose: set[int] = set()
     for (family, branch), places in sorted(held.items()):
         if branch:

@@ -2,7 +2,7 @@
 
 An agent that has looked something up acts on one of several entries: the order to cancel, the file to open. Where most preferences
 reject the first ("not that order, the red one"), a policy learns to pass over the first, whatever it was asked for: on the order desk a
-dozen such pairs took "my latest order" from half of the tasks that had all gone well, none of them where there were no such pairs.
+dozen such pairs took "my latest order" from half of the tasks that had all gone well, and from a fifth where there were few.
 Pairs from demonstrations that rightly take just that place teach the difference.
 Surprise: what counts as a list is read off the text of a tool's result, whatever form it has: values of one make after the same words.
 """

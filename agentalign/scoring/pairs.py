@@ -18,18 +18,7 @@ from pydantic import JsonValue
 from agentalign.records.base import digest
 from agentalign.records.preference import Item, Preference
 from agentalign.records.trajectory import Message, StopReason, Trajectory
-
-
-class Worth(NamedTuple):
-    """What a run is worth, by any of the criteria that it was judged by."""
-
-    answered: frozenset[str]
-    """Those that have an answer; "does not apply" is one."""
-    by: Callable[[frozenset[str]], float | None]
-    """The overall value by some of them alone; None where these say nothing."""
-    vetoed: bool = False
-    """A gate failed, whichever: such a run is worth 0 beside any other, and better than none."""
-
+from agentalign.scoring.worth import Worth
 
 Scored = tuple[Trajectory, Worth | None]
 """A run and its worth; None where its overall value cannot be known."""
@@ -294,8 +283,9 @@ def _step_index(trajectory: Trajectory, place: int) -> int:
 
 
 def _contests(first: Sequence[_Run], second: Sequence[_Run], margin: float) -> Iterable[_Contest]:
+    vetoed = {run.nodes[-1] for run in (*first, *second) if run.worth.vetoed}  # and whoever said the same is no better
     for better in first:
-        for worse in second if not better.worth.vetoed else ():
+        for worse in second if better.nodes[-1] not in vetoed else ():
             criteria = better.worth.answered & worse.worth.answered
             values = better.worth.by(criteria), worse.worth.by(criteria)
             if values[0] is None or values[1] is None:
@@ -310,14 +300,25 @@ def _preferences(
 ) -> list[Preference]:
     """Up to `per_task` of the candidates: two contents once, unused items first, then the widest gap, then by chance.
 
-    Runs that were judged by other criteria may say the opposite of the same two contents: what more criteria say stands.
+    Pairs of runs that were judged by other criteria may say the opposite of the same two contents: of these, what more criteria say
+    stands, and nothing where as many do.
     """
     distinct: dict[frozenset[int], _Candidate] = {}
+    even: set[frozenset[int]] = set()
     for candidate in candidates:
-        known = distinct.setdefault(frozenset(candidate.sides), candidate)
-        if _weight(candidate) > _weight(known):
-            distinct[frozenset(candidate.sides)] = candidate
-    left = sorted(distinct.values(), key=lambda c: (c.better.trajectory, c.worse.trajectory))
+        contents = frozenset(candidate.sides)
+        known = distinct.setdefault(contents, candidate)
+        more = len(candidate.contest.criteria) - len(known.contest.criteria)
+        if more == 0 and candidate.sides != known.sides:
+            even.add(contents)
+        elif more > 0:
+            distinct[contents] = candidate
+            even.discard(contents)
+        elif more == 0 and round(candidate.gap, 6) > round(known.gap, 6):
+            distinct[contents] = candidate
+    left = sorted(
+        (one for contents, one in distinct.items() if contents not in even), key=lambda c: (c.better.trajectory, c.worse.trajectory)
+    )
     random.Random(f"{seed}/{source}/{group[0].trajectory.same_task_key()}").shuffle(left)
     used: Counter[int] = Counter()
     runs = {run.trajectory.id: run for run in group}
@@ -328,10 +329,6 @@ def _preferences(
         used.update(best.sides)
         chosen.append(_preference(runs[best.better.trajectory], best, source))
     return chosen
-
-
-def _weight(candidate: _Candidate) -> tuple[int, float]:
-    return len(candidate.contest.criteria), round(candidate.gap, 6)
 
 
 def _preference(better: _Run, candidate: _Candidate, source: Literal["scores", "correction"]) -> Preference:

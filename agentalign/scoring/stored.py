@@ -1,7 +1,6 @@
 """Scores and pairs of the runs that a store holds."""
 
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,13 +8,14 @@ from agentalign.environments.taskset import Taskset, find_taskset, load_criteria
 from agentalign.environments.team_code import Pool
 from agentalign.errors import AgentAlignError, DataError
 from agentalign.records.base import now
-from agentalign.records.criterion import NO_ANSWER, Criterion, Score, ScoreStatus, answered_criteria, in_force, overall
+from agentalign.records.criterion import NO_ANSWER, Criterion, Score, ScoreStatus, in_force, overall
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.corrected import corrected_pairs
 from agentalign.scoring.pair_words import words
-from agentalign.scoring.pairs import Group, Scored, Worth, balance, corrections, describe, step_pairs, task_pairs
+from agentalign.scoring.pairs import Group, Scored, balance, corrections, describe, step_pairs, task_pairs
 from agentalign.scoring.score import score_trajectories
+from agentalign.scoring.worth import worth
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
 
@@ -161,22 +161,6 @@ def _scored(store: Store, taskset: Taskset, runs: Sequence[Trajectory]) -> list[
         if score.trajectory in by_run:
             by_run[score.trajectory].append(score)
     return [(run, worth(taskset.criteria, by_run[run.id])) for run in runs]
-
-
-def worth(criteria: Sequence[Criterion], scores: Sequence[Score]) -> Worth | None:
-    """What a run's scores say by each part of the criteria; None where the overall value cannot be known."""
-    whole = overall(criteria, scores)
-    if whole is None:
-        return None
-
-    @cache
-    def by(some: frozenset[str]) -> float | None:
-        asked = [criterion for criterion in criteria if criterion.key in some]
-        value = overall(asked, scores) if whole else 0.0  # a veto holds, whoever else was asked
-        # Gates alone have no mean, but passing them is better than failing.
-        return 1.0 if value is None and asked and all(criterion.gate for criterion in asked) else value
-
-    return Worth(answered_criteria(scores) & {criterion.key for criterion in criteria}, by, vetoed=whole == 0.0)
 
 
 def make_pairs(
