@@ -142,6 +142,11 @@ def rated(store: Store, run: Trajectory, value: float | None, criterion: str = "
     store.add_scores([word])
 
 
+def also_ask(tasks: Path, criteria: str) -> None:
+    with (tasks / "words" / "criteria.yaml").open("a") as file:
+        file.write(criteria)
+
+
 def pairs_of(store: Store, tasks: Path) -> dict[tuple[str, str], str]:
     """Better and worse answer -> what the preference notes, of whole runs."""
     answers = {one.id: one.answer for one in store.trajectories()}
@@ -153,8 +158,7 @@ def test_a_rated_run_is_not_worse_than_one_that_nobody_looked_at(store: Store, t
     looked_at, unseen, wordy = run("well"), run("fine"), run("at great length")
     store.add([looked_at, unseen, wordy])
     score(store, tmp_path, only_new=False)
-    with (tmp_path / "words" / "criteria.yaml").open("a") as file:
-        file.write("tone: {description: Kind?, scale: [1, 5]}\npolite: {description: Polite?, gate: true}\n")
+    also_ask(tmp_path, "tone: {description: Kind?, scale: [1, 5]}\npolite: {description: Polite?, gate: true}\n")
     before = pairs_of(store, tmp_path)
     assert set(before) == {("well", "at great length"), ("fine", "at great length")}
 
@@ -179,8 +183,7 @@ def test_runs_that_were_asked_the_same_are_compared_beside_one_that_was_not(stor
     first, second, other = run("yes"), run("no"), run("no way")
     store.add([first, second, other])
     score(store, tmp_path, only_new=False)
-    with (tmp_path / "words" / "criteria.yaml").open("a") as file:
-        file.write("tone: {description: Kind?}\n")
+    also_ask(tmp_path, "tone: {description: Kind?}\n")
     for one, value in ((first, 1.0), (second, 0.0)):
         rated(store, one, value)
     assert set(pairs_of(store, tmp_path)) == {("yes", "no")}

@@ -130,16 +130,9 @@ def run(config: DPOConfig, project: Project, *, dry_run: bool = False) -> Traini
                 model, [Learner(ADAPTER, learning_rate=config.learning_rate)], steps, plan, folder=folder, report=report, evaluate=gate
             )
             # save
+            parents = [config.start or ""]
             return work.publish(
-                training,
-                folder,
-                model,
-                ADAPTER,
-                kind="policy",
-                pool=pool,
-                parents=[config.start or ""],
-                counts=dict(counts),
-                outcome=outcome,
+                training, folder, model, ADAPTER, kind="policy", pool=pool, parents=parents, counts=dict(counts), outcome=outcome
             )
 
 

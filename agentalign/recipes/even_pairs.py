@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from agentalign.environments.task import Task
 from agentalign.errors import DataError
 from agentalign.records.trajectory import Trajectory
-from agentalign.scoring.pairs import Group, balance
+from agentalign.scoring.pairs import Group, balance, rarest
 
 if TYPE_CHECKING:
     from agentalign.recipes.dpo import Pair
@@ -47,10 +47,7 @@ def even_anchors(pairs: Sequence["Pair"], runs: Mapping[str, Trajectory], tasks:
     for index, pair in enumerate(pairs):
         if pair.anchor is not None:
             held.setdefault(group_of(index), []).append(index)
-    fewest: dict[str, int] = {}
-    for (family, branch), places in held.items():
-        if branch:
-            fewest[family] = min(len(places), fewest.get(family, len(places)))
+    fewest = rarest(held)
     if none := sorted({family for (family, branch), places in held.items() if branch and places and not fewest[family]}):
         text = "another side of %s has no better run that is good: nothing but replay holds it in place. Correct or sample that side"
         logger.warning(text, ", ".join(none))

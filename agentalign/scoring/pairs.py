@@ -10,7 +10,7 @@ Surprise: tool-call ids take no part in "equal". They are names a server made up
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import JsonValue
@@ -187,10 +187,7 @@ def balance(
     groups: dict[Group, list[str]] = {group: [] for group in branches}
     for pair in pairs:
         groups.setdefault(group_of(pair), []).append(name_of(pair))
-    smallest: dict[str, int] = {}
-    for (family, branch), members in groups.items():
-        if branch:
-            smallest[family] = min(len(members), smallest.get(family, len(members)))
+    smallest = rarest(groups)
     kept: set[str] = set()
     for (family, branch), members in sorted(groups.items()):
         if branch and members and not smallest[family]:
@@ -204,6 +201,14 @@ def balance(
         random.Random(f"{seed}/{(family, branch)}").shuffle(names)
         kept.update(names[:limit])
     return [pair for pair in pairs if name_of(pair) in kept]
+
+
+def rarest(groups: Mapping[Group, Sequence[object]]) -> dict[str, int]:
+    """Family with sides -> how many its rarest side has."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for (family, branch), members in groups.items():
+        found[family] += [len(members)] if branch else []
+    return {family: min(sizes) for family, sizes in found.items() if sizes}
 
 
 def describe(preferences: Iterable[Preference], group_of: Callable[[Preference], Group]) -> dict[str, dict[str, int]]:
