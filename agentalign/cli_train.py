@@ -159,6 +159,8 @@ def _eval(arguments: argparse.Namespace) -> None:
                 say(f"{one.adapter}: {sentence}")
     if done.comparison and done.comparison.unpaired:
         say(f"{done.comparison.unpaired} tasks have a result on one side only; they are in no figure of the comparison.")
+    for sentence in done.comparison.notes if done.comparison else ():
+        say(sentence)
     if arguments.json:
         comparison = done.comparison.model_dump(mode="json") if done.comparison else None
         show_json({"evaluation": done.evaluation.model_dump(mode="json"), "comparison": comparison, "report": done.report.html})

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -99,6 +102,28 @@ def test_a_file_is_converted_once_and_again_when_it_changes(converted):
     assert again == base and weights.stat().st_mtime_ns == written
     own = prepare_base(str(file), folder / "cache")
     assert own.folder != base.folder and own.template == "{{ messages[0].content }}"
+
+
+def test_a_machine_that_is_offline_makes_the_same_base(converted, tmp_path):
+    # What is converted under HF_HUB_OFFLINE was another base, by one line of tokenizer_config.json, and refused adapters made without it.
+    file, base, _ = converted
+    offline = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"} if os.environ.get("HF_HUB_OFFLINE") == "1" else {"HF_HUB_OFFLINE": "1"}
+    program = (
+        "import sys; from pathlib import Path; from agentalign.training.base import prepare_base; "
+        "print(prepare_base(sys.argv[1], Path(sys.argv[2]), template=Path(sys.argv[3])).digest)"
+    )
+    asked = [sys.executable, "-c", program, str(file), str(tmp_path / "cache"), str(TEMPLATES / "smollm2_tools.jinja")]
+    done = subprocess.run(asked, env=os.environ | offline, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == base.digest
+
+
+def test_what_differs_between_two_bases_is_named(tmp_path):
+    shutil.copytree(TINY, tmp_path / "a")
+    with (tmp_path / "a" / "tokenizer_config.json").open("a") as handle:
+        handle.write(" ")
+    here, there = prepare_base(str(TINY), tmp_path / "cache"), prepare_base(str(tmp_path / "a"), tmp_path / "cache")
+    assert there.unlike(here.files) == "tokenizer_config.json" and there.unlike(there.files) == "" and there.unlike({}) == ""
+    assert there.unlike({**there.files, "more.safetensors": "0"}) == "more.safetensors"
 
 
 def test_a_conversion_that_breaks_leaves_nothing(tmp_path):

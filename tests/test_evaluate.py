@@ -6,6 +6,7 @@ from agentalign.environments.task import Task
 from agentalign.errors import DataError
 from agentalign.evaluation.compare import Comparison, compare, compare_seeds
 from agentalign.evaluation.evaluate import Evaluation, summarise
+from agentalign.evaluation.tables import comparison_table
 from agentalign.records.criterion import Criterion, Score, ScoreStatus
 from agentalign.records.trajectory import Message, Origin, StopReason, ToolCall, Trajectory
 
@@ -192,6 +193,16 @@ def test_seeds_are_paired_in_order():
     got = compare_seeds(before, after)
     assert (got.before, got.after, got.headline.success.seeds) == ("desk@1, desk@2", "desk@3, desk@4", 2)
     assert got.headline.success.delta == pytest.approx(1 / 3)
+
+
+def test_sides_that_were_computed_on_other_processors_are_said():
+    before, after = evaluation(OUTCOMES), evaluation(OUTCOMES, "desk@2")
+    assert compare(before, after).notes == ()
+    on_cpu, on_gpu = (one.model_copy(update={"computed_on": on}) for one, on in ((before, "cpu in float32"), (after, "cuda in bfloat16")))
+    assert compare(before, on_gpu).notes == compare(on_cpu, on_cpu).notes == (), "of the one nothing is known; the same"
+    (said,) = compare_seeds([on_cpu, on_cpu], [on_cpu, on_gpu]).notes
+    assert "before were computed on cpu in float32 and those after on cpu in float32 and cuda in bfloat16" in said
+    assert "on cuda in bfloat16" in comparison_table([("one to two", compare(on_cpu, on_gpu))]).caption
 
 
 def test_what_cannot_be_compared_is_refused():

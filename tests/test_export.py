@@ -236,6 +236,17 @@ def test_what_a_single_task_says_is_not_beyond_chance(made: Project) -> None:
     assert report.passed, report
 
 
+def test_a_production_that_another_processor_measured_is_said(made: Project) -> None:
+    before, after = evaluation(made, "hello@1", [True] * 20), evaluation(made, "hello@2", [True] * 20)
+    on_gpu = before.model_copy(update={"computed_on": "cuda in bfloat16"})
+    on_cpu = after.model_copy(update={"computed_on": "cpu in float32"})
+    report = gate(made, "hello@2", evaluation=on_cpu, production=on_gpu)
+    assert report.passed and "before were computed on cuda in bfloat16" in str(report)
+    fell = evaluation(made, "hello@2", [False] * 20).model_copy(update={"computed_on": "cpu in float32"})
+    report = gate(made, "hello@2", evaluation=fell, production=on_gpu)
+    assert not report.passed and "worse beyond chance" in str(report) and "Evaluate both on one of them" in str(report)
+
+
 def test_a_taskset_that_was_changed_in_between_compares_nothing(made: Project) -> None:
     before = evaluation(made, "hello@1", [False] * 20).model_copy(update={"taskset_digest": "as it was"})
     report = gate(made, "hello@2", evaluation=evaluation(made, "hello@2", [True] * 20), production=before)

@@ -1,5 +1,6 @@
 """Stored evaluations: one per adapter, split and plan; a small one never stands in for a large one."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,22 @@ def test_the_rival_is_acted_out_again_where_the_taskset_was_changed(project: Pro
     if edit != "nothing":
         with pytest.raises(DataError, match="was changed between these evaluations"):
             compare(before, done.evaluation)
+
+
+@pytest.mark.parametrize("on", ["cuda in bfloat16", "", "here"])
+def test_the_rival_is_acted_out_again_where_another_processor_did_it(project: Project, on: str) -> None:
+    plan = EvalPlan(base=str(project.root / "base"), quantization="none")
+    add_adapter(project, project.root / "base")
+    measured = measure(project, None)
+    assert measured.evaluation.computed_on in ("cpu in float32", "cpu in bfloat16")
+    data = json.loads(measured.report.json.read_text())
+    data["evaluation"]["computed_on"] = measured.evaluation.computed_on if on == "here" else on
+    measured.report.json.write_text(json.dumps(data))
+    with Store(project.store_url) as store:
+        done = evaluate(project, store, "hello@1", against="base", plan=plan)
+    assert done.against is not None and done.comparison is not None
+    assert (done.against.created != measured.evaluation.created) == (on == "cuda in bfloat16")
+    assert done.comparison.notes == ()
 
 
 def test_what_was_measured_on_other_files_of_this_number_is_not_found(project: Project) -> None:

@@ -175,15 +175,16 @@ def _not_worse(before: Evaluation, after: Evaluation) -> str:
         )
     difference = found.headline.success
     figures = f"{difference.delta:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}] against {before.adapter}"
+    aside = "".join(f" {sentence}" for sentence in found.notes)
     if difference.verdict == "worse":
-        raise RegistryError(f"success is {figures}: worse beyond chance. Keep production, or find out why it fell.")
+        raise RegistryError(f"success is {figures}: worse beyond chance. Keep production, or find out why it fell.{aside}")
     # Success may be one criterion alone: what a veto forbids, or what else was asked for, can fall as it rises.
     fell = [f"{name} {one.delta:+.1%} [{one.low:+.1%}, {one.high:+.1%}]" for name, one in found.criteria.items() if one.verdict == "worse"]
     if fell:
         raise RegistryError(
-            f"success is {figures}, but {', '.join(fell)}: worse beyond chance. Keep production, or look at these runs first."
+            f"success is {figures}, but {', '.join(fell)}: worse beyond chance. Keep production, or look at these runs first.{aside}"
         )
-    return f"success is {figures}"
+    return f"success is {figures}.{aside}" if aside else f"success is {figures}"
 
 
 def _plan(evaluation: Evaluation) -> str:

@@ -43,6 +43,8 @@ class Comparison(Record):
     """Over the headline tasks; only criteria of equal version on both sides."""
     unpaired: int
     """Tasks that only one side has; in no figure."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what else differs between the sides than the adapter."""
 
     @property
     def headline(self) -> GroupComparison:
@@ -90,6 +92,19 @@ def compare_seeds(before: Sequence[Evaluation], after: Sequence[Evaluation], *, 
         overall=_difference(in_headline, lambda result: result.overall),
         criteria={name: difference for name, difference in differences.items() if difference is not None},
         unpaired=unpaired,
+        notes=_other_processor(before, after),
+    )
+
+
+def _other_processor(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> tuple[str, ...]:
+    """Where two tokens are close, rounding decides: one adapter's evaluations on a CPU and a GPU were 1.7 points apart (RESULTS.md)."""
+    kinds = [sorted({one.computed_on for one in side} - {""}) for side in (before, after)]
+    if not all(kinds) or kinds[0] == kinds[1]:
+        return ()
+    here, there = (" and ".join(kind) for kind in kinds)
+    return (
+        f"The runs before were computed on {here} and those after on {there}: the same weights can differ there by a point or two. "
+        "Evaluate both on one of them.",
     )
 
 

@@ -104,6 +104,8 @@ class Evaluation(Record):
     """What the taskset was like (`Taskset.digest`); empty in evaluations from before it was kept."""
     content: str = ""
     """The adapter's content hash; empty for the base, and in evaluations from before it was kept."""
+    computed_on: str = ""
+    """What the policy was computed on: "cpu in bfloat16"; empty where a server computes, and in evaluations from before it was kept."""
     created: str
 
     @property
@@ -130,6 +132,7 @@ def summarise(
     settings: Mapping[str, str | int | float] | None = None,
     taskset_digest: str = "",
     content: str = "",
+    computed_on: str = "",
 ) -> Evaluation:
     """Figures of one adapter on one split.
 
@@ -175,6 +178,7 @@ def summarise(
         settings=dict(settings or {}),
         taskset_digest=taskset_digest,
         content=content,
+        computed_on=computed_on,
         created=now(),
     )
 

@@ -72,7 +72,8 @@ def evaluate(
     plan: EvalPlan = EvalPlan(),
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluated:
-    """Evaluate an adapter, and the one to compare it with unless that was evaluated in the same way before, by the taskset as it is now.
+    """Evaluate an adapter, and the one to compare it with unless that was evaluated in the same way before, by the taskset as it is now,
+    on the kind of processor that is at hand.
 
     Args:
         ref: an adapter, or "base".
@@ -83,17 +84,20 @@ def evaluate(
         raise UsageError(f"{plan.samples} samples at temperature 0 would all be the same run. Give a temperature, such as 0.8.")
     names = [_named(project, name) for name in (ref, against) if name is not None]
     tasks = load_taskset(taskset or find_taskset(_taskset_of(project, names), project.tasks), project.tasks)
+    evaluation = _evaluate_one(project, store, names[0], tasks, plan, progress)
     before = None
     if len(names) == 2:
         before = stored_evaluation(project, names[1], tasks.name, plan.split, plan=plan)
         if before is not None and not still_holds(project, before, tasks):
             logger.info("%s was evaluated before taskset %s or its own files were changed; evaluated again", names[1], tasks.name)
             before = None
+        elif before is not None and before.computed_on not in ("", evaluation.computed_on):
+            logger.info("%s was evaluated on another machine, %s; evaluated again", names[1], before.computed_on)
+            before = None
         if before is None:
             before = _evaluate_one(project, store, names[1], tasks, plan, progress)
             write_report(_folder(project, names[1], tasks.name, plan), before)
             _keep(project, before)
-    evaluation = _evaluate_one(project, store, names[0], tasks, plan, progress)
     report = write_report(_folder(project, names[0], tasks.name, plan), evaluation, before)
     _keep(project, evaluation)
     return Evaluated(evaluation, before, compare(before, evaluation) if before else None, report)
@@ -167,7 +171,7 @@ def _evaluate_one(
     store.add_scores(answered_anew(store, scores))
     return summarise(
         adapter, plan.split, taskset.criteria, made.runs, scores, tasks, sampled_tokens=made.sampled_tokens,
-        settings=plan.settings(adapter), taskset_digest=asked, content=content,
+        settings=plan.settings(adapter), taskset_digest=asked, content=content, computed_on=policy.computed_on,
     )  # fmt: skip
 
 

@@ -247,6 +247,7 @@ def comparison_table(comparisons: Sequence[tuple[str, Comparison]]) -> Table:
     caption = "Paired by task; 95 % bootstrap over tasks, 10,000 resamples; p of the exact McNemar test."
     if unpaired := [f"{one.unpaired} ({name})" for name, one in comparisons if one.unpaired]:
         caption += f" Tasks that only one side has a result of, in no figure: {', '.join(unpaired)}."
+    caption += "".join(f" {name}: {sentence}" for name, one in comparisons for sentence in one.notes)
     return Table(caption, heads, tuple(rows))
 
 

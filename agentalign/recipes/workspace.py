@@ -325,7 +325,8 @@ def resolve_adapter(work: Workspace, ref: str, kind: AdapterKind) -> tuple[Adapt
     if card.kind != kind:
         raise DataError(f"adapter {card.ref} is a {card.kind} model, and a {kind} model is needed here; name another.")
     if card.base_digest != work.base.digest or card.template_digest != digest(work.base.template):
-        other = "another chat template" if card.base_digest == work.base.digest else "other weights or another tokenizer"
+        files = work.base.unlike(card.base_files) or "weights or tokenizer"
+        other = "another chat template" if card.base_digest == work.base.digest else f"another {files}"
         raise DataError(
             f"adapter {card.ref} was trained on {card.base} (digest {card.base_digest[:12]}) with {other} than {work.base.name} "
             f"({work.base.digest[:12]}) has now; name the same base, or bring back what was changed in it."

@@ -44,9 +44,10 @@ def other_base(bundle: Bundle) -> str:
     """Why the base at hand is not the one the adapter was trained on; empty where it is."""
     if bundle.base.digest == bundle.card.base_digest:
         return ""
+    files = bundle.base.unlike(bundle.card.base_files) or "weights or tokenizer"
     return (
         f"{bundle.card.ref} was trained on {bundle.card.base} with digest {bundle.card.base_digest[:12]}, but the one here has "
-        f"{bundle.base.digest[:12]}. Put the same base there, or train anew."
+        f"{bundle.base.digest[:12]}: another {files}. Put the same base there, or train anew."
     )
 
 

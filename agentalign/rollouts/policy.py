@@ -117,6 +117,12 @@ class LocalPolicy:
         self._last: dict[int, tuple[list[int], tuple[int, ...]]] = {}
         """Slot -> context and completion of its last turn."""
 
+    @property
+    def computed_on(self) -> str:
+        """Kind of processor, and precision: "cpu in bfloat16"."""
+        model = self._generator.model
+        return f"{model.device.type} in {str(model.dtype).removeprefix('torch.')}"
+
     def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
         """See `Policy.act`."""
         contexts: dict[int, list[int]] = {}

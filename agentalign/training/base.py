@@ -21,7 +21,7 @@ from agentalign.errors import ConfigError, ModelError, TemplateError
 from agentalign.records.base import digest
 
 TEMPLATES = Path(__file__).parent / "templates"
-CONVERSION = 1
+CONVERSION = 2
 """Raised when `_convert` writes something else for the same file, so that old caches are not used."""
 
 
@@ -56,6 +56,11 @@ class Base:
     """Fixed arguments of the template; "today" (YYYY-MM-DD) is the date that templates with a clock see."""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of each file that `digest` is about, by name."""
+
+    def unlike(self, files: Mapping[str, str]) -> str:
+        """Names of the files that differ from these or are there on one side alone, to be read; empty where nothing is known of them."""
+        known = sorted(name for name in {*files, *self.files} if files.get(name) != self.files.get(name)) if files else []
+        return ", ".join(known)
 
 
 def prepare_base(name: str, cache: Path, template_kwargs: Mapping[str, JsonValue] | None = None, *, template: Path | None = None) -> Base:
@@ -168,6 +173,9 @@ def _convert(gguf: Path, target: Path, template: str | None) -> None:
 
     pre_tokenizer = _gguf_text(gguf, "tokenizer.ggml.pre")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers saves how it was asked, and forces this one where HF_HUB_OFFLINE is set: the same file would be another base there, and
+    # refuse the adapters of a machine that is online.
+    tokenizer.init_kwargs["local_files_only"] = False
     _repair_pre_tokenizer(tokenizer, pre_tokenizer, gguf)
     # The file names the end of a turn as padding; whoever masks padding would mask the end of every turn.
     vocabulary = tokenizer.get_vocab()
