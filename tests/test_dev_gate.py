@@ -14,6 +14,7 @@ from agentalign.environments.worker import WorkerPool
 from agentalign.errors import DataError
 from agentalign.recipes.acted import ActedBefore
 from agentalign.recipes.dev_gate import DevGate, _held, _losses, dev_gate, require_gate
+from agentalign.recipes.plan import quarter
 from agentalign.recipes.workspace import open_workspace
 from agentalign.rollouts.collect import spread
 from agentalign.store.filters import RunFilter
@@ -197,3 +198,21 @@ def test_where_no_check_says_what_a_run_is_worth_no_gate_begins(tmp_path, criter
     with pytest.raises(DataError, match="let a check answer it"):
         require_gate(SFTConfig(**SFT, eval_every_steps=5), taskset)
     require_gate(SFTConfig(**SFT), taskset)
+
+
+def test_a_gate_is_there_by_itself_where_it_can_tell_something(project, caplog):
+    def gate(**dials):
+        config = SFTConfig(**SFT, **dials)
+        with open_workspace(config, project) as work, WorkerPool(work.taskset) as pool:
+            return dev_gate(None, "policy", work, pool, config, "toy_desk-sft-1")
+
+    assert gate() is None and "has 30 dev tasks, and by fewer than 40 little can be told" in caplog.text
+    assert len(gate(eval_every_steps=3).tasks) == 12
+    settings = (project.tasks / "toy_desk").resolve() / "taskset.yaml"
+    more = settings.read_text().replace("dev: 30", "dev: 40")
+    (project.tasks / "toy_desk").unlink()
+    shutil.copytree(settings.parent, project.tasks / "toy_desk")
+    (project.tasks / "toy_desk" / "taskset.yaml").write_text(more)
+    assert len(gate().tasks) == 12
+    assert gate(eval_every_steps=0) is None
+    assert [quarter(*one) for one in ((None, 10), (None, 3), (0, 10), (5, 10))] == [2, 1, 0, 5]

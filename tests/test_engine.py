@@ -220,6 +220,26 @@ def test_out_of_memory_makes_smaller_micro_batches_and_the_same_gradient(tmp_pat
     assert json.loads((tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").read_text())["notes"]["micro_batch_tokens"] < 4096
 
 
+def test_out_of_memory_gives_up_the_merged_copy_before_micro_batches_are_cut(tmp_path, caplog):
+    sizes = []
+
+    def tight(model, batch):
+        sizes.append(batch.tree.n_runs)
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sft(model, batch)
+
+    model = make_model(tmp_path / "tight", CONFIGS["llama"])
+    model.merged_copy("policy")
+    steps = lambda start: ([Pass("policy", packed, tight)] for _ in range(start, 2))
+    plan = Plan(total_steps=2, schedule="constant", save_every_steps=1)
+    train(model, [Learner("policy", learning_rate=1e-3)], steps, plan, folder=tmp_path / "run")
+    assert sizes == [4, 4, 4] and "is given up until it acts again" in caplog.text
+    assert not model.forget_merged_copy(), "it was given up already"
+    notes = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json").read_text())["notes"]
+    assert notes["micro_batch_tokens"] == plan.micro_batch_tokens
+
+
 def test_a_run_that_does_not_fit_alone_says_what_to_change(tmp_path):
     def full(model, batch):
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -74,7 +74,9 @@ def serve_ui(
     Raises:
         ConfigError: others could reach the host and there is no login or no TLS, or the port is taken.
     """
-    if not team and (host not in LOOPBACK or home or certificate):
+    if not team and host in LOOPBACK and (home or certificate):
+        raise ConfigError("--url and a certificate are for a server with a login. Make accounts and add --team: `agentalign users add`.")
+    if not team and host not in LOOPBACK:
         raise ConfigError(
             f"--host {host}: the pages have no login yet, so anyone who reaches {host} could read and rate runs. Use 127.0.0.1, and from "
             f"another machine `ssh -L {port}:127.0.0.1:{port} THIS_MACHINE`; or make accounts and serve a team: `agentalign ui --team`."

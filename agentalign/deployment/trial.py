@@ -22,6 +22,7 @@ from agentalign.rollouts.collect import choose_jobs
 from agentalign.rollouts.policy import LocalPolicy, Policy
 from agentalign.rollouts.rollout import rollout
 from agentalign.scoring.score import score_trajectories
+from agentalign.training.adapter_generator import adapter_generator
 from agentalign.training.dialect import Dialect
 from agentalign.training.generate import Generator
 from agentalign.training.model import Model
@@ -167,8 +168,11 @@ def unmeasured(what: str, error: BaseException) -> str:
 
 
 def _policy(served: Model, adapter: str | None) -> LocalPolicy:
-    network = served.network if adapter is None else served.merged_copy(adapter)
-    return LocalPolicy(Generator(network, served.dialect.stop_ids, served.dialect.pad_id), served.dialect, "exported")
+    if adapter is None:
+        generator = Generator(served.network, served.dialect.stop_ids, served.dialect.pad_id)
+    else:
+        generator = adapter_generator(served, adapter)
+    return LocalPolicy(generator, served.dialect, "exported")
 
 
 def _require_whole(runs: Sequence[Trajectory]) -> None:

@@ -27,7 +27,7 @@ from agentalign.rollouts.rollout import Job, RolloutResult, rollout
 from agentalign.scoring.score import score_trajectories
 from agentalign.store.filters import RunFilter
 from agentalign.training import ranks
-from agentalign.training.generate import Generator
+from agentalign.training.adapter_generator import adapter_generator
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
 
@@ -219,8 +219,7 @@ def act(
         name: who the runs say made them.
         seed: of every token that is drawn.
     """
-    generator = Generator(model.merged_copy(POLICY), model.dialect.stop_ids, model.dialect.pad_id)
-    policy = LocalPolicy(generator, model.dialect, name=name, temperature=config.temperature, seed=seed)
+    policy = LocalPolicy(adapter_generator(model, POLICY), model.dialect, name=name, temperature=config.temperature, seed=seed)
     made = list(rollout(work.taskset, policy, jobs, seed=seed, pool=pool))
     return made, score_trajectories(work.taskset, [result.trajectory for result in made], pool=pool)
 

@@ -22,13 +22,15 @@ from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, RolloutResult, rollout
 from agentalign.scoring.score import score_trajectories
 from agentalign.training import ranks
-from agentalign.training.generate import Generator
+from agentalign.training.adapter_generator import adapter_generator
 from agentalign.training.model import Model
 from agentalign.training.step import Evaluated
 
 logger = logging.getLogger("agentalign")
 Keep = Callable[[Sequence[RolloutResult], Sequence[Score]], None]
 """Takes an evaluation's runs and their scores."""
+ENOUGH = 40
+"""Dev tasks from which on a gate is there without being asked for: by fewer, a fall of a tenth cannot be told from chance."""
 FELL = 0.75
 """A criterion below this share of its first value is said: a policy may stop asking, or keep less to the policy, and succeed as often."""
 
@@ -131,11 +133,24 @@ def require_gate(config: Gated, taskset: Taskset) -> None:
 
 
 def dev_gate(model: Model, adapter: str, work: Workspace, pool: Pool, config: Gated, training: str) -> DevGate | None:
-    """The gate that a config asks for, its runs kept in the store; None where it asks for none."""
-    if not config.eval_every_steps:
+    """The gate of a config, its runs kept in the store; None where it asks for none, or leaves it open and the taskset cannot tell."""
+    if config.eval_every_steps == 0:
+        return None
+    if config.eval_every_steps is None and (why := _too_little(work.taskset)):
+        logger.warning("no dev gate watches this training: %s. Look at the adapter yourself before you promote it", why)
         return None
     before = ActedBefore(work.store, work.project.cache / "dev_runs", work.world) if work.world else None
     return DevGate(model, adapter, work.taskset, pool, n_tasks=config.eval_tasks, name=training, keep=work.keep, before=before)
+
+
+def _too_little(taskset: Taskset) -> str:
+    """Why a taskset has no gate unless it is asked for; empty where it has one."""
+    if not taskset.has_environment:
+        return f"taskset '{taskset.name}' has no environment to act in"
+    if not checks_decide(taskset.criteria):
+        return f"the checks of taskset '{taskset.name}' alone do not say what a dev run is worth"
+    dev = len(taskset.tasks("dev"))
+    return f"taskset '{taskset.name}' has {dev} dev tasks, and by fewer than {ENOUGH} little can be told" if dev < ENOUGH else ""
 
 
 def _worth(task: TaskResult) -> float:
@@ -169,8 +184,7 @@ def _losses(now: Mapping[str, tuple[int, float]], first: Mapping[str, float]) ->
 
 def act_out(model: Model, adapter: str, taskset: Taskset, tasks: Sequence[Task], pool: Pool, *, maker: str) -> list[RolloutResult]:
     """Greedy runs of these tasks by an adapter in memory; `maker` is what they say made them."""
-    generator = Generator(model.merged_copy(adapter), model.dialect.stop_ids, model.dialect.pad_id)
-    policy = LocalPolicy(generator, model.dialect, name=maker, temperature=0.0, seed=0)
+    policy = LocalPolicy(adapter_generator(model, adapter), model.dialect, name=maker, temperature=0.0, seed=0)
     return list(rollout(taskset, policy, [Job(task, 0) for task in tasks], seed=0, pool=pool))
 
 

@@ -37,6 +37,7 @@ from agentalign.recipes.experience import (
     policy_loss,
     value_loss,
 )
+from agentalign.recipes.plan import quarter
 from agentalign.recipes.standing import Act, standing, to_look_at
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_adapter, resolve_start
 from agentalign.records.adapter import Training
@@ -208,7 +209,7 @@ def plan_of(config: PPOConfig) -> Plan:
         schedule="constant",
         max_grad_norm=config.max_grad_norm,
         adam_eps=1e-5,
-        eval_every_steps=config.eval_every_steps * per,
+        eval_every_steps=quarter(config.eval_every_steps, config.iterations) * per,
         save_every_steps=min(config.save_every_steps, 1) * per,
         steps_together=per,
         micro_batch_tokens=config.micro_batch_tokens,

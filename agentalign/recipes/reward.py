@@ -22,6 +22,7 @@ from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import Part, RunData, end_rewards, render_runs, token_stats, up_to_step
 from agentalign.recipes.dry_run import DryRun, estimate
+from agentalign.recipes.plan import quarter
 from agentalign.recipes.preferences import choose_preferences, net_order, rank_of, settled
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
 from agentalign.records.adapter import Training
@@ -97,7 +98,7 @@ def run(config: RewardConfig, project: Project, *, dry_run: bool = False) -> Tra
                 schedule=config.lr_scheduler_type,
                 warmup_steps=config.warmup_steps,
                 max_grad_norm=config.max_grad_norm,
-                eval_every_steps=config.eval_every_steps or max(1, total // 4),
+                eval_every_steps=quarter(config.eval_every_steps, total),
                 save_every_steps=config.save_every_steps,
                 micro_batch_tokens=config.micro_batch_tokens,
                 nan_policy=config.nan_policy,

@@ -150,7 +150,7 @@ class Workspace:
         for card in self.registry.cards(self.adapter_name("reward" if training.recipe == "reward" else "policy")):
             if card.training == training.id:  # killed between saving the adapter and saying so
                 return self._done(training, card.ref, "")
-        if isinstance(config, Gated) and config.eval_every_steps:
+        if isinstance(config, Gated) and config.eval_every_steps != 0:
             require_same_judge(self.project.trainings / training.id, judge_of(self.taskset))
         self._mention_others(training, known.values())
         write_begun(folder, about, config.model_dump(mode="json", include=set(BESIDE)))

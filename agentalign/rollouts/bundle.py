@@ -14,8 +14,8 @@ from agentalign.records.adapter import AdapterCard
 from agentalign.records.base import digest
 from agentalign.rollouts.policy import LocalPolicy
 from agentalign.store.registry import Registry
+from agentalign.training.adapter_generator import adapter_generator
 from agentalign.training.base import Base, prepare_base
-from agentalign.training.generate import Generator
 from agentalign.training.model import Model
 from agentalign.training.quantize import Quantization
 
@@ -94,5 +94,4 @@ def base_policy(
 
 
 def _policy(model: Model, adapter: str, name: str, temperature: float, seed: int) -> LocalPolicy:
-    generator = Generator(model.merged_copy(adapter), model.dialect.stop_ids, model.dialect.pad_id)
-    return LocalPolicy(generator, model.dialect, name, temperature=temperature, seed=seed)
+    return LocalPolicy(adapter_generator(model, adapter), model.dialect, name, temperature=temperature, seed=seed)

@@ -19,6 +19,7 @@ from agentalign.rollouts.policy import LocalPolicy
 from agentalign.rollouts.rollout import Job, rollout
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
+from agentalign.training.adapter_generator import adapter_generator
 from agentalign.training.dialect import Dialect
 from agentalign.training.generate import Generator
 from agentalign.training.model import Model
@@ -57,7 +58,7 @@ def make_golden(model: Model, adapter: str, taskset: Taskset, pool: Pool, store:
 
 def golden_turns(model: Model, adapter: str, taskset: Taskset, pool: Pool, store: Store) -> Golden:
     """The golden turns of an adapter in memory; DataError where there is nothing that it could be asked."""
-    generator = Generator(model.merged_copy(adapter), model.dialect.stop_ids, model.dialect.pad_id)
+    generator = adapter_generator(model, adapter)
     prompts = _acted(generator, model.dialect, taskset, pool)
     held_out = True
     if not prompts:

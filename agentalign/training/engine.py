@@ -20,7 +20,7 @@ from torch import Tensor
 from agentalign.errors import TrainingError, TrainingStoppedError
 from agentalign.training import ranks
 from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
-from agentalign.training.memory import halved, is_out_of_memory, peak_memory
+from agentalign.training.memory import give_back, halved, is_out_of_memory, peak_memory
 from agentalign.training.metrics import StepSums, forget_rows_after, means, short, write_line, write_plan, write_row
 from agentalign.training.model import Model
 from agentalign.training.schedule import Plan, clip_gradients
@@ -124,7 +124,8 @@ class _Loop:
         share = self.plan.rate_share(self.step)
         self.tokens += tokens
         if math.isfinite(metrics["loss"]) and all(math.isfinite(norm) for norm in norms.values()):
-            self._set_rates(share)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * share
             self.optimizer.step()
             self.skipped = 0
         else:
@@ -164,7 +165,15 @@ class _Loop:
                 tokens = sum(micro.tree.n_tokens for _, some in batches for micro in some)
                 return means(sums), [name for one in sums for name in one.involved], tokens
             else:
-                self._shrink(passes, problem)
+                self._make_room(passes, problem)
+
+    def _make_room(self, passes: Sequence[Pass], problem: str) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if any(ranks.gathered(self.model.forget_merged_copy())):  # one process may have it; what follows is every one's
+            logger.warning("out of memory (%s): the merged copy that the policy acted from is given up until it acts again", problem)
+        else:
+            self._shrink(passes, problem)
+        give_back(self.model.device)
 
     def _shrink(self, passes: Sequence[Pass], problem: str) -> None:
         smaller = halved(self.budget, lambda budget: sum(len(one.micro_batches(budget)) for one in passes))
@@ -182,9 +191,6 @@ class _Loop:
         else:
             logger.warning("out of memory (%s): micro-batches of %d tokens from here on, with the same gradient", problem, smaller)
             self.budget = smaller
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _accumulate(self, batches: Sequence[tuple[Pass, Sequence[MicroBatch]]], found: StepSums) -> None:
         """Forward and backward of this process's micro-batches. Every term is divided by its count over all of them."""
@@ -227,10 +233,6 @@ class _Loop:
                 f"and the last good checkpoint is in {self.folder / 'checkpoints'}. Lower learning_rate, or look at the runs "
                 f"{' '.join(involved[:3])}; {self.folder / NOT_FINITE} names them all."
             )
-
-    def _set_rates(self, share: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.outcome.steps, self.outcome.last_metrics = self.step, metrics

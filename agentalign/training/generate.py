@@ -8,8 +8,8 @@ temperature the ids were sampled with.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -56,10 +56,18 @@ class Session(Protocol):
 class Generator:
     """A causal LM ready to generate; weights may not change while one of its sessions is in use."""
 
-    def __init__(self, model: PreTrainedModel, stop_ids: frozenset[int], pad_id: int = 0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stop_ids: frozenset[int],
+        pad_id: int = 0,
+        *,
+        within: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """`within` gives what every computation is done in: an adapter that is active meanwhile, say."""
         if not stop_ids:
             raise ModelError("the generator was given no stop ids, so no completion would ever end. Give the dialect's stop_ids.")
-        self.model, self.stop_ids, self.pad_id = model, frozenset(stop_ids), pad_id
+        self.model, self.stop_ids, self.pad_id, self._within = model, frozenset(stop_ids), pad_id, within
         self.limit = position_limit(model.config)
         self.refusal = self._probe()
         if self.refusal:
@@ -94,17 +102,19 @@ class Generator:
     def ready(self, attention: str = "") -> Iterator[None]:
         """Inference mode, evaluation mode and, where named, another attention; all put back at the end."""
         model = self.model
-        before, training = model.config._attn_implementation, model.training
+        # Layer by layer: those that recompute activations are in training mode while the rest is not.
+        before, training = model.config._attn_implementation, [layer for layer in model.modules() if layer.training]
         model.eval()
         if attention:
             model.set_attn_implementation(attention)
         try:
-            with torch.inference_mode():
+            with self._within(), torch.inference_mode():
                 yield
         finally:
             if attention:
                 model.set_attn_implementation(before)
-            model.train(training)
+            for layer in training:
+                layer.training = True
 
     def forward(self, ids: Tensor, this: Pass, keep: Tensor | None = None) -> Tensor:
         """Logits (kept, V) of the flat tokens at `keep`; of each piece's last token where not given."""

@@ -5,13 +5,37 @@ weights.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from agentalign.training.quantize import plain_weight
+
+
+class MergedCopy:
+    """A plain network beside the quantized one, loaded when it is first needed and written over each time."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self._folder, self._dtype, self._device = folder, dtype, device
+        self._network: PreTrainedModel | None = None
+
+    def of(self, network: nn.Module, adapter: str | None) -> PreTrainedModel:
+        """The copy, with the adapter merged into what the network's weights are."""
+        if self._network is None:
+            loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(self._folder), dtype=self._dtype, local_files_only=True)
+            self._network = loaded.to(self._device)  # type: ignore[arg-type]
+            self._network.requires_grad_(False).eval()
+        merge_adapter(network, adapter, self._network)
+        return self._network
+
+    def forget(self) -> bool:
+        """Give its memory back; False where there was none. Whoever still holds what `of` returned has to let go of it, too."""
+        was, self._network = self._network, None
+        return was is not None
 
 
 @torch.no_grad()

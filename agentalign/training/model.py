@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agentalign.errors import ModelError, RegistryError
@@ -24,7 +24,7 @@ from agentalign.training.attention import TREE_ATTENTION, TreeRefusedError, tree
 from agentalign.training.dialect import Dialect
 from agentalign.training.fused_lora import fuse_lora
 from agentalign.training.logprobs import token_logprobs
-from agentalign.training.merging import merge_adapter
+from agentalign.training.merging import MergedCopy
 from agentalign.training.quantize import Quantization, fast_bf16, load_network
 from agentalign.training.rows import row_hidden
 from agentalign.training.tree import TreeBatch
@@ -63,7 +63,7 @@ class Model:
         self._adapters: dict[str, _Adapter] = {}
         self._active: str | None = None
         self._open: list[list[bool]] = []
-        self._merged: PreTrainedModel | None = None
+        self._merged = MergedCopy(base.folder, dtype, self.device)
         if self.tree_capable:
             network.set_attn_implementation(TREE_ATTENTION)
 
@@ -341,10 +341,8 @@ class Model:
 
         Merging into NF4 itself would round the adapter away (measured KL 0.78 against 0.005 this way).
         """
-        if self._merged is None:
-            self._merged = AutoModelForCausalLM.from_pretrained(str(self.base.folder), dtype=self.dtype, local_files_only=True).to(
-                self.device
-            )
-            self._merged.requires_grad_(False).eval()
-        merge_adapter(self.network, adapter, self._merged)
-        return self._merged
+        return self._merged.of(self.network, adapter)
+
+    def forget_merged_copy(self) -> bool:
+        """Give the copy's memory back, until it is asked for again; False where there is none."""
+        return self._merged.forget()
