@@ -46,6 +46,8 @@ def _import(arguments: argparse.Namespace) -> None:
         show_json({**report._asdict(), **listed})
         return
     show(f"{report.read} rows read: {report.stored} stored, {report.known} known from an earlier import, {len(report.refused)} refused")
+    if report.forgotten:
+        show(f"{report.forgotten} were forgotten earlier (`agentalign forget`) and were not kept again")
     if report.duplicates:
         show(f"{len(report.duplicates)} of the stored equal another run, the first in row {report.duplicates[0].row}")
     if report.held_out:

@@ -45,7 +45,7 @@ def add(adapters: Commands) -> None:
     parser.add_argument("ref", metavar="NAME@V")
     parser.add_argument("repository", metavar="OWNER/NAME")
     parser.add_argument("--base", default="", metavar="OWNER/NAME", help="what the base is called on the hub; default: the card's name")
-    parser.add_argument("--public", action="store_true", help="everybody may read it")
+    parser.add_argument("--public", action="store_true", help="make a new repository that everybody may read, or push to one")
     parser.add_argument("--golden", action="store_true", help="with the golden prompts: held-out tasks and answers, word for word")
     parser.add_argument("--dry-run", type=Path, metavar="DIR", help="write what would be pushed to a new folder; send nothing")
     add_json(parser)

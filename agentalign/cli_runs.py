@@ -165,6 +165,8 @@ def _rollout(arguments: argparse.Namespace) -> None:
         show_json({"stored": made.stored, "known": made.known, "stop_reasons": stops, "ids": [run.id for run in made.runs]})
         return
     show(f"{made.stored} runs stored, {made.known} were there already; they ended: {_counted(stops)}")
+    if made.forgotten:
+        show(f"{made.forgotten} are equal to runs that were forgotten, and were not kept again")
     if made.known and not made.stored:
         say("The same policy, tasks and seed give the same runs. Give another --seed for new ones.")
     errors = [run for run in made.runs if run.error]

@@ -136,7 +136,8 @@ def _show_dry_run(done: "DryRun") -> None:
     show(f"training {done.training.id}, of {len(done.data.ids)} ids with digest {done.training.data_digest[:12]}")
     # Without stored runs there are no tokens to reckon with: it learns from what it does.
     seconds = duration(done.seconds) if stats.tokens else "time not known before it acts"
-    show(f"estimate: {seconds}, {done.memory_gb:.1f} GB (within a factor of two)")
+    copy = f", and {done.copy_gb:.1f} GB for the copy that acts, where there is room" if done.copy_gb else ""
+    show(f"estimate: {seconds}, {done.memory_gb:.1f} GB{copy} (within a factor of two)")
     for refusal in done.refused[:10]:
         show(f"refused: {refusal.reason}")
     if len(done.refused) > 10:

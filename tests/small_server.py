@@ -20,6 +20,7 @@ from agentalign.records.base import digest
 from agentalign.store.registry import Registry
 from agentalign.training.base import prepare_base
 from agentalign.training.model import Model
+from agentalign.training.quantize import Quantization
 
 TINY = Path(__file__).parent / "fixtures" / "tiny"
 TOY_DESK = load_taskset(TINY.parent / "toy_desk")
@@ -27,7 +28,9 @@ SYSTEM = TOY_DESK.system_prompt
 (ORDER,) = json.loads(TOY_DESK.tools)
 
 
-def add_soft_adapter(project: Project, folder: Path, *, name: str, std: float, seed: int) -> AdapterCard:
+def add_soft_adapter(
+    project: Project, folder: Path, *, name: str, std: float, seed: int, quantization: Quantization = "none"
+) -> AdapterCard:
     """Publish an adapter that bends the base by so much that it still does what it can do."""
     base = prepare_base(str(folder), project.cache)
     model = Model.load(base, quantization="none", device="cpu", dtype=torch.float32)
@@ -43,7 +46,7 @@ def add_soft_adapter(project: Project, folder: Path, *, name: str, std: float, s
     (files / "chat_template.jinja").write_text(base.template, "utf-8")
     card = AdapterCard(
         name=name, version=version, kind="policy", taskset="toy_desk", recipe="sft", training="made-by-hand", base=str(folder),
-        base_digest=base.digest, quantization="none", template_digest=digest(base.template), config=json.dumps({"seed": seed}),
+        base_digest=base.digest, quantization=quantization, template_digest=digest(base.template), config=json.dumps({"seed": seed}),
     )  # fmt: skip
     return registry.save(card, files)
 

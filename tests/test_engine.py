@@ -236,7 +236,7 @@ def test_out_of_memory_gives_up_the_merged_copy_before_micro_batches_are_cut(tmp
     train(model, [Learner("policy", learning_rate=1e-3)], steps, plan, folder=tmp_path / "run")
     assert sizes == [4, 4, 4] and "is given up until it acts again" in caplog.text
     assert not model.forget_merged_copy(), "it was given up already"
-    notes = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json").read_text())["notes"]
+    notes = json.loads((tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").read_text())["notes"]
     assert notes["micro_batch_tokens"] == plan.micro_batch_tokens
 
 

@@ -117,6 +117,18 @@ def test_what_was_sampled_is_never_encoded_again(learnt, dialect, taskset):
         assert turn.logprobs == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_other_tools_in_the_middle_of_a_run_stand_in_the_prompt(learnt, dialect, taskset):
+    policy = LocalPolicy(Generator(learnt, dialect.stop_ids), dialect, "base")
+    begun = (Message(role="system", content="You count."), Message(role="user", content="Add 3 to 1."))
+    (first,) = policy.act([request_for(taskset, *begun)])
+    later = (*begun, first.message, Message(role="tool", content="total: 4", tool_call_id="call_0", name="add"))
+    (same,) = policy.act([request_for(taskset, *later)])
+    (first,) = (policy.finish(0), policy.act([request_for(taskset, *begun)]))[1]
+    (other,) = policy.act([request_for(taskset, *later)._replace(tools="[]")])
+    assert same.tokens.context[: len(first.tokens.context)] == first.tokens.context
+    assert list(other.tokens.context) == dialect.context_ids(later, "[]")
+
+
 def test_samples_differ_from_each_other_but_not_with_the_batch(dialect, taskset):
     model = network(dialect)
     jobs = [Job(taskset.task(name), sample) for name in ("one", "again") for sample in range(3)]
@@ -295,6 +307,23 @@ def test_a_server_that_answers_nobody_breaks_no_run_for_good(serve, taskset, sta
         gone.act([request_for(taskset, USER)])
     with pytest.raises(ModelError, match="Check that it runs"):
         next(gone.stream(request_for(taskset, USER), float("inf")))
+
+
+@pytest.mark.parametrize("status", [400, 422, 429, 500])
+def test_a_server_that_takes_no_request_at_all_breaks_no_run_for_good(serve, taskset, status):
+    policy = EndpointPolicy(serve(lambda *_: (status, {"error": {"message": "max_tokens is not taken"}})).url, "served", retries=0)
+    with pytest.raises(ModelError, match=r"answered none of 3 requests, so no run is begun.*max_tokens is not taken"):
+        policy.act([request_for(taskset, USER)] * 3)
+
+
+@pytest.mark.parametrize(("asked", "says", "kept"), [
+    ("desk@production", "desk@4", "desk@4"), ("desk@production", "gpt", "desk@production"), ("desk", "other@4", "desk"),
+])  # fmt: skip
+def test_a_stage_s_run_is_recorded_under_the_version_that_answered(serve, taskset, asked, says, kept):
+    server = serve(lambda *_: (200, completion({"content": "x"}) | {"model": says}))
+    with TeamCode(taskset.folder) as pool:
+        (result,) = rollout(taskset, EndpointPolicy(server.url, asked), [Job(taskset.task("one"))], pool=pool)
+    assert result.trajectory.origin.reference == kept
 
 
 def test_one_refused_run_after_others_were_answered_is_that_run_s_error(serve, taskset):

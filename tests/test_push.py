@@ -103,8 +103,13 @@ class Hub(JsonHandler, BaseHTTPRequestHandler):
     private, refuses = True, False
     created: list[dict[str, object]] = []
     committed: dict[str, bytes] = {}
+    there: tuple[str, ...] = ()
+    deleted: list[str] = []
 
     def do_GET(self) -> None:
+        if "/tree/" in self.path:
+            self.answer([{"type": "file", "oid": "0" * 40, "size": 1, "path": name} for name in self.there])
+            return
         self.answer({"id": REPOSITORY, "private": self.private, "siblings": [], "tags": [], "sha": "0" * 40})
 
     def do_POST(self) -> None:
@@ -123,6 +128,7 @@ class Hub(JsonHandler, BaseHTTPRequestHandler):
             self.committed.update(
                 {one["value"]["path"]: base64.b64decode(one["value"]["content"]) for one in entries if one["key"] == "file"}
             )
+            self.deleted += [one["value"]["path"] for one in entries if one["key"] == "deletedFile"]
             self.answer({"commitUrl": f"{where}/commit/{'1' * 40}", "commitOid": "1" * 40, "success": True})
         else:
             self.answer({"errors": [], "warnings": []})
@@ -132,7 +138,7 @@ class Hub(JsonHandler, BaseHTTPRequestHandler):
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    Hub.private, Hub.refuses, Hub.created, Hub.committed = True, False, [], {}
+    Hub.private, Hub.refuses, Hub.created, Hub.committed, Hub.there, Hub.deleted = True, False, [], {}, (), []
     with HTTPServer(("127.0.0.1", 0), Hub) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -147,6 +153,19 @@ def test_what_is_pushed_is_what_the_dry_run_showed_to_a_private_repository(proje
     assert done.where.endswith("1" * 40)
     assert Hub.committed == {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     assert "private" in json.dumps(Hub.created[0])
+
+
+def test_what_was_said_of_another_version_does_not_stay_beside_this_one(project: Project, hub: str) -> None:
+    Hub.there = ("README.md", "evaluations.json", "golden.json", "somebody's.txt")
+    push(project, "hello@1", REPOSITORY, base=BASE, endpoint=hub)
+    assert set(Hub.deleted) == {"evaluations.json", "golden.json"} - set(Hub.committed)
+    assert "golden.json" in Hub.deleted
+
+
+def test_a_private_repository_is_not_said_to_be_public(project: Project, hub: str) -> None:
+    with pytest.raises(RegistryError, match="exists and is private"):
+        push(project, "hello@2", REPOSITORY, base=BASE, endpoint=hub, public=True)
+    assert Hub.committed == {}
 
 
 def test_a_public_repository_and_a_hub_that_refuses_get_nothing(project: Project, hub: str) -> None:

@@ -12,9 +12,11 @@ import pytest
 
 import agentalign
 from agentalign.environments.check import check_taskset, result_of
-from agentalign.environments.taskset import Taskset, load_taskset
+from agentalign.environments.task import Task
+from agentalign.environments.taskset import Limits, Settings, Taskset, load_taskset
 from agentalign.environments.team_code import TeamCode
 from agentalign.records.base import canonical_json
+from agentalign.records.criterion import Criterion
 from agentalign.records.trajectory import Message, Origin, ToolCall, Trajectory
 from agentalign.scoring.score import score_trajectories
 
@@ -107,9 +109,18 @@ def test_every_command_and_flag_that_readme_names_exists() -> None:
 
 
 def test_every_link_inside_the_repository_leads_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", README)
-    broken = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
-    assert not broken
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        broken = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+        assert not broken, page.name
+
+
+def test_the_page_about_tasksets_names_all_that_their_files_may_say() -> None:
+    page = (ROOT / "docs" / "tasksets.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
+    for record in (Settings, Limits, Task, Criterion):
+        missing = set(record.model_fields) - {"name" if record is Criterion else ""} - named
+        assert not missing, f"docs/tasksets.md says nothing of {record.__name__}: {sorted(missing)}"
 
 
 def test_python_in_readme_parses_and_imports_public_names() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from small_base import add_adapter, make_base
 
 from agentalign.config.project import Project
@@ -17,6 +18,7 @@ from agentalign.records.criterion import Criterion, Score
 from agentalign.records.trajectory import Message, Origin, Trajectory
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
+from agentalign.training.base import prepare_base
 
 
 @pytest.fixture
@@ -116,7 +118,8 @@ def test_the_rival_is_acted_out_again_where_the_taskset_was_changed(project: Pro
     assert done.against is not None
     assert (done.against.created == before.created) == (edit == "nothing")
     assert done.evaluation.taskset_digest == done.against.taskset_digest != ""
-    assert (done.evaluation.content, done.against.content) == (Registry(project.adapters).content("hello@1"), "")
+    digest = prepare_base(str(project.root / "base"), project.cache).digest
+    assert (done.evaluation.content, done.against.content) == (Registry(project.adapters).content("hello@1"), digest)
     if edit != "nothing":
         with pytest.raises(DataError, match="was changed between these evaluations"):
             compare(before, done.evaluation)
@@ -136,6 +139,30 @@ def test_the_rival_is_acted_out_again_where_another_processor_did_it(project: Pr
     assert done.against is not None and done.comparison is not None
     assert (done.against.created != measured.evaluation.created) == (on == "cuda in bfloat16")
     assert done.comparison.notes == ()
+
+
+def test_an_evaluation_goes_on_where_one_of_its_runs_was_forgotten(project: Project) -> None:
+    first = measure(project, None).evaluation
+    with Store(project.store_url) as store:
+        gone = next(iter(store.trajectories()))
+        store.forget([gone.id], reason="a name in it")
+    again = measure(project, None).evaluation
+    assert again.everything == first.everything
+    with Store(project.store_url) as store:
+        assert gone.id not in {run.id for run in store.trajectories()}
+        assert store.scores([gone.id]) == []
+
+
+def test_a_base_of_the_same_name_and_other_weights_is_acted_out_again(project: Project) -> None:
+    plan = EvalPlan(base=str(project.root / "base"), quantization="none")
+    before = measure(project, None).evaluation
+    weights = project.root / "base" / "model.safetensors"
+    save_file({name: tensor + 0.1 for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    add_adapter(project, project.root / "base")
+    with Store(project.store_url) as store:
+        done = evaluate(project, store, "hello@1", against="base", plan=plan)
+    assert done.against is not None and done.against.content not in ("", before.content)
+    assert done.against.created != before.created
 
 
 def test_what_was_measured_on_other_files_of_this_number_is_not_found(project: Project) -> None:

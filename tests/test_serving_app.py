@@ -186,6 +186,25 @@ def test_a_bare_name_whose_newest_version_has_another_base_is_not_listed(server:
     server.chat(model="moved", expect=404)
 
 
+def test_an_adapter_that_was_trained_on_another_rounding_of_the_base_is_not_served(server: Running, project: Project) -> None:
+    # The same files in NF4 are another base: one adapter did half of its tasks on it, and nothing was said.
+    card = add_soft_adapter(project, TINY, name="rounded", std=0.5, seed=1, quantization="nf4")
+    assert card.ref not in {row["id"] for row in server.client.get("/v1/models").json()["data"]}
+    said = server.chat(model="rounded@1", expect=404)
+    assert "trained on the base in nf4, and this server has it in none" in str(said)
+
+
+def test_a_loaded_version_answers_while_another_one_is_on_its_way(server: Running, project: Project) -> None:
+    adapters = server.served.chat.adapters
+    assert adapters.acquire("odd@1") == "odd@1"
+    try:
+        with adapters._loading:  # as long as a version comes into memory
+            assert adapters.acquire("odd@1") == "odd@1"
+            adapters.release("odd@1")
+    finally:
+        adapters.release("odd@1")
+
+
 def test_a_server_whose_adapter_cannot_be_served_leaves_no_thread_behind(project: Project) -> None:
     before = set(threading.enumerate())
     with pytest.raises(RegistryError):

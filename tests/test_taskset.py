@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,3 +263,16 @@ def test_check_says_where_no_adapter_can_be_called_after_a_taskset(tmp_path: Pat
             (problem,) = check_taskset(replace(taskset, name=name), code, []).problems
             assert "none may be called" in problem
         assert check_taskset(replace(taskset, name="x" * 93), code, []).problems == ()
+
+
+READ = ("faq.md", "shop.sqlite", "data/prices.yaml")
+ASIDE = ("guidelines.md", "recipes/sft.yaml", ".notes.swp")
+
+
+@pytest.mark.parametrize("file", [*READ, *ASIDE])
+def test_every_file_that_team_code_may_read_makes_it_another_taskset(tmp_path: Path, file: str) -> None:
+    shutil.copytree(TASKS / "hello", tmp_path / "hello")
+    before = load_taskset(tmp_path / "hello").digest("test")
+    (tmp_path / "hello" / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "hello" / file).write_text("W1: 30 days")
+    assert (load_taskset(tmp_path / "hello").digest("test") != before) is (file in READ)

@@ -115,6 +115,55 @@ def test_an_endless_schema_is_an_error_for_the_agent_and_no_crash() -> None:
         check_arguments(validator, "x", {"a": 1})
 
 
+HOLDS_A_PROCESS = "^(a+)+$"
+DOUBLING = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)} | {"d40": {}}
+
+
+@pytest.mark.parametrize("dialect", ["https://json-schema.org/draft/2020-12/schema", "http://json-schema.org/draft-07/schema#"])
+def test_a_stranger_s_expressions_are_not_run_whatever_dialect_a_part_names(dialect: str) -> None:
+    from agentalign.environments.tool import check_arguments
+
+    schema = {"$schema": dialect, "properties": {"a": {"$schema": dialect, "pattern": HOLDS_A_PROCESS}, "$schema": {"type": "integer"}}}
+    check_arguments(schema_validator(schema, "tool 'x'", is_own=False), "x", {"a": "a" * 60 + "!"})  # type: ignore[arg-type]
+    with pytest.raises(ToolError, match="is not of type 'integer'"):
+        check_arguments(schema_validator(schema, "tool 'x'", is_own=False), "x", {"$schema": "b"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments", "words"),
+    [
+        ({"$defs": DOUBLING, "$ref": "#/$defs/d0"}, {}, "refers to itself without end"),
+        ({"properties": {"a": {"$ref": "#/$defs/A"}}}, {"a": 1}, "names a definition that it has not"),
+        ({"properties": {"a": {"multipleOf": 0.5}}}, {"a": 10**400}, "a number is too large"),
+        ({"properties": {"a": {"pattern": "a{9999999999}"}}}, {"a": 1}, ""),
+        ({"properties": {"a": {"pattern": "(" * 5000 + ")" * 5000}}}, {"a": 1}, ""),
+        ({"properties": {"a": {"pattern": "\\p{L}"}}}, {"a": "x"}, ""),
+    ],
+)
+def test_a_stranger_s_schema_ends_in_a_sentence_or_takes_the_arguments(schema: object, arguments: dict[str, object], words: str) -> None:
+    from agentalign.environments.tool import check_arguments
+
+    validator = schema_validator(schema, "tool 'x'", is_own=False)  # type: ignore[arg-type]
+    if not words:
+        check_arguments(validator, "x", arguments)  # type: ignore[arg-type]
+        return
+    with pytest.raises(ToolError, match=words):
+        check_arguments(validator, "x", arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pattern", ["a{9999999999}", "(" * 5000 + ")" * 5000])
+def test_an_own_expression_that_cannot_be_read_is_a_sentence(pattern: str) -> None:
+    with pytest.raises(TasksetError, match="tool 'x'"):
+        schema_validator({"properties": {"a": {"pattern": pattern}}}, "tool 'x'")
+
+
+@pytest.mark.parametrize("amount", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_what_is_no_number_reaches_no_tool(amount: str) -> None:
+    call = ToolCall(id="a", name="refund", arguments=f'{{"order_id": "W1", "amount": {amount}}}')
+    with pytest.raises(ToolError, match="not valid JSON"):
+        run_tool({"refund": refund}, call)
+
+
 def test_functions_without_words_or_types_are_refused() -> None:
     def silent(a: str) -> str:
         return a

@@ -35,7 +35,7 @@ class TrainingConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Draws the adapter's first weights and the order of the data."""
     eval_every_steps: int | None = Field(default=None, ge=0)
-    """Steps between evaluations; 0: none; null: a quarter of the training, where there is enough to evaluate on (40 dev tasks for a policy).
+    """Steps between evaluations; 0: none; null: a quarter of the training, for a policy only where the taskset has 40 dev tasks and more.
     The best evaluated weights are what is saved."""
     save_every_steps: int = Field(default=25, ge=0)
     """Steps between checkpoints; 0: none. Running the same command again goes on from the last one."""

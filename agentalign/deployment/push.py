@@ -49,7 +49,7 @@ def push(
     Args:
         repository: "owner/name"; made private where it is not there yet.
         base: what the base is called on the hub; default: the card's, where that is a name of the hub.
-        public: make it public, or push to a repository that is.
+        public: a new repository is made public; one that is there has to be.
         golden: push the golden prompts too: held-out tasks and answers, word for word.
         dry_run: a new folder for what would be pushed; nothing is sent.
         endpoint: of the hub; default: the one that huggingface_hub is set to (HF_ENDPOINT). The token is its own too.
@@ -110,7 +110,14 @@ def _send(api: HfApi, repository: str, folder: Path, content: Content, *, public
             raise RegistryError(
                 f"{repository} exists and is public, so everybody could read {content.identity}. Give --public, or another."
             )
-        done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"agentalign {content.identity}")
+        if public and api.repo_info(repository).private:
+            raise RegistryError(
+                f"{repository} exists and is private, which a push does not change. Do that on its page, or push without --public."
+            )
+        done = api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=f"agentalign {content.identity}",
+            delete_patterns=[EVALUATIONS_FILE, GOLDEN_FILE],  # another version's, where this one has none
+        )  # fmt: skip
     except AgentAlignError:
         raise
     except Exception as error:  # what no network raises is the hub's HTTP library's own, another from release to release

@@ -22,8 +22,8 @@ from agentalign.records.base import Record, digest
 from agentalign.records.criterion import OVERALL_RULE, Criterion
 
 T = TypeVar("T", bound=Record)
-DECIDING = (".py", ".json", ".jsonl", ".csv")
-"""Files that tools, environments and checks are, or read."""
+ASIDE = ("taskset.yaml", "criteria.yaml", "guidelines.md", "recipes")
+"""What changes no run and no score by itself: settings count as what they say, and people are told something."""
 
 
 class Limits(Record):
@@ -104,7 +104,7 @@ class Taskset:
         Recipes, descriptions and other splits are not in it: they change between two versions of an adapter as a matter of course.
         """
         said = self.settings.model_dump(mode="json", exclude={"description", "tasks", "generator"})
-        files = sorted(path for path in self.folder.rglob("*") if path.suffix in DECIDING and path.is_file())
+        files = [path for path in sorted(self.folder.rglob("*")) if path.is_file() and not is_aside(path.relative_to(self.folder))]
         whole: JsonValue = {
             "settings": said,
             "rule": OVERALL_RULE,
@@ -120,6 +120,11 @@ class Taskset:
             if criterion.name == name:
                 return criterion
         raise TasksetError(f"taskset '{self.name}' has no criterion '{name}'. It has: {', '.join(c.name for c in self.criteria)}.")
+
+
+def is_aside(path: Path) -> bool:
+    """Whether a file, by its place in the taskset, changes no run and no score: tools, environment and checks may read every other."""
+    return path.parts[0] in ASIDE or any(part == "__pycache__" or part.startswith(".") for part in path.parts)
 
 
 class Found(NamedTuple):

@@ -8,6 +8,7 @@ agent; the environment hands it in. Schemas may come from strangers' files, so a
 import inspect
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,9 +19,13 @@ from jsonschema.validators import extend
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
 from pydantic import ValidationError as PydanticError
 from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from agentalign.errors import TasksetError, ToolError
 from agentalign.records.trajectory import ToolCall
+
+MOST_REFERENCES = 10_000
+"""That the check of one call's arguments follows in a stranger's schema."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,24 @@ def schema_validator(schema: JsonValue, source: str, *, is_own: bool = True) -> 
     for reference in _references(schema):
         if not reference.startswith("#"):
             raise TasksetError(f"{source}: the schema refers to {reference!r}, which is never fetched. Put the definition under $defs.")
+    schema = schema if is_own else _of_one_dialect(schema)
     try:
-        Draft202012Validator.check_schema(cast(Any, schema))
+        # Formats are the expressions' own: what is not run need not be one of Python's.
+        formats: dict[str, Any] = {} if is_own else {"format_checker": None}
+        Draft202012Validator.check_schema(cast(Any, schema), **formats)
     except SchemaError as error:
         raise TasksetError(f"{source}: not a JSON Schema ({error.message}). See https://json-schema.org/draft/2020-12.") from None
+    except (OverflowError, RecursionError) as error:
+        raise TasksetError(f"{source}: a schema that cannot be read ({type(error).__name__}: {error}). Make it smaller.") from None
     kind = Draft202012Validator if is_own else _WITHOUT_EXPRESSIONS
     return cast(Draft202012Validator, kind(cast(Any, schema), registry=Registry()))
+
+
+def _of_one_dialect(schema: JsonValue) -> JsonValue:
+    """Without `$schema`: where one stands, also deep inside, jsonschema goes on with the class that it names, which runs expressions."""
+    if isinstance(schema, dict):
+        return {key: _of_one_dialect(value) for key, value in schema.items() if key != "$schema" or not isinstance(value, str)}
+    return [_of_one_dialect(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def _unchecked(*_arguments: object) -> Iterable[ValidationError]:
@@ -125,6 +142,27 @@ def _unless_patterns(keyword: str) -> Callable[[Any, Any, Any, Any], Iterable[Va
     return check
 
 
+class _Followed(threading.local):
+    """References that a check may still follow."""
+
+    left = 0
+
+
+_followed = _Followed()
+
+
+def _counted(keyword: str) -> Callable[[Any, Any, Any, Any], Iterable[ValidationError]]:
+    """A reference's own check, as long as not too many were followed: thirty definitions that each name the next twice are a billion."""
+
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterable[ValidationError]:
+        _followed.left -= 1
+        if _followed.left < 0:
+            raise RecursionError
+        yield from Draft202012Validator.VALIDATORS[keyword](validator, value, instance, schema) or ()
+
+    return check
+
+
 _WITHOUT_EXPRESSIONS = extend(  # type: ignore[no-untyped-call]
     Draft202012Validator,
     {
@@ -132,16 +170,23 @@ _WITHOUT_EXPRESSIONS = extend(  # type: ignore[no-untyped-call]
         "patternProperties": _unchecked,
         "unevaluatedProperties": _unchecked,
         "additionalProperties": _unless_patterns("additionalProperties"),
+        "$ref": _counted("$ref"),
+        "$dynamicRef": _counted("$dynamicRef"),
     },
 )
 
 
 def check_arguments(validator: Draft202012Validator, name: str, arguments: JsonValue) -> None:
     """ToolError, in words for the model, where arguments do not fit a tool's parameters."""
+    _followed.left = MOST_REFERENCES
     try:
         error = best_match(validator.iter_errors(arguments))
     except RecursionError:
         raise ToolError(f"{name}: the arguments cannot be checked because the tool's schema refers to itself without end.") from None
+    except Unresolvable:
+        raise ToolError(f"{name}: the arguments cannot be checked because the tool's schema names a definition that it has not.") from None
+    except OverflowError:
+        raise ToolError(f"{name}: the arguments cannot be checked because a number is too large.") from None
     if error is not None:
         raise ToolError(f"{name}: {_sentence(error)}")
 

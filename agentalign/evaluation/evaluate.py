@@ -103,7 +103,7 @@ class Evaluation(Record):
     taskset_digest: str = ""
     """What the taskset was like (`Taskset.digest`); empty in evaluations from before it was kept."""
     content: str = ""
-    """The adapter's content hash; empty for the base, and in evaluations from before it was kept."""
+    """The adapter's content hash, the digest of a bare base's files; empty in evaluations from before it was kept."""
     computed_on: str = ""
     """What the policy was computed on: "cpu in bfloat16"; empty where a server computes, and in evaluations from before it was kept."""
     created: str

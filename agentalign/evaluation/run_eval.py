@@ -26,6 +26,7 @@ from agentalign.scoring.score import score_trajectories
 from agentalign.scoring.stored import answered_anew
 from agentalign.store.registry import Registry
 from agentalign.store.store import Store
+from agentalign.training.base import prepare_base
 
 logger = logging.getLogger("agentalign")
 BASE = "base"
@@ -119,21 +120,24 @@ def stored_evaluations(project: Project, adapter: str, taskset: str, split: str)
     # An evaluation from before plans had folders lies in `home` itself.
     reports = [path for path in (home / "report.json", *home.glob("*/report.json")) if path.is_file()]
     measured = [_read(path, adapter) for path in reports]
-    content = content_of(project, adapter) if any(one.content for one in measured) else ""
-    by_age = sorted((one for one in measured if one.content in ("", content)), key=lambda one: one.created)
+    # A base's evaluations are of several bases, each by its own plan: `still_holds` compares those.
+    content = content_of(project, adapter) if adapter != BASE and any(one.content for one in measured) else ""
+    known = (one for one in measured if adapter == BASE or one.content in ("", content))
+    by_age = sorted(known, key=lambda one: one.created)
     newest = {frozenset(one.settings.items()): one for one in by_age}
     return sorted(newest.values(), key=lambda one: (one.settings.get("tasks") == "all", len(one.tasks), one.created), reverse=True)
 
 
-def content_of(project: Project, adapter: str) -> str:
-    """The content hash that evaluations of "name@version" keep; empty for the base."""
-    return "" if adapter == BASE else Registry(project.adapters).content(adapter)
+def content_of(project: Project, adapter: str, base: str = EvalPlan().base) -> str:
+    """What evaluations of "name@version" keep: its content hash; for "base" the digest of the files of the base of that name."""
+    return prepare_base(base, project.cache).digest if adapter == BASE else Registry(project.adapters).content(adapter)
 
 
 def still_holds(project: Project, evaluation: Evaluation, taskset: Taskset) -> bool:
     """True where acting it all out again would ask the same: evaluations that do not say so are not trusted."""
+    base = str(evaluation.settings.get("base", EvalPlan().base))
     asked = evaluation.taskset_digest, evaluation.content
-    return asked == (taskset.digest(evaluation.split), content_of(project, evaluation.adapter))
+    return asked == (taskset.digest(evaluation.split), content_of(project, evaluation.adapter, base))
 
 
 def _keep(project: Project, evaluation: Evaluation) -> None:
@@ -159,7 +163,7 @@ def _evaluate_one(
 ) -> Evaluation:
     jobs = choose_jobs(taskset, plan.split, limit=plan.limit, samples=plan.samples)
     # Before it takes an hour: an edit meanwhile must not be taken for what was measured.
-    asked, content = taskset.digest(plan.split), content_of(project, adapter)
+    asked, content = taskset.digest(plan.split), content_of(project, adapter, plan.base)
     if adapter == BASE:
         policy = base_policy(project, plan.base, plan.quantization, temperature=plan.temperature, seed=plan.seed)
     else:

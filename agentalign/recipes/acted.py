@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from agentalign.environments.task import Task
-from agentalign.environments.taskset import DECIDING, Taskset
+from agentalign.environments.taskset import Taskset, is_aside
 from agentalign.errors import AgentAlignError
 from agentalign.records.base import digest
 from agentalign.records.criterion import OVERALL_RULE
@@ -38,7 +38,7 @@ WITHOUT_SAY = ("recipes", "__pycache__")
 def judge_of(taskset: Taskset) -> str:
     """Digest of what decides how a dev run goes and what it is worth: not of other tasks, of prose, nor of who shows how they are done."""
     aside = ("expert.py", taskset.settings.tasks)
-    files = _files(taskset, lambda name: name.endswith(DECIDING) and name not in aside)
+    files = _files(taskset, lambda name: name not in aside and not is_aside(Path(name)))
     settings = taskset.settings.model_dump(mode="json", exclude={"description", "tasks", "generator"})
     criteria: list[JsonValue] = [one.model_dump(mode="json", exclude={"description", "anchors", "chips"}) for one in taskset.criteria]
     tasks: list[JsonValue] = [task.model_dump(mode="json") for task in taskset.tasks("dev")]

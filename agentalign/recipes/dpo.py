@@ -25,7 +25,7 @@ from agentalign.recipes.compared import sides_of
 from agentalign.recipes.contrast import Compared, contrasts, rendered_beside
 from agentalign.recipes.data import Part, RunData, by_kind, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate, require_gate
-from agentalign.recipes.dry_run import DryRun, estimate
+from agentalign.recipes.dry_run import DryRun, acting_copy, estimate
 from agentalign.recipes.even_pairs import even_anchors, even_pairs
 from agentalign.recipes.plan import plan_for
 from agentalign.recipes.preferences import choose_preferences, net_order, rank_of, runs_of, settled
@@ -314,4 +314,15 @@ def _dry_run(work: Workspace, config: DPOConfig, data: RunData, pairs: Sequence[
         work.base, stats, steps=total, batch_size=rows, quantization=config.quantization, micro_batch_tokens=config.micro_batch_tokens
     )
     counts = {"pairs": len(pairs), **Counter(f"pairs from {pair.source}" for pair in pairs)}
-    return DryRun("dpo", counts, stats, data.refused, total, seconds, memory, work.planned("dpo", config, about), about)
+    return DryRun(
+        "dpo",
+        counts,
+        stats,
+        data.refused,
+        total,
+        seconds,
+        memory,
+        work.planned("dpo", config, about),
+        about,
+        copy_gb=acting_copy(work.base),
+    )

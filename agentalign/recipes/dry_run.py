@@ -1,7 +1,7 @@
 """`train --dry-run`: what would be trained on, how long it might take, how much memory it might need. Nothing is written."""
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,24 +29,38 @@ class DryRun(NamedTuple):
     """What it would be, with the digest of its data."""
     data: TrainedOn
     """What it would learn from."""
+    copy_gb: float = 0.0
+    """What the merged copy takes beside, that a policy acts from in gates and rollouts where there is room for it."""
 
 
 def estimate(
     base: Base, stats: TokenStats, *, steps: int, batch_size: int, quantization: Quantization, micro_batch_tokens: int
 ) -> tuple[float, float]:
     """(seconds, gigabytes) from the base's shape and one measured matrix product; right within a factor of two or so."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+    config, device, parameters = _shape(base)
     hidden, layers, inner = config.hidden_size, config.num_hidden_layers, config.intermediate_size
-    parameters = layers * (2 * hidden * hidden + 3 * hidden * inner) + config.vocab_size * hidden
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     per_run = stats.tokens / max(1, stats.runs) / stats.sharing
     seconds = 6 * parameters * per_run * batch_size * steps / (0.4 * _flops(device))
     weight_bytes = {"nf4": 0.6, "int8": 1.1, "none": 2.0 if fast_bf16(device) else 4.0}[quantization]
     activation = 2 * layers * (14 * hidden + 4 * inner)
     memory = parameters * weight_bytes + min(micro_batch_tokens, per_run * batch_size) * activation + config.vocab_size * hidden * 2
     return seconds, memory / 1e9
+
+
+def acting_copy(base: Base) -> float:
+    """Gigabytes of a plain copy of the base, as a policy acts from one."""
+    _, device, parameters = _shape(base)
+    return parameters * (2 if fast_bf16(device) else 4) / 1e9
+
+
+def _shape(base: Base) -> tuple[Any, torch.device, int]:
+    """The base's config, the device that a training would take, and about how many parameters there are."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    parameters = config.num_hidden_layers * (2 * hidden * hidden + 3 * hidden * inner) + config.vocab_size * hidden
+    return config, torch.device("cuda" if torch.cuda.is_available() else "cpu"), parameters
 
 
 def _flops(device: torch.device) -> float:

@@ -20,7 +20,7 @@ from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import Part, RunData, Turn, by_kind, fixed_logprobs, render_runs, token_stats, whole
 from agentalign.recipes.dev_gate import dev_gate, require_gate
-from agentalign.recipes.dry_run import DryRun, estimate
+from agentalign.recipes.dry_run import DryRun, acting_copy, estimate
 from agentalign.recipes.plan import plan_for
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
 from agentalign.records.adapter import Training
@@ -221,4 +221,6 @@ def _dry_run(
         work.base, stats, steps=total, batch_size=rows, quantization=config.quantization, micro_batch_tokens=config.micro_batch_tokens
     )
     items = {"good runs": len(good), "bad runs": len(bad)}
-    return DryRun("kto", items, stats, data.refused, total, seconds, memory, work.planned("kto", config, about), about)
+    return DryRun(
+        "kto", items, stats, data.refused, total, seconds, memory, work.planned("kto", config, about), about, copy_gb=acting_copy(work.base)
+    )

@@ -25,7 +25,7 @@ from agentalign.recipes.acting import OVERALL, Acting, act, learned_criterion, r
 from agentalign.recipes.begun import TrainedOn, kept, write_whole
 from agentalign.recipes.data import RunData, by_kind, render_runs, token_stats
 from agentalign.recipes.dev_gate import dev_gate, require_gate
-from agentalign.recipes.dry_run import DryRun, estimate
+from agentalign.recipes.dry_run import DryRun, acting_copy, estimate
 from agentalign.recipes.experience import (
     CRITIC,
     POLICY,
@@ -301,4 +301,5 @@ def _dry_run(work: Workspace, config: PPOConfig, data: RunData, about: TrainedOn
         memory,
         work.planned("ppo", config, about),
         about,
+        copy_gb=acting_copy(work.base),
     )

@@ -15,7 +15,7 @@ from agentalign.errors import DataError
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import RunData, render_runs, sft_batches, token_stats
 from agentalign.recipes.dev_gate import dev_gate, require_gate
-from agentalign.recipes.dry_run import DryRun, estimate
+from agentalign.recipes.dry_run import DryRun, acting_copy, estimate
 from agentalign.recipes.plan import plan_for
 from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
 from agentalign.records.adapter import Training
@@ -118,4 +118,15 @@ def _dry_run(work: Workspace, config: SFTConfig, data: RunData, total: int, abou
         quantization=config.quantization,
         micro_batch_tokens=config.micro_batch_tokens,
     )
-    return DryRun("sft", {"runs": stats.runs}, stats, data.refused, total, seconds, memory, work.planned("sft", config, about), about)
+    return DryRun(
+        "sft",
+        {"runs": stats.runs},
+        stats,
+        data.refused,
+        total,
+        seconds,
+        memory,
+        work.planned("sft", config, about),
+        about,
+        copy_gb=acting_copy(work.base),
+    )

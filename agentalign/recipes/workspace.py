@@ -175,10 +175,8 @@ class Workspace:
 
     def keep(self, results: Sequence[RolloutResult], scores: Sequence[Score]) -> None:
         """Store runs that a training made, with their tokens and scores; what was forgotten meanwhile and is made again stays so."""
-        runs = [result.trajectory for result in results]
-        report = self.store.add(runs, [result.tokens for result in results if result.tokens])
-        gone = self.store.tombstones([run.id for run in runs]) if report.forgotten else {}
-        self.store.add_scores(answered_anew(self.store, [score for score in scores if score.trajectory not in gone]))
+        self.store.add([result.trajectory for result in results], [result.tokens for result in results if result.tokens])
+        self.store.add_scores(answered_anew(self.store, scores))
 
     @contextmanager
     def recording(self, training: Training, report_to: TrackerName) -> Iterator[Report]:

@@ -6,6 +6,7 @@ typed columns would add `null` keys to tool arguments, and models learn to emit 
 """
 
 import json
+import math
 from collections.abc import Sequence
 from decimal import Decimal
 from enum import StrEnum
@@ -41,6 +42,15 @@ def _without_double_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonVa
     return found
 
 
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no number in JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _no_number(number)
+
+
 def _unchanged(number: str) -> float:
     value = float(number)
     try:
@@ -72,8 +82,10 @@ class ToolCall(Record):
             return text
 
     def parsed(self) -> JsonValue:
-        """The arguments as a value; ValueError where the agent wrote no valid JSON, or a key twice."""
-        value: JsonValue = json.loads(self.arguments, object_pairs_hook=_without_double_keys)
+        """The arguments as a value; ValueError where the agent wrote no valid JSON, a key twice, or a number that is none (NaN, 1e999)."""
+        value: JsonValue = json.loads(
+            self.arguments, object_pairs_hook=_without_double_keys, parse_constant=_no_number, parse_float=_finite
+        )
         return value
 
 

@@ -17,6 +17,7 @@ from agentalign.records.trajectory import Trajectory
 from agentalign.rollouts.bundle import adapter_policy, base_policy
 from agentalign.rollouts.policy import EndpointPolicy, ExpertPolicy, Policy
 from agentalign.rollouts.rollout import Job, RolloutResult, rollout
+from agentalign.store.adding import AddReport
 from agentalign.store.store import Store
 from agentalign.training.quantize import Quantization
 
@@ -32,6 +33,8 @@ class Collected(NamedTuple):
     """Equal to a run that the same policy made of the same task with the same seed: nothing new to store."""
     sampled_tokens: dict[str, int]
     """Trajectory id -> tokens the policy wrote; only where it counts them."""
+    forgotten: int = 0
+    """Equal to a run that was forgotten: they are not kept again."""
 
     def stop_reasons(self) -> dict[str, int]:
         """How many runs ended for which reason."""
@@ -98,7 +101,7 @@ def collect(
     waiting: list[RolloutResult] = []
     runs: list[Trajectory] = []
     sampled: dict[str, int] = {}
-    stored = 0
+    reports: list[AddReport] = []
     try:
         for result in rollout(taskset, policy, jobs, seed=seed, origin_kind=kind, pool=pool, batch=batch, progress=progress):
             runs.append(result.trajectory)
@@ -106,13 +109,14 @@ def collect(
             if result.tokens:
                 sampled[result.trajectory.id] = sum(len(turn.completion) for turn in result.tokens.turns)
             if len(waiting) >= STORED_AT_ONCE:
-                stored += _store(store, waiting)
+                reports.append(_store(store, waiting))
     finally:
-        stored += _store(store, waiting)
-    return Collected(tuple(runs), stored, len(runs) - stored, sampled)
+        reports.append(_store(store, waiting))
+    stored, forgotten = sum(one.stored for one in reports), sum(one.forgotten for one in reports)
+    return Collected(tuple(runs), stored, len(runs) - stored - forgotten, sampled, forgotten)
 
 
-def _store(store: Store, waiting: list[RolloutResult]) -> int:
+def _store(store: Store, waiting: list[RolloutResult]) -> AddReport:
     report = store.add([result.trajectory for result in waiting], [result.tokens for result in waiting if result.tokens])
     waiting.clear()
-    return report.stored
+    return report

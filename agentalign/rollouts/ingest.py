@@ -21,6 +21,7 @@ from agentalign.exchange.arrow import SUFFIX, is_arrow, open_arrow, write_arrow
 from agentalign.exchange.chat import Schemas, read_chat, read_known_tools, write_chat
 from agentalign.exchange.lines import Opened, Row, look_through, read_rows, write_lines
 from agentalign.records.trajectory import Origin, StopReason, Trajectory
+from agentalign.store.adding import AddReport
 from agentalign.store.filters import RunFilter
 from agentalign.store.store import Store
 
@@ -46,7 +47,7 @@ class Duplicate(NamedTuple):
 
 
 class IngestReport(NamedTuple):
-    """What became of every row: read = stored + known + refused."""
+    """What became of every row: read = stored + known + forgotten + refused."""
 
     read: int
     stored: int
@@ -59,6 +60,8 @@ class IngestReport(NamedTuple):
     """Rows, stored or known, that are out of training only because they say so themselves."""
     without_tools: int = 0
     """Rows, stored or known, whose agent calls tools although none was offered: training on them would show the model no tools."""
+    forgotten: int = 0
+    """Rows that were forgotten (`agentalign forget`): they are not kept again."""
 
 
 class Written(NamedTuple):
@@ -124,15 +127,15 @@ def ingest(
         known_tools: schemas by name, for rows that only name their tools.
         progress: called with the number of the last row done.
     """
-    counts = {"read": 0, "stored": 0, "known": 0, "held_out": 0, "without_tools": 0}
+    counts = {"read": 0, "stored": 0, "known": 0, "held_out": 0, "without_tools": 0, "forgotten": 0}
     refused: list[Refusal] = []
     duplicates: list[Duplicate] = []
     batch: list[tuple[int, Trajectory]] = []
 
     def flush() -> None:
         report, found = _store(store, batch)
-        counts["stored"] += report[0]
-        counts["known"] += report[1]
+        for name in ("stored", "known", "forgotten"):
+            counts[name] += getattr(report, name)
         duplicates.extend(found)
         batch.clear()
 
@@ -189,7 +192,7 @@ def _says_that_it_is_held_out(run: Trajectory, tasks: Mapping[str, Task]) -> boo
     return run.split not in LEARNED_FROM and (task is None or task.split in LEARNED_FROM)
 
 
-def _store(store: Store, batch: list[tuple[int, Trajectory]]) -> tuple[tuple[int, int], list[Duplicate]]:
+def _store(store: Store, batch: list[tuple[int, Trajectory]]) -> tuple[AddReport, list[Duplicate]]:
     runs = [run for _, run in batch]
     before = store.duplicates({run.content_digest for run in runs})
     report = store.add(runs)
@@ -203,7 +206,7 @@ def _store(store: Store, batch: list[tuple[int, Trajectory]]) -> tuple[tuple[int
         original = known[0] if known else first.setdefault(run.content_digest, run.id)
         if original != run.id:
             found.append(Duplicate(number, original))
-    return (report.stored, report.known), found
+    return report, found
 
 
 def write_runs(store: Store, wanted: RunFilter, target: Path) -> Written:

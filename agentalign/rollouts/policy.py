@@ -61,6 +61,8 @@ class PolicyTurn(NamedTuple):
     """False where the turn was cut at a token limit."""
     error: str = ""
     """Traceback or sentence, where this run cannot go on."""
+    by: str = ""
+    """Which version answered, where a stage was asked for: "order_desk@4"; empty where it is the policy's own name."""
 
 
 class Policy(Protocol):
@@ -114,8 +116,8 @@ class LocalPolicy:
         self.name, self.tokens_digest = name, dialect.digest
         self._dialect, self._generator, self._session = dialect, generator, generator.session()
         self._temperature, self._top_p, self._seed = temperature, top_p, seed
-        self._last: dict[int, tuple[list[int], tuple[int, ...]]] = {}
-        """Slot -> context and completion of its last turn."""
+        self._last: dict[int, tuple[list[int], tuple[int, ...], str]] = {}
+        """Slot -> context and completion of its last turn, and the tools that stood in it."""
 
     @property
     def computed_on(self) -> str:
@@ -161,13 +163,14 @@ class LocalPolicy:
 
     def _context(self, request: TurnRequest) -> list[int]:
         last = self._last.get(request.slot)
-        ids = self._dialect.continue_ids(last[0], last[1], request.messages, request.tools) if last else None
+        same_tools = last is not None and last[2] == request.tools
+        ids = self._dialect.continue_ids(last[0], last[1], request.messages, request.tools) if last and same_tools else None
         return self._dialect.context_ids(request.messages, request.tools) if ids is None else ids
 
     def _turn(self, request: TurnRequest, context: list[int], completion: Completion) -> PolicyTurn:
         if not completion.ids:
             return PolicyTurn(None, stopped=False)
-        self._last[request.slot] = (context, completion.ids)
+        self._last[request.slot] = (context, completion.ids, request.tools)
         first_call = sum(len(message.tool_calls) for message in request.messages)
         message = self._dialect.parse_ids(completion.ids, first_call=first_call)
         tokens = TurnTokens(
@@ -244,7 +247,10 @@ class EndpointPolicy:
 
     def act(self, requests: Sequence[TurnRequest]) -> list[PolicyTurn]:
         """See `Policy.act`; requests are sent side by side."""
-        return side_by_side(self._turn, requests, self._concurrency)
+        turns = side_by_side(self._turn, requests, self._concurrency)
+        if len(turns) > 1 and not self._heard and all(turn.error for turn in turns):
+            raise ModelError(f"the server answered none of {len(turns)} requests, so no run is begun. {turns[0].error}")
+        return turns
 
     def finish(self, slot: int) -> None:
         """See `Policy.finish`; the server is told everything each time."""
@@ -265,7 +271,7 @@ class EndpointPolicy:
                 entry, finish = yield from read_chunks((self._seen(chunk) for chunk in chunks), deadline)
             if not finish:
                 return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer broke off.")
-            return PolicyTurn(self._read(entry), stopped=finish != "length")
+            return PolicyTurn(self._read(entry), stopped=finish != "length", by=self._version(self.answered))
         except Late:
             return PolicyTurn(None, stopped=False)
         except (OpenAIError, httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -308,10 +314,15 @@ class EndpointPolicy:
             choice = reply.choices[0]
             # The client does not check what a server sends: a page of HTML, a call without a name, arguments that are no text.
             entry = choice.message.model_dump(warnings=False) | {"malformed": (choice.model_extra or {}).get("malformed")}
-            return PolicyTurn(self._read(entry), stopped=choice.finish_reason != "length")
+            return PolicyTurn(self._read(entry), stopped=choice.finish_reason != "length", by=self._version(str(reply.model or "")))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             return PolicyTurn(None, error=f"{self._client.base_url}: the server's answer cannot be read ({type(error).__name__}: {said}).")
+
+    def _version(self, answered: str) -> str:
+        """The version that a server of ours names; others may call themselves anything."""
+        name, _, number = answered.partition("@")
+        return answered if number.isdigit() and name == self.name.partition("@")[0] else ""
 
     def _no_answer(self, error: Exception) -> PolicyTurn:
         """The error of one turn; ModelError where nobody gets an answer: each run would be broken and stored for good."""

@@ -49,6 +49,7 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
     stop: StopReason | None = None
     error: str = ""
+    by: str = ""
 
     def end(self, stop: StopReason, error: str = "") -> None:
         self.stop, self.error = stop, error
@@ -144,6 +145,7 @@ def _advance(taskset: Taskset, pool: Pool, run: _Run, turn: PolicyTurn) -> None:
         return
     message = numbered(turn.message, run.messages)
     run.messages.append(message)
+    run.by = run.by or turn.by
     if turn.tokens:
         run.turns.append(turn.tokens)
     if not turn.stopped:
@@ -192,7 +194,7 @@ def _result(taskset: Taskset, run: _Run, origin: Origin, tokens_digest: str) -> 
         taskset=taskset.name,
         messages=tuple(run.messages),
         tools=taskset.tools,
-        origin=origin.model_copy(update={"task": task.id, "sample": run.job.sample}),
+        origin=origin.model_copy(update={"task": task.id, "sample": run.job.sample, "reference": run.by or origin.reference}),
         task_id=task.id,
         family=task.family,
         split=task.split,

@@ -99,8 +99,10 @@ def answered_anew(store: Store, new: Sequence[Score]) -> list[Score]:
     """Scores of checks that just answered, behind withdrawals of what these checks said of other steps before.
 
     An answer is of the whole run and replaces the last. What goes comes first: a check that broke then has its error as the last word,
-    and is asked again.
+    and is asked again. Of a run that was forgotten and is made once more there is nothing to keep.
     """
+    forgotten = store.tombstones(sorted({score.trajectory for score in new}))
+    new = [score for score in new if score.trajectory not in forgotten]
     said = {(score.trajectory, score.criterion, score.step) for score in new}
     asked = {(score.trajectory, score.criterion) for score in new}
     before = in_force(score for score in store.scores(sorted({run for run, _ in asked})) if score.rater_kind == "check")

@@ -27,7 +27,7 @@ class MergedCopy:
         """The copy, with the adapter merged into what the network's weights are."""
         if self._network is None:
             loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(self._folder), dtype=self._dtype, local_files_only=True)
-            self._network = loaded.to(self._device)  # type: ignore[arg-type]
+            self._network = loaded.to(self._device)
             self._network.requires_grad_(False).eval()
         merge_adapter(network, adapter, self._network)
         return self._network

@@ -120,7 +120,7 @@ function figures(done) {
       tokens ? pair("longest", `${number(longest)} tokens`) : [],
       pair("steps", number(done.steps)),
       pair("time", tokens ? `${duration(done.seconds)}, within a factor of two` : "not known before it acts"),
-      pair("memory", `${done.memory_gb.toFixed(1)} GB`),
+      pair("memory", `${done.memory_gb.toFixed(1)} GB${done.copy_gb ? `, and ${done.copy_gb.toFixed(1)} GB for the copy that acts, where there is room` : ""}`),
       pair("digest", done.training.data_digest.slice(0, 12)),
       pair("training", done.training.id),
     ),

@@ -5,6 +5,7 @@ to be told to the server. Surprise: a conversation is known by its id, or else b
 conversations whose histories are equal to the letter are one to the server.
 """
 
+import json
 import logging
 import secrets
 import threading
@@ -25,6 +26,7 @@ from agentalign.rollouts.bundle import TEMPLATE_FILE, Bundle, require_runnable
 from agentalign.store.registry import Registry
 from agentalign.training.base import Base
 from agentalign.training.mixed_lora import MixedLora
+from agentalign.training.quantize import Quantization
 from agentalign.training.threads import apart
 
 log = logging.getLogger(__name__)
@@ -37,8 +39,10 @@ MAX_CONVERSATIONS = 100_000
 class Adapters:
     """The adapters of one base."""
 
-    def __init__(self, project: Project, base: Base, lora: MixedLora, worker: Worker, *, max_loaded: int) -> None:
-        self._project, self._registry = project, Registry(project.adapters)
+    def __init__(
+        self, project: Project, base: Base, lora: MixedLora, worker: Worker, *, quantization: Quantization, max_loaded: int
+    ) -> None:
+        self._project, self._registry, self._quantization = project, Registry(project.adapters), quantization
         self._base, self._lora, self._worker, self._max_loaded = base, lora, worker, max_loaded
         self._loading = threading.Lock()
         """Held while a version comes into memory: the worker is waited for."""
@@ -92,13 +96,21 @@ class Adapters:
         """Bring a version into memory and keep it there until `release`; its name there, None for the base."""
         if version == BASE:
             return None
-        with self._loading:
-            if version not in self._used:
-                self._load(version)
-            with self._lock:
-                self._used[version] = self._used.get(version, 0) + 1
-                self._used.move_to_end(version)
+        # What is there answers at once, while another version is being loaded too.
+        if not self._take(version):
+            with self._loading:
+                if not self._take(version):
+                    self._load(version)
+                    self._take(version)
         return version
+
+    def _take(self, version: str) -> bool:
+        with self._lock:
+            if version not in self._used:
+                return False
+            self._used[version] += 1
+            self._used.move_to_end(version)
+        return True
 
     def release(self, version: str) -> None:
         """A request is over."""
@@ -113,7 +125,10 @@ class Adapters:
             raise RegistryError(problem)
         require_runnable(self._project, Bundle(card, folder, self._base))
         weights = apart(lambda: self._lora.read(folder))
-        spare = [name for name, users in self._used.items() if not users][: max(0, len(self._used) + 1 - self._max_loaded)]
+        with self._lock:  # from here on nobody takes them: who asks for one waits until it can be loaded anew
+            spare = [name for name, users in self._used.items() if not users][: max(0, len(self._used) + 1 - self._max_loaded)]
+            for name in spare:
+                del self._used[name]
 
         def put_in() -> None:
             for name in spare:
@@ -121,14 +136,20 @@ class Adapters:
             self._lora.add(version, weights)
 
         self._worker.change(put_in)
-        for name in spare:
-            del self._used[name]
+        with self._lock:
+            self._used[version] = 0
 
     def _unfit(self, card: AdapterCard, folder: Path) -> str:
         """Why a version cannot be served here; empty where it can."""
         if card.kind != "policy":
             return f"{card.ref} is a {card.kind} model: it gives numbers and no messages. Name a policy adapter."
+        if card.base_digest == self._base.digest and card.quantization != self._quantization:
+            return (
+                f"{card.ref} was trained on the base in {card.quantization}, and this server has it in {self._quantization}: another "
+                "base to it. Serve it by its own server."
+            )
         same = card.base_digest == self._base.digest and card.template_digest == digest(self._base.template)
+        same = same and json.loads(card.template_kwargs) == self._base.template_kwargs
         if not same or not (folder / TEMPLATE_FILE).is_file():
             return (
                 f"{card.ref} was trained on another base or under another chat template than this server has. Serve it by its own server."

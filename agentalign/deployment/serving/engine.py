@@ -52,7 +52,8 @@ def open_engine(
     dialect, generator = apart(lambda: _loaded(bundle, device, told))
     lora = MixedLora(generator.model)
     worker = Worker(Batch(generator, lora, running=running, kept=kept), max_waiting=waiting)
-    return Engine(bundle, dialect, generator, Adapters(project, bundle.base, lora, worker, max_loaded=loaded), worker)
+    adapters = Adapters(project, bundle.base, lora, worker, quantization=bundle.card.quantization, max_loaded=loaded)
+    return Engine(bundle, dialect, generator, adapters, worker)
 
 
 def _loaded(bundle: Bundle, device: str, told: Callable[[str], None]) -> tuple[Dialect, Generator]:
