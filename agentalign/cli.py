@@ -25,7 +25,7 @@ in the order of use:
   agentalign tasks check hello                             does the taskset keep its promises?
   agentalign rollout hello --policy expert --split train   runs of the expert, or: agentalign import FILE
   agentalign score hello                                   apply the criteria
-  agentalign train sft --taskset hello                     a first adapter
+  agentalign train sft --taskset hello --max_steps 60      a first adapter
   agentalign rollout hello --adapter hello --n 4           let it act
   agentalign score hello                                   how good is what it did?
   agentalign pairs hello                                   which runs and steps are better?

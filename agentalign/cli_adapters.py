@@ -90,7 +90,8 @@ def _add_promote(commands: Commands) -> None:
         run=_promote,
         more=(
             "It must pass its gate: unchanged files, the same base and template, sound weights, an evaluation, a green deploy-check "
-            "of exactly these files, and success not below production's beyond chance. Where one is missing, the refusal names the command."
+            "of exactly these files, and neither success nor a criterion below production's beyond chance. Where one is missing, the "
+            "refusal names the command."
         ),
         examples=(
             "agentalign promote order_desk@3 production\n"

@@ -52,7 +52,9 @@ def _evaluations(project: Project) -> list[Evaluation]:
     """Of base, SFT, DPO and PPO on the test tasks, up to the first that is not evaluated yet."""
     with Store(project.store_url) as store:
         # The first of each recipe is the stage; later ones are controls.
-        adapters = {training.recipe: training.adapter for training in reversed(store.trainings(TASKSET)) if training.status == "done"}
+        adapters: dict[str, str] = {
+            training.recipe: training.adapter for training in reversed(store.trainings(TASKSET)) if training.status == "done"
+        }
     found = []
     for stage in STAGES:
         name = "base" if stage == "base" else adapters.get(stage)

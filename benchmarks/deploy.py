@@ -24,10 +24,10 @@ from typing import NamedTuple
 import torch
 
 from agentalign.config.project import Project
-from agentalign.deployment.deploy_check import read_golden
 from agentalign.deployment.endpoint import Endpoint
 from agentalign.deployment.export import Form, export
 from agentalign.deployment.export_merged import load_plain
+from agentalign.deployment.record_golden import read_golden
 from agentalign.deployment.trial import Acted, act_out, calls_read
 from agentalign.environments.taskset import Taskset, find_taskset, load_taskset
 from agentalign.environments.worker import WorkerPool

@@ -61,10 +61,11 @@ def measure(server: servers.Server, url: str, chats: Chats, tools: list[dict[str
     def ask(chat: list[dict[str, Any]]) -> tuple[int, float, str]:
         began = time.perf_counter()
         try:
-            reply = client.chat.completions.create(model=server.model, messages=chat, tools=tools, temperature=0, max_tokens=tokens)  # type: ignore[call-overload]
+            said: Any = {"messages": chat, "tools": tools}
+            reply = client.chat.completions.create(model=server.model, temperature=0, max_tokens=tokens, **said)
         except OpenAIError as error:
             return -1, 0.0, " ".join(str(error).split())[:300]
-        return reply.usage.completion_tokens, time.perf_counter() - began, ""
+        return reply.usage.completion_tokens if reply.usage else -1, time.perf_counter() - began, ""
 
     first = ask(chats[0])
     if first[2]:

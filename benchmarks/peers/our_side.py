@@ -17,6 +17,7 @@ from agentalign.config.dpo import DPOConfig
 from agentalign.config.project import Project
 from agentalign.config.reward import RewardConfig
 from agentalign.recipes import dpo, reward, sft
+from agentalign.recipes.compared import apart
 from agentalign.recipes.data import Part, Turn, sft_batches
 from agentalign.training.base import prepare_base
 from agentalign.training.engine import train
@@ -63,7 +64,8 @@ def _sft(_model: Model, job: Job) -> tuple[Learner, list[Pass]]:
 
 
 def _as_rendered(ids: Sequence[int], mask: Sequence[int], name: str) -> Rendered:
-    turns, at = [], 0
+    turns: list[RenderedTurn] = []
+    at = 0
     while at < len(ids):
         end = at
         while end < len(ids) and mask[end]:
@@ -79,7 +81,7 @@ def _dpo(model: Model, job: Job) -> tuple[Learner, list[Pass]]:
     pairs = []
     for i, row in enumerate(job["rows"]):
         prompt = tuple(row["prompt_ids"])
-        sides = dpo.apart(*([Turn(prompt, tuple(row[key]))] for key in ("chosen_ids", "rejected_ids")))
+        sides = apart(*([Turn(prompt, tuple(row[key]))] for key in ("chosen_ids", "rejected_ids")))
         assert sides is not None
         pairs.append(dpo.Pair(*sides, strength=1.0, trajectories=(f"{i}+", f"{i}-"), anchor=None, source="bench"))
     with tempfile.TemporaryDirectory() as cache:
