@@ -3,7 +3,6 @@
     .venv/bin/python benchmarks/peers.py                          # SFT, DPO and reward model on order-desk runs
     .venv/bin/python benchmarks/peers.py --full                   # all workloads and variants, for hours; again: goes on where it ended
     .venv/bin/python benchmarks/peers.py --workloads "rankings of 4" --recipes reward --repetitions 1
-    .venv/bin/python benchmarks/peers.py --base tests/fixtures/tiny --full --repetitions 1   # does the script work? no speeds worth a word
 
 A speed counts only when the losses agree, so those come first. Per cell 4 steps, the first of which warms up, and 3 repetitions. A cell's
 row is appended to benchmarks/results.json; what an interrupted run had measured stands in .cache/peers and is used by the next one.
