@@ -26,3 +26,6 @@ class SFTConfig(Scheduled, Gated):
     """Which kinds of runs are learned from."""
     min_overall: float = Field(default=0.5, ge=0, le=1)
     """Scored runs need at least this overall value; unscored expert runs and corrections are taken as they are."""
+    max_drop: float = Field(default=0.3, gt=0, le=1)
+    """Training stops and rolls back when the dev score falls this far below its start. Wider than where preferences or rewards teach: on
+    demonstrations a policy dips while its rate is high, and comes back as the rate falls."""
