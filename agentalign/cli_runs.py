@@ -162,7 +162,8 @@ def _rollout(arguments: argparse.Namespace) -> None:
         made = collect(store, taskset, policy, jobs, pool=pool, seed=arguments.seed, batch=arguments.batch, progress=tick)
     stops = made.stop_reasons()
     if arguments.json:
-        show_json({"stored": made.stored, "known": made.known, "stop_reasons": stops, "ids": [run.id for run in made.runs]})
+        counts = {"stored": made.stored, "known": made.known, "forgotten": made.forgotten}
+        show_json({**counts, "stop_reasons": stops, "ids": [run.id for run in made.runs]})
         return
     show(f"{made.stored} runs stored, {made.known} were there already; they ended: {_counted(stops)}")
     if made.forgotten:

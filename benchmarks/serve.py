@@ -65,7 +65,9 @@ def measure(server: servers.Server, url: str, chats: Chats, tools: list[dict[str
             reply = client.chat.completions.create(model=server.model, temperature=0, max_tokens=tokens, **said)
         except OpenAIError as error:
             return -1, 0.0, " ".join(str(error).split())[:300]
-        return reply.usage.completion_tokens if reply.usage else -1, time.perf_counter() - began, ""
+        if reply.usage is None:
+            return -1, 0.0, "the server did not say how many tokens it wrote"
+        return reply.usage.completion_tokens, time.perf_counter() - began, ""
 
     first = ask(chats[0])
     if first[2]:

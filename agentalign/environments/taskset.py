@@ -98,18 +98,22 @@ class Taskset:
                 return task
         raise TasksetError(f"taskset '{self.name}' has no task '{task_id}'. `agentalign tasks show {self.name}` lists them.")
 
+    def files(self) -> dict[str, Path]:
+        """The files that decide runs and scores, by their place: all that tools, environment and checks are or may read."""
+        places = {path.relative_to(self.folder): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
+        return {place.as_posix(): path for place, path in places.items() if not _is_aside(place)}
+
     def digest(self, split: str) -> str:
         """What decides how an agent does on a split: settings, criteria and their rule, the team's code and data files, and the tasks.
 
         Recipes, descriptions and other splits are not in it: they change between two versions of an adapter as a matter of course.
         """
         said = self.settings.model_dump(mode="json", exclude={"description", "tasks", "generator"})
-        files = [path for path in sorted(self.folder.rglob("*")) if path.is_file() and not is_aside(path.relative_to(self.folder))]
         whole: JsonValue = {
             "settings": said,
             "rule": OVERALL_RULE,
             "criteria": [criterion.model_dump(mode="json") for criterion in self.criteria],
-            "files": {path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+            "files": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files().items()},
             "tasks": [task.model_dump(mode="json") for task in self.tasks(split)],
         }
         return digest(whole)
@@ -122,8 +126,7 @@ class Taskset:
         raise TasksetError(f"taskset '{self.name}' has no criterion '{name}'. It has: {', '.join(c.name for c in self.criteria)}.")
 
 
-def is_aside(path: Path) -> bool:
-    """Whether a file, by its place in the taskset, changes no run and no score: tools, environment and checks may read every other."""
+def _is_aside(path: Path) -> bool:
     return path.parts[0] in ASIDE or any(part == "__pycache__" or part.startswith(".") for part in path.parts)
 
 

@@ -144,10 +144,7 @@ def summarise(
     """
     if not runs:
         raise DataError(f"There are no runs of {adapter} on split '{split}' to evaluate. Make some with `agentalign rollout`.")
-    by_run: dict[str, list[Score]] = {run.id: [] for run in runs}
-    for score in scores:
-        if score.trajectory in by_run:
-            by_run[score.trajectory].append(score)
+    by_run = _scores_of(runs, scores)
     results, unscored = _task_results(criteria, runs, by_run, tasks)
     trouble = _trouble(runs, by_run, unscored)
     if not results:
@@ -181,6 +178,14 @@ def summarise(
         computed_on=computed_on,
         created=now(),
     )
+
+
+def _scores_of(runs: Sequence[Trajectory], scores: Iterable[Score]) -> dict[str, list[Score]]:
+    by_run: dict[str, list[Score]] = {run.id: [] for run in runs}
+    for score in scores:
+        if score.trajectory in by_run:
+            by_run[score.trajectory].append(score)
+    return by_run
 
 
 def summary_of(evaluation: Evaluation) -> EvaluationSummary:

@@ -93,7 +93,7 @@ def evaluate(
             logger.info("%s was evaluated before taskset %s or its own files were changed; evaluated again", names[1], tasks.name)
             before = None
         elif before is not None and before.computed_on not in ("", evaluation.computed_on):
-            logger.info("%s was evaluated on another machine, %s; evaluated again", names[1], before.computed_on)
+            logger.info("%s was evaluated on another processor, %s; evaluated again", names[1], before.computed_on)
             before = None
         if before is None:
             before = _evaluate_one(project, store, names[1], tasks, plan, progress)

@@ -7,7 +7,7 @@ training. What is noted is only where to look: runs that are not there any more,
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from agentalign.environments.task import Task
-from agentalign.environments.taskset import Taskset, is_aside
+from agentalign.environments.taskset import Taskset
 from agentalign.errors import AgentAlignError
 from agentalign.records.base import digest
 from agentalign.records.criterion import OVERALL_RULE
@@ -31,14 +31,12 @@ from agentalign.training.model import Model
 logger = logging.getLogger("agentalign")
 CHANCE = (StopReason.ERROR, StopReason.MAX_SECONDS)
 """Ends that say something of the machine, and not of the weights."""
-WITHOUT_SAY = ("recipes", "__pycache__")
-"""Folders of a taskset that no run depends on."""
 
 
 def judge_of(taskset: Taskset) -> str:
     """Digest of what decides how a dev run goes and what it is worth: not of other tasks, of prose, nor of who shows how they are done."""
     aside = ("expert.py", taskset.settings.tasks)
-    files = _files(taskset, lambda name: name not in aside and not is_aside(Path(name)))
+    files = [f"{name} {sha256(path)}" for name, path in taskset.files().items() if name not in aside]
     settings = taskset.settings.model_dump(mode="json", exclude={"description", "tasks", "generator"})
     criteria: list[JsonValue] = [one.model_dump(mode="json", exclude={"description", "anchors", "chips"}) for one in taskset.criteria]
     tasks: list[JsonValue] = [task.model_dump(mode="json") for task in taskset.tasks("dev")]
@@ -49,14 +47,7 @@ def world_of(taskset: Taskset) -> str:
     """Digest of all that decides how a dev run goes beside the weights; "" where the world does not promise to be repeatable."""
     if not taskset.replayable or not taskset.has_environment or not taskset.tasks("dev"):
         return ""
-    return digest([taskset.digest("dev"), *_files(taskset, lambda _: True)])
-
-
-def _files(taskset: Taskset, wanted: Callable[[str], bool]) -> list[str]:
-    """Name and SHA-256 of files, whatever their kind: an environment may read a database or a text that `Taskset.digest` does not know."""
-    names = sorted(path.relative_to(taskset.folder) for path in taskset.folder.rglob("*") if path.is_file())
-    files = [name for name in names if not {*name.parts} & {*WITHOUT_SAY} and wanted(name.as_posix())]
-    return [f"{name.as_posix()} {sha256(taskset.folder / name)}" for name in files]
+    return taskset.digest("dev")
 
 
 class ActedBefore(NamedTuple):

@@ -116,14 +116,22 @@ class DevGate:
 def require_gateable(taskset: Taskset) -> None:
     """DataError where the taskset cannot be acted out, has no dev tasks, or no check says what a run is worth."""
     if not taskset.has_environment or not taskset.tasks("dev"):
-        raise DataError(
-            f"taskset '{taskset.name}' has no dev tasks that can be acted out; set eval_every_steps: 0, and watch the adapter yourself."
-        )
+        raise DataError(f"{_nothing_to_act(taskset)}; set eval_every_steps: 0, and watch the adapter yourself.")
     if not checks_decide(taskset.criteria):
         raise DataError(
-            f"the checks of taskset '{taskset.name}' alone do not say what a dev run is worth: none has a weight (gates only forbid), "
-            f"or {SUCCESS} is for people to tell. Set eval_every_steps: 0 and watch the adapter yourself, or let a check answer it."
+            f"{_checks_say_nothing(taskset)}. Set eval_every_steps: 0 and watch the adapter yourself, or let a check answer it."
         )
+
+
+def _nothing_to_act(taskset: Taskset) -> str:
+    return f"taskset '{taskset.name}' has no dev tasks that can be acted out"
+
+
+def _checks_say_nothing(taskset: Taskset) -> str:
+    return (
+        f"the checks of taskset '{taskset.name}' alone do not say what a dev run is worth: none has a weight (gates only forbid), "
+        f"or {SUCCESS} is for people to tell"
+    )
 
 
 def require_gate(config: Gated, taskset: Taskset) -> None:
@@ -145,11 +153,11 @@ def dev_gate(model: Model, adapter: str, work: Workspace, pool: Pool, config: Ga
 
 def _too_little(taskset: Taskset) -> str:
     """Why a taskset has no gate unless it is asked for; empty where it has one."""
-    if not taskset.has_environment:
-        return f"taskset '{taskset.name}' has no environment to act in"
-    if not checks_decide(taskset.criteria):
-        return f"the checks of taskset '{taskset.name}' alone do not say what a dev run is worth"
     dev = len(taskset.tasks("dev"))
+    if not taskset.has_environment or not dev:
+        return _nothing_to_act(taskset)
+    if not checks_decide(taskset.criteria):
+        return _checks_say_nothing(taskset)
     return f"taskset '{taskset.name}' has {dev} dev tasks, and by fewer than {ENOUGH} little can be told" if dev < ENOUGH else ""
 
 

@@ -135,7 +135,12 @@ class Adapters:
                 self._lora.remove(name)
             self._lora.add(version, weights)
 
-        self._worker.change(put_in)
+        try:
+            self._worker.change(put_in)
+        except BaseException:
+            with self._lock:  # nothing was changed: they are in memory still
+                self._used.update(dict.fromkeys(spare, 0))
+            raise
         with self._lock:
             self._used[version] = 0
 
