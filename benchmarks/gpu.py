@@ -13,6 +13,7 @@ import json
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 import bitsandbytes as bnb
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from agentalign.config.project import Project
 from agentalign.recipes.data import Part, Turn
@@ -30,9 +31,9 @@ from agentalign.training.dialect import Dialect
 from agentalign.training.model import Model
 from agentalign.training.tree import TreeBatch, build_tree
 
-EIGHT_B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
-TOY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-VOCABULARY = 49152
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from drawn import EIGHT_B, TOY, VOCABULARY, config_of
+
 AGREE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 """Largest difference of the mean losses, in nats, that rounding explains."""
 
@@ -182,7 +183,7 @@ def make_runs(load: Workload, scale: float) -> list[Part]:
 
 def random_model(shape: dict[str, int], device: torch.device, dtype: torch.dtype, tokenizer_of: str) -> Model:
     """A Llama of this shape with drawn weights, its linear layers in NF4, and a fresh LoRA adapter on all of them."""
-    config = LlamaConfig(**shape, vocab_size=VOCABULARY, max_position_embeddings=32768, tie_word_embeddings=False)
+    config = config_of(shape)
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, dtype=dtype)
     torch.manual_seed(0)

@@ -34,7 +34,9 @@ def main() -> None:
     """Train a few steps and print what they took."""
     job: Job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
-    model = Model.load(prepare_base(job["name"], Project.create(Path.cwd()).cache), quantization="none")
+    base = prepare_base(job["name"], Project.create(Path.cwd()).cache)
+    dtype = torch.bfloat16 if job["bf16"] else torch.float32
+    model = Model.load(base, quantization=job["quantization"], dtype=dtype, gradient_checkpointing="auto")
     model.load_adapter("policy", Path(job["adapter"]), trainable=True)
     learner, passes = LEARN[job["recipe"]](model, job)
 

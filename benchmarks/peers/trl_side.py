@@ -17,7 +17,7 @@ import trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 
 
 class Clock(TrainerCallback):
@@ -57,18 +57,26 @@ def main() -> None:
         "output_dir": job["scratch"], "per_device_train_batch_size": job["batch"] // job["parts"],
         "gradient_accumulation_steps": job["parts"], "max_steps": job["steps"], "learning_rate": job["rate"],
         "lr_scheduler_type": "constant", "max_grad_norm": 1.0, "logging_steps": 1, "train_sampling_strategy": "sequential",
-        "save_strategy": "no", "report_to": "none", "use_cpu": job["device"] == "cpu", "bf16": job["bf16"], "gradient_checkpointing": False,
+        "save_strategy": "no", "report_to": "none", "use_cpu": job["device"] == "cpu", "bf16": job["bf16"],
+        "gradient_checkpointing": job["recompute"],
         "max_length": job["max_length"], "seed": 0, "disable_tqdm": True,
     }  # fmt: skip
     data = Dataset.from_list(job["rows"])
     clock = Clock()
     shared = {"train_dataset": data, "processing_class": tokenizer, "callbacks": [clock]}
+    loading = {"dtype": dtype}
+    if job["quantization"] == "nf4":
+        loading["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    if job["device"] != "cpu":
+        loading["device_map"] = {"": 0}
     if job["recipe"] == "reward":
-        model = AutoModelForSequenceClassification.from_pretrained(job["base"], num_labels=1, dtype=dtype)
+        model = AutoModelForSequenceClassification.from_pretrained(job["base"], num_labels=1, **loading)
         model.config.pad_token_id = tokenizer.pad_token_id
         model.score.weight.data.copy_(torch.tensor(job["head"])[None])
     else:
-        model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(job["base"], **loading)
     adapted = with_lora(model, Path(job["adapter"]), causal=job["recipe"] != "reward")
     if job["recipe"] == "reward":
         adapted.base_model.model.score.weight.requires_grad_(True)

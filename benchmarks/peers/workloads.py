@@ -21,7 +21,7 @@ from agentalign.environments.team_code import TeamCode
 from agentalign.records.trajectory import Message, Trajectory
 from agentalign.training.base import prepare_base
 from agentalign.training.model import Model
-from agentalign.training.quantize import fast_bf16
+from agentalign.training.quantize import Quantization, fast_bf16
 from agentalign.training.render import Rendered, render
 
 STEPS, RATE, BETA, MAX_LENGTH = 4, 1e-4, 0.5, 8192
@@ -29,6 +29,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PREFIX_TOKENS = 4096
 
 Row = dict[str, list[int]]
+Job = dict[str, Any]
 
 
 class Run(NamedTuple):
@@ -54,6 +55,8 @@ class Workload(NamedTuple):
     """Our micro_batch_tokens. A budget that a prefix alone fills leaves nothing to share it with."""
     parts: int = 1
     """Forward passes that TRL makes a step of (gradient accumulation), where all rows at once need more than 23 GiB."""
+    recompute: tuple[str, ...] = ()
+    """Recipes for which TRL has to recompute activations, since one row by itself needs more than that."""
 
 
 class Maker:
@@ -153,36 +156,51 @@ def nothing_shared(number: int, maker: Maker) -> list[list[Run]]:
 
 WORKLOADS = {
     "order desk": Workload(("sft", "dpo", "reward"), 4, desk, "a support desk: 389 of about 588 tokens are the same prompt"),
-    "long prefix": Workload(("sft", "dpo"), 4, long_prefix, "4,096 tokens of tool schemas before it", 4 * PREFIX_TOKENS),
+    "long prefix": Workload(("sft", "dpo"), 4, long_prefix, "4,096 tokens of tool schemas before it", 4 * PREFIX_TOKENS, 4, ("dpo",)),
     "rankings of 4": Workload(("reward",), 2, rankings, "6 pairs of 4 runs", parts=3),
     "groups of 8": Workload(("sft",), 8, rollouts, "8 rollouts of one task a step"),
     "nothing shared": Workload(("sft",), 4, nothing_shared, "random rows: what sharing costs where there is nothing to share"),
 }
 
 
-def make_job(workload: str, recipe: str, base: str, scratch: Path) -> dict[str, Any]:
-    """All that a side needs for one cell."""
+def load_maker(base: str, quantization: Quantization) -> Maker:
+    """The base, loaded once for all jobs, with an adapter that does something."""
     prepared = prepare_base(base, Project.create(Path.cwd()).cache)
-    model = Model.load(prepared, quantization="none", device="cpu", dtype=torch.float32)
+    small = quantization == "none"
+    model = Model.load(
+        prepared, quantization=quantization, device="cpu" if small else str(DEVICE), dtype=torch.float32 if small else torch.bfloat16
+    )
     model.add_adapter("policy", r=16, alpha=32, seed=0)
     draw = torch.Generator().manual_seed(1)
     for key, tensor in sorted(model.adapter_tensors("policy").items()):
         if ".lora_B." in key:
             tensor.data.copy_(torch.randn(tensor.shape, generator=draw) * 0.01)
+    return Maker(model)
+
+
+def make_job(maker: Maker, workload: str, recipe: str, scratch: Path) -> Job:
+    """All that a side needs for one cell."""
+    model, kind = maker.model, WORKLOADS[workload]
+    scratch.mkdir(parents=True, exist_ok=True)
     model.save_adapter("policy", scratch / "adapter")
-    kind = WORKLOADS[workload]
-    groups = kind.groups(kind.batch * STEPS, Maker(model))
+    groups = kind.groups(kind.batch * STEPS, maker)
     assert len(groups) == kind.batch * STEPS, f"{workload}: {len(groups)} groups for {STEPS} steps of {kind.batch}"
     width = int(model.head_weight.shape[1])
     rows = ROWS[recipe](groups)
+    draw = torch.Generator().manual_seed(2)
     return {
-        "base": str(prepared.folder), "adapter": str(scratch / "adapter"), "scratch": str(scratch / "trl"), "steps": STEPS, "rate": RATE,
-        "beta": BETA, "max_length": MAX_LENGTH, "bf16": fast_bf16(DEVICE), "device": DEVICE.type,
-        "threads": torch.get_num_threads(), "name": base, "recipe": recipe,
+        "base": str(model.base.folder), "adapter": str(scratch / "adapter"), "scratch": str(scratch / "trl"), "steps": STEPS, "rate": RATE,
+        "beta": BETA, "max_length": MAX_LENGTH, "bf16": fast_bf16(DEVICE), "device": DEVICE.type, "quantization": model.quantization,
+        "threads": torch.get_num_threads(), "name": model.base.name, "recipe": recipe,
         "rows": rows, "batch": len(rows) // STEPS, "size": len(groups[0]),
-        "parts": kind.parts,
+        "parts": kind.parts, "recompute": recipe in kind.recompute,
         "head": (torch.randn(width, generator=draw) / width**0.5).tolist(),
     }  # fmt: skip
+
+
+def first_steps(job: Job, steps: int) -> Job:
+    """The same job, ended earlier."""
+    return job | {"rows": job["rows"][: steps * job["batch"]], "steps": steps}
 
 
 def _sft(groups: Sequence[list[Run]]) -> list[Row]:
@@ -209,7 +227,7 @@ ROWS: dict[str, Callable[[Sequence[list[Run]]], list[Row]]] = {
 }
 
 
-def by_length(job: dict[str, Any]) -> list[Row]:
+def by_length(job: Job) -> list[Row]:
     """The rows sorted by length, the pairs of one group together."""
     size = job["size"] * (job["size"] - 1) // 2 if job["recipe"] != "sft" else 1
     groups = [job["rows"][i : i + size] for i in range(0, len(job["rows"]), size)]

@@ -15,8 +15,8 @@ MAKE = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from workloads import make_job
-job = make_job("order desk", sys.argv[2], sys.argv[3], Path("."))
+from workloads import load_maker, make_job
+job = make_job(load_maker(sys.argv[3], "none"), "order desk", sys.argv[2], Path("."))
 Path("job.json").write_text(json.dumps({**job, "rows": job["rows"], "tuned": True, "micro_batch_tokens": 4096}))
 """
 
