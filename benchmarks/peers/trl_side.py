@@ -77,6 +77,9 @@ def main() -> None:
         model.score.weight.data.copy_(torch.tensor(job["head"])[None])
     else:
         model = AutoModelForCausalLM.from_pretrained(job["base"], **loading)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # on CPUs: a kernel that has no backward, and its gradients are wrong
     adapted = with_lora(model, Path(job["adapter"]), causal=job["recipe"] != "reward")
     if job["recipe"] == "reward":
         adapted.base_model.model.score.weight.requires_grad_(True)
@@ -86,6 +89,10 @@ def main() -> None:
         trainer = FedDPOTrainer(model=adapted, args=arguments, **shared)
     else:
         trainer = trl.SFTTrainer(model=adapted, args=trl.SFTConfig(**common), **shared)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            # On a quantized base TRL rounds the adapter to bf16, where its weights lose much of an update of this size.
+            parameter.data = parameter.data.float()
     trainer.train()
     on_cpu = job["device"] == "cpu"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 if on_cpu else torch.cuda.max_memory_allocated() / 2**30
