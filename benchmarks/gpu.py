@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/gpu.py                       # every workload, 5 repetitions
     .venv/bin/python benchmarks/gpu.py --only pairs steps    # some of them
+    .venv/bin/python benchmarks/gpu.py --only small --profile    # what a step of each way launches, and how long Python takes for it
     .venv/bin/python benchmarks/gpu.py --device cpu --tiny   # does the script work? on a toy shape
 
 No hub is needed: weights are drawn, and only their shape matters for speed. Both ways alternate in one process. A speed counts only when
@@ -38,6 +39,9 @@ AGREE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 """Largest difference of the mean losses, in nats, that rounding explains."""
 
 
+Ways = dict[str, list[TreeBatch]]
+
+
 @dataclass(frozen=True)
 class Workload:
     """Runs that share a beginning, and then go their own ways in turns of (tool result, agent) tokens."""
@@ -62,6 +66,7 @@ WORKLOADS = {
     "groups": Workload("a group of eight rollouts behind a long prompt", groups=1, runs=8, shared=4000, prompt=200, turns=1),
     "schemas": Workload("four runs of different tasks behind 4,000 tokens of schemas", groups=4, runs=1, shared=4000, prompt=200, turns=3),
     "nothing": Workload("four runs with nothing in common", groups=4, runs=1, shared=0, prompt=1200, turns=3),
+    "small": Workload("four short runs: is a step bound by launches?", groups=4, runs=1, shared=390, prompt=40, turns=1),
 }  # fmt: skip
 RESULT, WORDS = 220, 70
 """Tokens of a tool result and of what the agent writes in a turn."""
@@ -75,6 +80,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a toy shape and a tenth of the tokens: shows that the script works, no more")
     parser.add_argument("--base", default="smollm2-135m", help="whose tokenizer the drawn model gets; it plays no part in the figures")
+    parser.add_argument("--profile", action="store_true", help="after each workload, what one step of each way spends its time with")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -87,17 +93,24 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, bitsandbytes {bnb.__version__}; matmul {peak / 1e12:.2f} TFLOP/s in {dtype}")
     before = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json and arguments.json.exists() else []
     for key in arguments.only:
-        before.append(measure(model, key, peak, arguments.repetitions, 0.1 if arguments.tiny else 1.0, name))
+        trees = make_trees(model, key, 0.1 if arguments.tiny else 1.0)
+        before.append(measure(model, key, trees, peak, arguments.repetitions, name))
+        if arguments.profile:
+            profile(model, trees)
         if arguments.json:  # after each: what was measured is not lost with what fails next
             arguments.json.write_text(json.dumps(before, indent=1), encoding="utf-8")
 
 
-def measure(model: Model, key: str, peak: float, repetitions: int, scale: float, machine: str) -> dict[str, object]:
+def make_trees(model: Model, key: str, scale: float) -> Ways:
+    """A workload both ways."""
+    runs = make_runs(WORKLOADS[key], scale)
+    ways = {"tree": [build_tree(runs)], "one by one": [build_tree([run]) for run in runs]}
+    return {way: [tree.to(model.device) for tree in trees] for way, trees in ways.items()}
+
+
+def measure(model: Model, key: str, ways: Ways, peak: float, repetitions: int, machine: str) -> dict[str, object]:
     """One workload both ways."""
     load = WORKLOADS[key]
-    runs = make_runs(load, scale)
-    ways = {"tree": [build_tree(runs)], "one by one": [build_tree([run]) for run in runs]}
-    ways = {way: [tree.to(model.device) for tree in trees] for way, trees in ways.items()}
     useful = sum(tree.n_tokens for tree in ways["one by one"])
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     losses, memory = {}, {}
@@ -128,6 +141,18 @@ def measure(model: Model, key: str, peak: float, repetitions: int, scale: float,
         "ratio": ratio, "memory_ratio": memory["tree"] / max(1, memory["one by one"]), "losses_equal": equal, "runs": seconds["tree"],
         "machine": machine,
     }  # fmt: skip
+
+
+def profile(model: Model, ways: Ways) -> None:
+    """What a step calls, by the time that Python and the processor take for it and, on a GPU, by the card's."""
+    cuda = model.device.type == "cuda"
+    watched = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if cuda else [])]
+    for way, trees in ways.items():
+        with torch.profiler.profile(activities=watched) as found:
+            step(model, trees)
+        print(f"\n{way}:")
+        for order in ("self_cpu_time_total", *(["self_cuda_time_total"] if cuda else [])):
+            print(found.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
 
 
 def fitting_step(model: Model, trees: Sequence[TreeBatch]) -> tuple[float, float, int]:

@@ -231,7 +231,8 @@ def report(cell: Cell, job: Side, progress: Progress) -> dict[str, Any]:
     print(f"  {sum(useful)} useful tokens, of which ours computed {sum(sides['ours'][0]['computed'])}")
     for side, found in speed.items():
         figures = f"{statistics.median(found):7.3f} {UNITS[cell.recipe]} [{min(found):.3f}, {max(found):.3f}]"
-        print(f"  {side:5} {figures}  {tokens[side]:7.0f} useful tokens/s  {memory[side]:.2f} GiB")
+        each = job["batch"] / statistics.median(found)
+        print(f"  {side:5} {figures}  {each:.2f} s a step  {tokens[side]:7.0f} useful tokens/s  {memory[side]:.2f} GiB")
     print(f"  {ratio:.2f} times as fast, {memory['ours'] / memory['trl']:.2f} of the memory", flush=True)
     return {
         "workload": str(cell), "metric": UNITS[cell.recipe], "ours": statistics.median(speed["ours"]),
