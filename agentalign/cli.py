@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from agentalign import cli_adapters, cli_agreement, cli_project, cli_queue, cli_runs, cli_serve, cli_team, cli_train
 from agentalign.cli_arguments import Help
 from agentalign.cli_output import say, show
-from agentalign.errors import AgentAlignError, UsageError
+from agentalign.errors import AgentAlignError, UsageError, disk_is_full
 
 NOUNS = ("tasks", "runs", "adapters", "queue", "users")
 """Commands that list when no verb is given."""
@@ -59,6 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough. Python would complain once more while closing it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        problem = str(error).splitlines()[0]
+        say(f"agentalign: the disk is full ({problem}). What was stored is kept: free some space, and give the command again.")
+        return 1
     return code or 0
 
 

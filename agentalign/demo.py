@@ -31,6 +31,7 @@ from agentalign.evaluation.report import StageResult, write_demo_report
 from agentalign.evaluation.run_eval import EvalPlan, evaluate, still_holds, stored_evaluation
 from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.dry_run import DryRun
+from agentalign.recipes.start import FIRST_BASE
 from agentalign.records.adapter import Training
 from agentalign.records.base import now
 from agentalign.rollouts.bundle import adapter_policy
@@ -139,8 +140,9 @@ class _Demo:
         self.project, self.store, self.preset, self.seed, self.folder = project, store, amounts, seed, folder
         self.taskset: Taskset = load_taskset(taskset, project.tasks)
         self.name = self.taskset.name
-        self.base = self.config("sft", {})
-        self.plan = EvalPlan(split="test", limit=amounts.eval_tasks, base=self.base.base, quantization=self.base.quantization)
+        first = self.config("sft", {})
+        self.base = first.base or FIRST_BASE
+        self.plan = EvalPlan(split="test", limit=amounts.eval_tasks, base=self.base, quantization=first.quantization)
         self.done: dict[str, Any] = {}
         if (self.folder / "done.json").exists():
             self.done = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
@@ -309,7 +311,7 @@ class _Demo:
             f'agentalign.load_agent("{name}") loads the adapter; agentalign export {name} DIR --with-base writes it for vLLM.',
         ]
         seconds = sum(entry["seconds"] for entry in self.done.values())
-        paths = write_demo_report(self.folder, self.stages, base=self.base.base, seconds=seconds, notes=notes)
+        paths = write_demo_report(self.folder, self.stages, base=self.base, seconds=seconds, notes=notes)
         for note in (f"the report: {paths.html}", *notes):
             logger.info(note)
         return paths.json

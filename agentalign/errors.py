@@ -5,6 +5,7 @@ The message says what is, why it cannot be, and what to do. `AgentAlignError` re
 agent, not for the person.
 """
 
+import errno
 from enum import StrEnum
 
 
@@ -89,6 +90,13 @@ class TrainingStoppedError(TrainingError):
 
 class TasksetError(AgentAlignError):
     """A taskset folder that cannot be loaded, or team code that broke its contract."""
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """True for what the system raises when a disk has no room, and what safetensors makes of it; the store has a sentence of its own."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    return type(error).__name__ == "SafetensorError" and "No space left on device" in str(error)
 
 
 class ToolError(Exception):

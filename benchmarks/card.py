@@ -28,7 +28,8 @@ from drawn import DRAWN, drawn_base  # a script beside these, no package
 RUN = """
 import sys, torch
 if float(sys.argv[1]):
-    torch.cuda.set_per_process_memory_fraction(float(sys.argv[1]) * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    share = float(sys.argv[1]) * 2**30 / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 from agentalign.cli import main
 code = main(sys.argv[2:])
 if torch.cuda.is_available():

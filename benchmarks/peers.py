@@ -6,8 +6,8 @@
     .venv/bin/python benchmarks/peers.py --base llama-8b-drawn --quantization nf4       # drawn weights of that shape: on a GPU
 
 A speed counts only when the losses agree, so those come first. Where bf16 is at work both sides also take two steps in fp32: there they
-must agree to 0.2 %, and ours in bf16 must be within 3 % of that (TRL's may be further off: that is its rounding). A quantized base is
-compared in its own precision, within 3 %. Per cell 4 steps, the first of which warms up, and 3 repetitions, those of all cells in turn.
+must agree to 0.2 %, and ours in bf16 must be within 3 % of that in the same two (TRL's may be further off: its rounding). A quantized
+base is compared in its own precision, within 3 %. Per cell 4 steps, of which the first warms up, and 3 repetitions, all cells in turn.
 A cell's row is appended to benchmarks/results.json; what an interrupted run had measured stands in .cache/peers and is used by the next
 one. Where there is a CUDA GPU both sides train on it. TRL lives in .cache/peers too, in an environment that shares our torch and
 transformers; it does without gradient checkpointing, except where its rows would not fit. "tuned" gives both sides the rows sorted by
@@ -17,6 +17,7 @@ packing is left out: without flash attention it lets packed rows see each other,
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 
 from agentalign.config.project import Project
 from agentalign.training.quantize import fast_bf16
@@ -80,18 +82,18 @@ def main() -> None:
     peer, folder = environment(), Project.create(Path.cwd()).root / ".cache" / "peers"
     about = f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, base {arguments.base} in {precision(arguments)}"
     print(f"{about}, TRL {TRL}", flush=True)
-    progress = Progress(folder / "progress.json", about)
+    versions = f"TRL {TRL}, transformers {transformers.__version__}, micro-batches {arguments.micro_batch_tokens}, code {code()}"
+    progress = Progress(folder / "progress.json", f"{about}, {versions}")
     with tempfile.TemporaryDirectory() as scratch:
         jobs = make_jobs([cell for cell in cells if not progress.is_done(cell)], arguments, Path(scratch))
         for repetition in range(arguments.repetitions):
             for cell, job in jobs.items():
-                if len(progress.sides(cell)["ours"]) > repetition:
-                    continue
-                measure(cell, job, peer, progress)
+                if len(progress.sides(cell)["ours"]) <= repetition:
+                    measure(cell, job, peer, progress)
                 if repetition == arguments.repetitions - 1:
                     keep(report(cell, job, progress), arguments.json)
                     progress.done(cell)
-    progress.forget()
+    progress.forget(cells)
 
 
 def precision(arguments: argparse.Namespace) -> str:
@@ -116,11 +118,28 @@ def make_jobs(cells: Sequence[Cell], arguments: argparse.Namespace, scratch: Pat
 def keep(row: dict[str, Any], file: Path) -> None:
     """One more row of the results."""
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    file.write_text(json.dumps([*before, row], indent=1) + "\n", encoding="utf-8")
+    if before and before[-1] == row:
+        return  # cut between this and the note that it was done
+    _replace(file, json.dumps([*before, row], indent=1) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    """Whole or not at all: a run of hours may be cut at any time."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def code() -> str:
+    """What is measured, in short: two versions of us do not belong into one row."""
+    found = hashlib.sha256()
+    for file in sorted([*HERE.parent.glob("agentalign/**/*.py"), *HERE.glob("peers/*.py"), Path(__file__)]):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
 
 
 class Progress:
-    """What was measured so far, kept over an interruption; of another machine, thread count, torch, base or precision it keeps nothing."""
+    """What was measured so far, kept over an interruption: of this machine, base, precision, versions and code alone."""
 
     def __init__(self, file: Path, about: str) -> None:
         self.file = file
@@ -139,6 +158,7 @@ class Progress:
 
     def add_exact(self, cell: Cell, ours: Side, theirs: Side) -> None:
         """Both sides in fp32."""
+        self.sides(cell)
         self.kept["cells"][str(cell)]["exact"] = {"ours": ours, "trl": theirs}
         self._write()
 
@@ -157,12 +177,14 @@ class Progress:
         self.kept["cells"][str(cell)]["done"] = True
         self._write()
 
-    def forget(self) -> None:
-        """All was measured: the next run begins anew."""
-        self.file.unlink(missing_ok=True)
+    def forget(self, cells: Sequence[Cell]) -> None:
+        """These were measured: who asks for them next begins anew. What a longer run had measured of others stays."""
+        for cell in cells:
+            self.kept["cells"].pop(str(cell), None)
+        self._write()
 
     def _write(self) -> None:
-        self.file.write_text(json.dumps(self.kept), encoding="utf-8")
+        _replace(self.file, json.dumps(self.kept))
 
 
 def environment() -> str:
@@ -179,11 +201,11 @@ def environment() -> str:
 
 
 def measure(cell: Cell, job: Side, peer: str, progress: Progress) -> None:
-    """One more repetition of both sides, after the first also in fp32 where the losses of that decide."""
-    progress.add(cell, *both(job, peer))
+    """One more repetition of both sides, before the first also in fp32 where the losses of that decide."""
     if job["bf16"] and job["quantization"] == "none" and not progress.exact(cell):
         steps = 1 if cell.recipe == "reward" else EXACT_STEPS
         progress.add_exact(cell, *both(first_steps(job, steps) | {"bf16": False}, peer))
+    progress.add(cell, *both(job, peer))
 
 
 def both(job: Side, peer: str) -> tuple[Side, Side]:

@@ -3,9 +3,11 @@
     .venv/bin/python benchmarks/sharing.py          # 3 repetitions
     .venv/bin/python benchmarks/sharing.py --full   # 10
 
-First order-desk runs, packed in a tree and run by run; then rows of random ids, of which no two begin alike, as a tree and as the rows
-that transformers' own attention takes. Prints useful tokens per second (tokens of the separate runs, whatever was computed), and the
-losses first: a speed counts only when they agree. Both ways alternate within one process, so that a noisy machine hurts both.
+First order-desk runs, packed in a tree, run by run, and as transformers itself can share a beginning: computed once into a cache of keys
+and values that keeps its gradient, and the rest as padded rows behind it. Then rows of random ids, of which no two begin alike, as a tree
+and as the rows that transformers' own attention takes. Prints useful tokens per second (tokens of the separate runs, whatever was
+computed), and the losses first: a speed counts only when they agree. All ways alternate within one process, so that a noisy machine hurts
+them alike.
 """
 
 import argparse
@@ -14,9 +16,11 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import DynamicCache
 
 from agentalign.config.project import Project
 from agentalign.environments.check import expert_run
@@ -24,6 +28,7 @@ from agentalign.environments.taskset import load_taskset
 from agentalign.environments.team_code import TeamCode
 from agentalign.training.attention import TREE_ATTENTION
 from agentalign.training.base import prepare_base
+from agentalign.training.logprobs import token_logprobs
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered, RenderedTurn, render
 from agentalign.training.tree import TreeBatch, build_tree
@@ -42,31 +47,37 @@ def main() -> None:
     runs = expert_runs(model)
     trees = {"tree": [build_tree(runs)], "run by run": [build_tree([run]) for run in runs]}
     print(f"\n{BATCH} order-desk runs")
-    compare(trees, lambda name: step(model, trees[name]), repetitions)
+    ways = {name: partial(step, model, trees[name]) for name in trees} | {"cached prefix": partial(cached_step, model, runs)}
+    compare(ways, tokens_of(trees["run by run"]), tokens_of(trees["tree"]), repetitions)
     rows = [build_tree(random_rows(int(model.head_weight.shape[0])))]
     print(f"\n{BATCH} rows of {ROW} random ids, nothing shared")
-    compare({"tree": rows, "rows": rows}, lambda name: step(model, rows, as_rows=name == "rows"), repetitions)
+    ways = {"tree": partial(step, model, rows), "rows": partial(step, model, rows, as_rows=True)}
+    compare(ways, tokens_of(rows), tokens_of(rows), repetitions)
     print(f"\npeak RSS of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 
-def compare(trees: Mapping[str, Sequence[TreeBatch]], run: Callable[[str], float], repetitions: int) -> None:
-    """Both ways of a step, alternating; prints losses, then times."""
-    first, second = trees
-    useful, computed = (sum(tree.n_tokens for tree in trees[name]) for name in (second, first))
+def tokens_of(trees: Sequence[TreeBatch]) -> int:
+    """Tokens that are computed."""
+    return sum(tree.n_tokens for tree in trees)
+
+
+def compare(ways: Mapping[str, Callable[[], float]], useful: int, computed: int, repetitions: int) -> None:
+    """All ways of a step, alternating; prints losses, then times, and each beside the first."""
     print(f"{useful} tokens; in a tree {computed}: {useful / computed:.2f} times fewer")
-    times: dict[str, list[float]] = {name: [] for name in trees}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     losses: dict[str, float] = {}
     for number in range(repetitions + 1):
-        for name in trees:
+        for name, run in ways.items():
             began = time.perf_counter()
-            losses[name] = run(name)
+            losses[name] = run()
             if number:  # the first of each warms up
                 times[name].append(time.perf_counter() - began)
-    print(f"loss: {first} {losses[first]:.5f}, {second} {losses[second]:.5f}")
+    print("loss: " + ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items()))
+    first = statistics.median(next(iter(times.values())))
     for name, seconds in times.items():
         middle = statistics.median(seconds)
-        print(f"{name:11} {middle:6.2f} s [{min(seconds):.2f}, {max(seconds):.2f}]  {useful / middle:7.0f} useful tokens/s")
-    print(f"ratio of medians {statistics.median(times[second]) / statistics.median(times[first]):.2f}")
+        figures = f"{middle:6.2f} s [{min(seconds):.2f}, {max(seconds):.2f}]  {useful / middle:7.0f} useful tokens/s"
+        print(f"{name:14} {figures}  {middle / first:.2f} times the first")
 
 
 def random_rows(words: int) -> list[Rendered]:
@@ -100,6 +111,32 @@ def step(model: Model, trees: Sequence[TreeBatch], *, as_rows: bool = False) -> 
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
     return total
+
+
+def cached_step(model: Model, runs: Sequence[Rendered]) -> float:
+    """The same loss from one forward of what all runs begin with, and one of the rows behind it; returns it."""
+    model.network.set_attn_implementation("sdpa")
+    ids = [[*run.turns[-1].context, *run.turns[-1].completion] for run in runs]
+    shared = min(len(run.turns[0].context) for run in runs) - 1  # the last of them predicts the first word, and is a row's own
+    shared = next((at for at in range(shared) if len({one[at] for one in ids}) > 1), shared)
+    longest = max(map(len, ids)) - shared
+    rows, valid = torch.zeros(len(ids), longest, dtype=torch.long), torch.ones(len(ids), shared + longest, dtype=torch.long)
+    places: list[int] = []
+    targets: list[int] = []
+    for number, (run, one) in enumerate(zip(runs, ids, strict=True)):
+        rows[number, : len(one) - shared] = torch.tensor(one[shared:])
+        valid[number, len(one) :] = 0
+        for turn in run.turns:
+            places += [number * longest + len(turn.context) + i - 1 - shared for i in range(len(turn.completion))]
+            targets += turn.completion
+    with model.using("policy"), model.precision():
+        before = model.backbone(input_ids=torch.tensor([ids[0][:shared]]), use_cache=True).past_key_values
+        sides = [(layer.keys, layer.values) for layer in before.layers]
+        every = DynamicCache([tuple(side.expand(len(ids), -1, -1, -1) for side in layer) for layer in sides])
+        states = model.backbone(input_ids=rows, attention_mask=valid, past_key_values=every, use_cache=True).last_hidden_state
+        loss = -token_logprobs(states.flatten(0, 1)[places], model.head_weight, torch.tensor(targets)).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     GptOssConfig,
+    GraniteMoeHybridConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
@@ -16,7 +18,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from agentalign.training.attention import leaf_paths, tree_capable
+from agentalign.training.attention import TREE_ATTENTION, leaf_paths, tree_capable
 from agentalign.training.base import prepare_base
 from agentalign.training.model import Model
 from agentalign.training.tree import build_tree
@@ -163,20 +165,32 @@ def test_template_that_rewrites_history_equals_its_turns_rendered_separately(tmp
     assert_equal_passes(tree_pass(model, [run]), separate_pass(model, [run]))
 
 
-def test_hybrid_takes_padded_rows_and_is_exact_there_and_would_not_be_in_a_tree(tmp_path):
-    hybrid = Qwen3NextConfig(
+HYBRIDS = {
+    "qwen3-next": Qwen3NextConfig(
         **SHAPE, head_dim=8, layer_types=["linear_attention", "full_attention", "linear_attention"], linear_num_key_heads=2,
         linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, num_experts=0, decoder_sparse_step=1,
         mlp_only_layers=[0, 1, 2],
-    )  # fmt: skip
+    ),
+    "lfm2": Lfm2Config(**SHAPE, layer_types=["conv", "full_attention", "conv"], block_multiple_of=8),
+    "granite-4-h": GraniteMoeHybridConfig(
+        **SHAPE, layer_types=["mamba", "attention", "mamba"], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_expand=2,
+        mamba_n_groups=1, num_local_experts=0, shared_intermediate_size=48,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_hybrid_takes_padded_rows_and_is_exact_there_and_would_not_be_in_a_tree(tmp_path, name):
+    hybrid = HYBRIDS[name]
     assert not tree_capable(hybrid)
     model = make_model(tmp_path, hybrid)
     assert not model.tree_capable
     runs = three_levels_deep()
-    rows = tree_pass(model, runs)
-    torch.testing.assert_close(rows[0], separate_pass(model, runs)[0], atol=1e-4, rtol=0)
-    from agentalign.training.attention import TREE_ATTENTION
-
+    rows, separate = tree_pass(model, runs), separate_pass(model, runs)
+    torch.testing.assert_close(rows[0], separate[0], atol=1e-4, rtol=0)
+    scale = max(float(gradient.abs().max()) for gradient in separate[1])
+    for one, other in zip(rows[1], separate[1], strict=True):
+        assert float((one - other).abs().max()) <= 1e-3 * scale
     model.network.set_attn_implementation(TREE_ATTENTION)
     model.tree_capable = True
     wrong = tree_pass(model, runs)

@@ -1,5 +1,7 @@
 """What a pair compares: the cheaper form has the same margin and the same gradient as both whole runs."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from agentalign.config.dpo import DPOConfig
 from agentalign.errors import DataError
 from agentalign.recipes.compared import sides_of
 from agentalign.recipes.data import Part, RunData, Turn, whole
-from agentalign.recipes.dpo import Pair, make_pairs, pair_batches, pair_loss
+from agentalign.recipes.dpo import Pair, make_pairs, pair_batches, pair_loss, with_reference
 from agentalign.recipes.preferences import settled
 from agentalign.recipes.reward import rank
 from agentalign.records.preference import Item, Preference
@@ -32,6 +34,18 @@ def two_runs():
         rendered("better", (prompt, first), (later, better), (last, ids(draw, 5))),
         rendered("worse", (prompt, first), (later, worse)),
     )
+
+
+def test_a_pair_whose_reference_is_no_number_is_not_taken_for_noise(tmp_path):
+    model = make_model(tmp_path, CONFIGS["llama"])
+    config = DPOConfig(taskset="toy_desk", min_reference_prob=0.05)
+    pair = Pair(*(Part((Turn((5, 6, 7), (word,)),)) for word in (8, 9)), strength=1.0, trajectories=("a", "b"), anchor=None, source="test")
+    with pytest.raises(DataError, match=r"less than 0\.05"):  # a drawn model writes no word of 300 so often
+        with_reference(model, [pair], config, tmp_path / "cache")
+    with torch.no_grad():
+        model.parameters_of("policy")[1].fill_(float("nan"))
+    (kept,) = with_reference(model, [pair], config, tmp_path / "cache")
+    assert not any(map(math.isfinite, kept.reference)), "the first step sees it, and says whose it is"
 
 
 def margin(model, chosen, rejected):

@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from agentalign.errors import TrainingError, TrainingStoppedError
+from agentalign.recipes.data import Part, Turn
+from agentalign.training import model as model_module
+from agentalign.training import tree_check
+from agentalign.training.attention import leaf_paths
 from agentalign.training.engine import train
 from agentalign.training.losses import sft_loss
 from agentalign.training.schedule import Plan
-from agentalign.training.step import Evaluated, Learner, LossTerms, MicroBatch, Pass, Term
+from agentalign.training.step import Evaluated, Learner, LossTerms, MicroBatch, Pass, Term, in_pieces, row_tokens
 from agentalign.training.tree import build_tree, pack
 from tests.test_attention import CONFIGS, make_model, three_levels_deep
 
@@ -184,6 +188,22 @@ def test_non_finite_step_is_skipped_and_several_end_the_training(tmp_path):
         train(model, [Learner("policy")], steps, Plan(total_steps=10, nan_policy="stop"), folder=tmp_path / "strict")
 
 
+def test_a_gradient_that_is_not_finite_is_not_applied_though_the_loss_is(tmp_path):
+    def steep(model, batch):
+        found = sft(model, batch)
+        found.terms["sft"].values.register_hook(lambda gradient: gradient * float("inf"))
+        return found
+
+    model = make_model(tmp_path, CONFIGS["llama"])
+    start = weights(model).clone()
+    steps = lambda start: ([Pass("policy", lambda _: [micro(three_levels_deep())], steep)] for _ in range(start, 10))
+    with pytest.raises(TrainingError, match="had non-finite numbers"):
+        train(model, [Learner("policy", learning_rate=1e-2)], steps, Plan(total_steps=10, nan_policy="stop"), folder=tmp_path / "run")
+    assert torch.equal(weights(model), start)
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "not_finite.jsonl").read_text().splitlines()]
+    assert row["not_finite"] == "grad_norm/policy" and row["trajectories"] == ["0", "1", "2", "3"]
+
+
 def packed(budget):
     """Micro-batches as a recipe makes them: as many runs as the budget allows."""
     return [micro(some) for some in pack(three_levels_deep(), max_tokens=budget, runs_of=lambda run: [run])]
@@ -218,6 +238,51 @@ def test_out_of_memory_makes_smaller_micro_batches_and_the_same_gradient(tmp_pat
     assert max(sizes[1:]) <= 2, "the second step still tried what did not fit in the first"
     assert "with the same gradient" in caplog.text
     assert json.loads((tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").read_text())["notes"]["micro_batch_tokens"] < 4096
+    sizes.clear()
+    steps = lambda start: ([Pass("policy", packed, tight)] for _ in range(start, 3))
+    longer = replace(plan, total_steps=3)
+    train(make_model(tmp_path / "again", CONFIGS["llama"]), [Learner("policy", learning_rate=1e-3)], steps, longer, folder=tmp_path / "run")
+    assert sizes and max(sizes) <= 2, "taken up again, it tried once more what had not fit"
+
+
+def test_a_step_computes_every_distinct_token_once_and_the_head_every_distinct_label(tmp_path, monkeypatch):
+    runs = three_levels_deep()
+    micros = [micro(runs[:2]), micro(runs[2:])]
+    model = make_model(tmp_path, CONFIGS["llama"])
+    forwards, heads = [], []
+    model.backbone.register_forward_pre_hook(lambda _module, _given, named: forwards.append(named["input_ids"].numel()), with_kwargs=True)
+    real = model_module.token_logprobs
+    monkeypatch.setattr(model_module, "token_logprobs", lambda hidden, *more: (heads.append(len(hidden)), real(hidden, *more))[1])
+    train(model, [Learner("policy")], steps_of(lambda _: micros, 3), Plan(total_steps=3, schedule="constant"), folder=tmp_path / "run")
+    # The first step looks at a tree beside two of its paths; from then on nothing is computed but the step itself.
+    assert forwards[-2:] == forwards[-4:-2] == [one.tree.n_tokens for one in micros]
+    assert len(forwards) == 3 * 2 + 3
+    assert heads[-2:] == [len(one.tree.labels) for one in micros]
+    alone = [build_tree([run]) for run in runs]
+    assert sum(one.tree.n_tokens for one in micros) < sum(tree.n_tokens for tree in alone)
+
+
+def test_trees_are_looked_at_as_soon_as_one_branches(tmp_path, monkeypatch, caplog):
+    runs = three_levels_deep()
+    made = [[micro(runs[:1])], [micro(runs[:1]), micro(runs)], [micro(runs)]]
+    model = make_model(tmp_path, CONFIGS["llama"])
+    real = tree_check.check_tree
+    looked = []
+    monkeypatch.setattr(tree_check, "check_tree", lambda model, batch: (looked.append(len(leaf_paths(batch))), real(model, batch))[1])
+    train(model, [Learner("policy")], steps_of(lambda step: made[step], 3), Plan(total_steps=3), folder=tmp_path / "run")
+    assert looked == [1, len(leaf_paths(build_tree(runs)))], "a chain proves nothing of a tree that branches, and one that does is enough"
+
+
+def test_where_no_tree_fits_micro_batches_are_cut_by_what_the_rows_compute(tmp_path):
+    runs = [Part((Turn((*range(5, 45), 50 + number), (6, 7, 8)),)) for number in range(6)]  # 40 tokens in common, 4 of their own
+    one = Pass("policy", lambda tokens: [micro(some) for some in pack(runs, max_tokens=tokens, runs_of=lambda run: [run])], sft)
+    assert [len(in_pieces(one, 100, 1, trees=trees)) for trees in (True, False)] == [1, 3]
+    assert all(row_tokens(piece.tree) <= 100 for piece in in_pieces(one, 100, 1, trees=False))
+    assert len(in_pieces(one, 10, 1, trees=False)) == 6, "each alone, and no further"
+    runs.append(Part((Turn(tuple(range(100, 220)), (6, 7, 8)),)))
+    assert [row_tokens(piece.tree) for piece in in_pieces(one, 100, 1, trees=False)] == [88, 88, 88, 123], (
+        "one is long: no reason to cut more"
+    )
 
 
 def test_out_of_memory_gives_up_the_merged_copy_before_micro_batches_are_cut(tmp_path, caplog):

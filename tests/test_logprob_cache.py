@@ -30,6 +30,15 @@ def test_only_what_is_not_known_is_computed(tmp_path):
     assert asked[-1] == [0]
 
 
+def test_what_is_no_number_is_handed_on_and_never_kept(tmp_path):
+    bad = torch.tensor([-1.0, float("nan")])
+    first = cached(tmp_path, "owner", NAMES, lambda indices: [*values(indices[:2]), bad])
+    assert first[2].isnan().any()
+    asked = []
+    again = cached(tmp_path, "owner", NAMES, lambda indices: (asked.append(list(indices)), values(indices))[1])
+    assert asked == [[2]] and torch.equal(again[2], values([2])[0])
+
+
 def test_a_damaged_file_is_made_anew(tmp_path, caplog):
     cached(tmp_path, "owner", NAMES, values)
     (tmp_path / "owner.safetensors").write_bytes(b"torn")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from agentalign.errors import TrainingError
 from agentalign.training import ranks
 from agentalign.training.metrics import StepSums, means
 
@@ -223,3 +224,13 @@ def test_figures_of_all_processes_make_the_step_s_means():
     one.add("accuracy", 3.0, 3)
     two.add("accuracy", 0.0, 1)
     assert means([one, two]) == {"loss": 0.75, "accuracy": 0.75}
+
+
+def test_a_launcher_that_would_cut_the_base_into_shards_is_refused(monkeypatch):
+    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        monkeypatch.setenv(variable, "true")
+        with pytest.raises(TrainingError, match=rf"asks for {name}.*every process holds the whole base"):
+            ranks.start()
+        monkeypatch.setenv(variable, "false")
+    ranks.start()
+    assert ranks.world() == 1

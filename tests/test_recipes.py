@@ -21,8 +21,9 @@ from agentalign.recipes import dpo, ppo, reward, sft
 from agentalign.recipes.begun import TrainedOn
 from agentalign.recipes.data import render_runs
 from agentalign.recipes.dry_run import DryRun
+from agentalign.recipes.start import base_name, resolve_start
 from agentalign.recipes.token_notes import notes_of
-from agentalign.recipes.workspace import open_workspace, resolve_start
+from agentalign.recipes.workspace import open_workspace
 from agentalign.records.criterion import overall_by_run
 from agentalign.records.golden import Golden
 from agentalign.records.trajectory import Message, ToolCall, Trajectory
@@ -108,6 +109,41 @@ def test_without_a_start_a_recipe_does_not_build_on_its_own_result(project):
     assert dpo.run(config, project).id == first.id, "the same command began another training, on top of its own result"
     with open_workspace(config, project) as work:
         assert resolve_start(work, config, "ppo")[0].start == first.adapter
+
+
+def test_a_base_that_is_not_named_is_that_of_the_adapter_to_continue(project):
+    registry = Registry(project.adapters)
+    base = registry.resolve("toy_desk@1")[0].base
+    unnamed = DPOConfig(**{key: value for key, value in DPO.items() if key != "base"}, max_steps=1, seed=31)
+    for config in (unnamed, unnamed.model_copy(update={"start": "toy_desk@1"})):
+        with open_workspace(config, project) as work:
+            assert work.base.name == base
+            about = TrainedOn(["a run"])
+            named = config.model_copy(update={"base": base})
+            assert work.planned("dpo", config, about).id == work.planned("dpo", named, about).id, "naming it made another training"
+            assert json.loads(work.planned("dpo", config, about).config)["base"] == base
+    assert base_name(SFTConfig(taskset="toy_desk"), registry, "toy_desk") == "smollm2-135m", "sft begins with the bare base"
+    assert base_name(SFTConfig(taskset="toy_desk", start="toy_desk@1"), registry, "toy_desk") == base
+    assert base_name(unnamed, registry, "nothing_yet") == "smollm2-135m"
+
+
+def test_a_base_that_only_a_card_names_is_never_fetched(project, monkeypatch):
+    registry = Registry(project.adapters)
+    card, folder = registry.resolve("toy_desk@1")
+    unnamed = DPOConfig(**{key: value for key, value in DPO.items() if key != "base"})
+    for name in ("stranger/model", "../../etc", "not a name \x1b[2J"):
+        monkeypatch.setattr(Registry, "resolve", lambda _self, _ref, name=name: (card.model_copy(update={"base": name}), folder))
+        with pytest.raises(RegistryError, match=r"not on this machine\. If you trust it, name it: base") as refused:
+            base_name(unnamed, registry, "toy_desk")
+        assert "\x1b" not in str(refused.value)
+
+
+def test_going_on_with_another_quantization_is_said(project, caplog):
+    with open_workspace(DPOConfig(**DPO), project) as work:
+        resolve_start(work, DPOConfig(**DPO, start="toy_desk@1"), "dpo")
+        assert not [one for one in caplog.records if "quantization" in one.message]
+        resolve_start(work, DPOConfig(**DPO | {"quantization": "nf4"}, start="toy_desk@1"), "dpo")
+    assert "toy_desk@1 was trained with quantization none and goes on with nf4" in caplog.text
 
 
 def test_a_start_is_found_in_one_walk_however_often_policies_and_reward_models_took_turns(project, monkeypatch):

@@ -1,6 +1,6 @@
 """Settings of direct preference optimization."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from agentalign.config.training import Gated, Scheduled
 class DPOConfig(Scheduled, Gated):
     """Learn which of two runs, or steps, is better, held in place by an anchor."""
 
+    recipe: ClassVar[str] = "dpo"
     batch_size: int = Field(default=8, ge=1)
     """Pairs per optimizer step."""
     num_train_epochs: float = Field(default=2.0, gt=0)
@@ -17,7 +18,8 @@ class DPOConfig(Scheduled, Gated):
     max_steps: int = Field(default=0, ge=0)
     """Optimizer steps; 0: as many as num_train_epochs needs."""
     loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
-    """sigmoid: DPO, which pushes a pair apart as long as it trains. ipo: towards a margin of 1 / (2 beta) nats a token, no further."""
+    """sigmoid: DPO, which pushes a pair apart as long as it trains. ipo: towards a margin of 1 / (2 beta) nats a token that
+    the sides do not have in common, no further."""
     beta: float = Field(default=0.5, gt=0)
     """KL strength; higher stays nearer the reference."""
     credit: Literal["token", "turn", "run"] = "token"

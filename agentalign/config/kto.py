@@ -1,6 +1,6 @@
 """Settings of Kahneman-Tversky optimization."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from agentalign.config.training import Gated, Scheduled
 class KTOConfig(Scheduled, Gated):
     """Learn from runs that are known to be good or bad one by one, held in place by an anchor."""
 
+    recipe: ClassVar[str] = "kto"
     learning_rate: float = Field(default=3e-5, gt=0, le=1)
     """Peak learning rate of the adapter."""
     batch_size: int = Field(default=8, ge=2)

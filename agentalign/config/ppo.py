@@ -1,5 +1,7 @@
 """Settings of proximal policy optimization."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from agentalign.config.training import Gated
@@ -8,6 +10,7 @@ from agentalign.config.training import Gated
 class PPOConfig(Gated):
     """Act, be scored, move a little towards what scored better than expected."""
 
+    recipe: ClassVar[str] = "ppo"
     learning_rate: float = Field(default=3e-5, gt=0, le=1)
     """Learning rate of the policy; constant. Of the shared settings, eval_every_steps and save_every_steps count iterations here."""
     value_learning_rate: float = Field(default=2e-4, gt=0, le=1)

@@ -1,5 +1,7 @@
 """Settings of the reward model."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from agentalign.config.training import Scheduled
@@ -8,6 +10,7 @@ from agentalign.config.training import Scheduled
 class RewardConfig(Scheduled):
     """Learn to tell better runs from worse ones."""
 
+    recipe: ClassVar[str] = "reward"
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     """Peak learning rate of the adapter; the head learns ten times faster."""
     batch_size: int = Field(default=8, ge=1)

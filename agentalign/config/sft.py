@@ -1,6 +1,6 @@
 """Settings of supervised fine-tuning."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from agentalign.config.training import Gated, Scheduled
 class SFTConfig(Scheduled, Gated):
     """Learn to do what good runs did."""
 
+    recipe: ClassVar[str] = "sft"
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """Peak learning rate of the adapter."""
     lora_r: int = Field(default=16, ge=1, le=1024)

@@ -1,6 +1,6 @@
 """The dials that every recipe has. Names follow transformers and TRL where the concept is theirs."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,8 +12,10 @@ class TrainingConfig(Config):
 
     taskset: str
     """Name of the taskset: a folder in tasks/."""
-    base: str = "smollm2-135m"
-    """Base model: a hub name, a folder, or a built-in name."""
+    recipe: ClassVar[str]
+    """Whose settings these are."""
+    base: str | None = None
+    """Base model: a hub name, a folder, or a built-in name; null: that of the adapter to continue, and smollm2-135m where there is none."""
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """How the frozen base is held."""
     start: str | None = None

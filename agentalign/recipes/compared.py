@@ -7,7 +7,11 @@ from agentalign.training.render import Rendered
 
 
 def sides_of(best: Rendered, worst: Rendered, parting: int | None, credit: str) -> tuple[Part, Part] | None:
-    """What is compared. Tokens that both sides wrote after the same context have a weight of exactly 0: they stay as context only."""
+    """What is compared: tokens that both sides wrote after the same context stay as context only.
+
+    In the sigmoid loss their weight is exactly 0. In ipo, which divides by lengths, it would not be: left out there as well, a margin per
+    token is one per token that differs, and does not grow smaller by what two runs have in common.
+    """
     if credit == "run":
         return apart(whole(best).turns, whole(worst).turns)
     if parting is None or parting >= min(len(best.turns), len(worst.turns)):

@@ -29,8 +29,9 @@ from agentalign.recipes.dry_run import DryRun, acting_copy, estimate
 from agentalign.recipes.even_pairs import even_anchors, even_pairs
 from agentalign.recipes.plan import plan_for
 from agentalign.recipes.preferences import choose_preferences, net_order, rank_of, runs_of, settled
+from agentalign.recipes.start import resolve_start
 from agentalign.recipes.token_notes import note_pairs
-from agentalign.recipes.workspace import GOOD, Workspace, open_workspace, resolve_start
+from agentalign.recipes.workspace import GOOD, Workspace, open_workspace
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory
@@ -219,7 +220,8 @@ def with_reference(model: Model, pairs: Sequence[Pair], config: DPOConfig, cache
     kept = []
     for index, pair in enumerate(pairs):
         chosen, rejected = sums[2 * index], sums[2 * index + 1]
-        if config.credit != "token" or rejected >= _log(config.min_reference_prob):
+        # Not ">=": what is no number is no noise, but for the first step to see and to write down.
+        if config.credit != "token" or not rejected < _log(config.min_reference_prob):
             kept.append(Pair(pair.chosen, pair.rejected, pair.strength, pair.trajectories, pair.anchor, pair.source, (chosen, rejected)))
     logger.info("pairs: %d kept, %d dropped because the policy hardly writes what they reject", len(kept), len(pairs) - len(kept))
     if not kept:

@@ -39,7 +39,8 @@ from agentalign.recipes.experience import (
 )
 from agentalign.recipes.plan import quarter
 from agentalign.recipes.standing import Act, standing, to_look_at
-from agentalign.recipes.workspace import Workspace, open_workspace, resolve_adapter, resolve_start
+from agentalign.recipes.start import resolve_adapter, resolve_start
+from agentalign.recipes.workspace import Workspace, open_workspace
 from agentalign.records.adapter import Training
 from agentalign.records.base import digest
 from agentalign.records.criterion import Criterion, Score

@@ -24,7 +24,8 @@ from agentalign.recipes.data import Part, RunData, end_rewards, render_runs, tok
 from agentalign.recipes.dry_run import DryRun, estimate
 from agentalign.recipes.plan import quarter
 from agentalign.recipes.preferences import choose_preferences, net_order, rank_of, settled
-from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
+from agentalign.recipes.start import resolve_start
+from agentalign.recipes.workspace import Workspace, open_workspace
 from agentalign.records.adapter import Training
 from agentalign.records.preference import Preference
 from agentalign.records.trajectory import Trajectory

@@ -17,7 +17,8 @@ from agentalign.recipes.data import RunData, render_runs, sft_batches, token_sta
 from agentalign.recipes.dev_gate import dev_gate, require_gate
 from agentalign.recipes.dry_run import DryRun, acting_copy, estimate
 from agentalign.recipes.plan import plan_for
-from agentalign.recipes.workspace import Workspace, open_workspace, resolve_start
+from agentalign.recipes.start import resolve_start
+from agentalign.recipes.workspace import Workspace, open_workspace
 from agentalign.records.adapter import Training
 from agentalign.records.trajectory import Trajectory
 from agentalign.scoring.corrected import standing

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import JsonValue
 
@@ -23,11 +22,12 @@ from agentalign.environments.check import adapter_name_problem
 from agentalign.environments.task import Task
 from agentalign.environments.taskset import Taskset, load_taskset
 from agentalign.environments.team_code import Pool
-from agentalign.errors import DataError, RegistryError, TasksetError, TrainingError, TrainingStoppedError
+from agentalign.errors import AgentAlignError, TasksetError, TrainingError, TrainingStoppedError
 from agentalign.recipes.acted import judge_of, world_of
 from agentalign.recipes.adapter_card import about_base, about_training, write_golden, write_settings
 from agentalign.recipes.begun import BESIDE, TrainedOn, keep_judge, read_begun, require_same_judge, write_begun
 from agentalign.recipes.process import LOCK_FILE, write_process
+from agentalign.recipes.start import base_name
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
 from agentalign.records.criterion import Score, overall_by_run
@@ -45,7 +45,6 @@ from agentalign.training.step import Outcome
 from agentalign.training.trackers import Report, TrackerName, tracker
 
 logger = logging.getLogger("agentalign")
-C = TypeVar("C", bound=TrainingConfig)
 GOOD = 0.5
 """Overall value from which a run is one to learn from where nothing else is said."""
 SUFFIX: dict[AdapterKind, str] = {"policy": "", "reward": "-reward", "value": "-value"}
@@ -97,7 +96,7 @@ class Workspace:
         A rating saved or a run added while a training is down must not make its checkpoints worthless.
         """
         own = self.planned(recipe, config, new).id
-        alike = [one for one in self.store.trainings(self.taskset.name) if one.recipe == recipe and one.config == _settings(config)]
+        alike = [one for one in self.store.trainings(self.taskset.name) if one.recipe == recipe and one.config == self._settings(config)]
         if own in {one.id for one in alike}:
             return new
         for one in alike:
@@ -115,15 +114,20 @@ class Workspace:
         data_digest = digest(list(about.ids))
         labels: JsonValue = dict(about.labels)
         beside = [one for one in (labels, about.rules) if one]
-        identity = digest([recipe, json.loads(_settings(config)), data_digest, self.base.digest, digest(self.base.template), *beside])
+        identity = digest([recipe, json.loads(self._settings(config)), data_digest, self.base.digest, digest(self.base.template), *beside])
         return Training(
             id=f"{self.taskset.name}-{recipe}-{identity[:12]}",
             recipe=recipe,
             taskset=self.taskset.name,
-            config=_settings(config),
+            config=self._settings(config),
             data_digest=data_digest,
             seed=config.seed,
         )
+
+    def _settings(self, config: TrainingConfig) -> str:
+        # Without what changes no result, and with the base that is trained on: naming it must not make another training.
+        named = config.model_copy(update={"base": self.base.name})
+        return json.dumps(named.model_dump(mode="json", exclude={*BESIDE, "training"}))
 
     def begin(self, recipe: RecipeName, config: TrainingConfig, about: TrainedOn) -> tuple[Training, Path]:
         """The training of this config on this data, new or taken up again, and its folder.
@@ -216,7 +220,10 @@ class Workspace:
         except (KeyboardInterrupt, Exception) as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt | TrainingStoppedError) else "failed"
             note = str(error) or type(error).__name__
-            self.store.save_training(training.model_copy(update={"status": status, "note": note, "updated": now()}))
+            try:
+                self.store.save_training(training.model_copy(update={"status": status, "note": note, "updated": now()}))
+            except (OSError, AgentAlignError) as second:  # a full disk takes neither: what ended the training is what must be told
+                logger.warning("that training %s ended is not written down (%s)", training.id, second)
             raise
 
     def publish(
@@ -275,64 +282,10 @@ def open_workspace(config: TrainingConfig, project: Project) -> Iterator[Workspa
     taskset = load_taskset(config.taskset, project.tasks)
     if problem := adapter_name_problem(taskset.name):
         raise TasksetError(f"taskset '{taskset.name}' cannot be trained on: {problem}")
+    registry = Registry(project.adapters)
+    name = base_name(config, registry, taskset.name + SUFFIX["policy"])
     if ranks.world() > 1:  # converted by the first process alone: in a group transformers saves weights there only
-        ranks.first(lambda: prepare_base(config.base, project.cache).name)
-    base = prepare_base(config.base, project.cache)
+        ranks.first(lambda: prepare_base(name, project.cache).name)
+    base = prepare_base(name, project.cache)
     with Store(project.store_url) as store:
-        yield Workspace(project, taskset, base, store, Registry(project.adapters), world_of(taskset))
-
-
-def resolve_start(work: Workspace, config: C, recipe: RecipeName) -> tuple[C, Path]:
-    """The config with its start adapter as "name@version", and that adapter's folder.
-
-    Without a start it is the newest policy that this recipe has no part in, itself or before: else the same command again would not find
-    its finished training but build on its own result.
-    """
-    name = work.adapter_name("policy")
-    cards = {card.ref: card for card in work.registry.list()}
-    # Each is asked about once: a policy and its reward model have the same parents, and ways would double with every round.
-    known: dict[str, bool] = {}
-
-    def has_part(ref: str) -> bool:
-        if ref not in known:
-            known[ref] = False  # also while its parents are asked about, since a card may name itself
-            if ref not in cards and work.registry.holds(ref):
-                raise RegistryError(f"{ref} is damaged, and whether {recipe} had a part in it cannot be read. Name a start: start: NAME@V.")
-            known[ref] = ref in cards and (cards[ref].recipe == recipe or any(has_part(parent) for parent in cards[ref].parents))
-        return known[ref]
-
-    newest = ""
-    if config.start is None:
-        work.registry.cards(name)  # refused where one cannot be read: another would be taken for the newest
-        newest = next((ref for ref, card in reversed(cards.items()) if card.name == name and not has_part(ref)), "")
-    card, folder = resolve_adapter(work, config.start or newest or name, "policy")
-    if config.start is None:
-        why = f"the newest policy that {recipe} has no part in" if newest else "the newest policy"
-        logger.info("starting from %s, %s; start: names another", card.ref, why)
-    return config.model_copy(update={"start": card.ref}), folder
-
-
-def resolve_adapter(work: Workspace, ref: str, kind: AdapterKind) -> tuple[AdapterCard, Path]:
-    """An adapter to build on, verified file by file.
-
-    Raises:
-        RegistryError: it does not exist, or a file of it differs from its card.
-        DataError: it is of another kind, or was trained on another base or template.
-    """
-    card, folder = work.registry.resolve(ref)
-    if card.kind != kind:
-        raise DataError(f"adapter {card.ref} is a {card.kind} model, and a {kind} model is needed here; name another.")
-    if card.base_digest != work.base.digest or card.template_digest != digest(work.base.template):
-        files = work.base.unlike(card.base_files) or "weights or tokenizer"
-        other = "another chat template" if card.base_digest == work.base.digest else f"another {files}"
-        raise DataError(
-            f"adapter {card.ref} was trained on {card.base} (digest {card.base_digest[:12]}) with {other} than {work.base.name} "
-            f"({work.base.digest[:12]}) has now; name the same base, or bring back what was changed in it."
-        )
-    work.registry.verify(card.ref)
-    return card, folder
-
-
-def _settings(config: TrainingConfig) -> str:
-    """As JSON text, without what changes no result: giving it otherwise must not make another training."""
-    return json.dumps(config.model_dump(mode="json", exclude={*BESIDE, "training"}))
+        yield Workspace(project, taskset, base, store, registry, world_of(taskset))

@@ -27,7 +27,7 @@ from agentalign.training.schedule import Plan, clip_gradients
 from agentalign.training.step import Evaluated, Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces, rate_groups, tokens_of
 from agentalign.training.stopping import StopRequest
 from agentalign.training.trackers import Report
-from agentalign.training.tree_check import check_first
+from agentalign.training.tree_check import advise, check_trees
 
 logger = logging.getLogger("agentalign")
 MAX_SKIPPED_STEPS = 3
@@ -103,7 +103,7 @@ class _Loop:
         self.metrics = folder / "metrics.jsonl"
         self.step = self.first_step = 0
         self.skipped = 0
-        self.checked = False
+        self.advised = False
         self.tokens = 0
         self.best: dict[str, Tensor] = {}
         self.first_metrics: dict[str, float] = {}
@@ -146,8 +146,8 @@ class _Loop:
         """The step's gradients, in micro-batches as small as the memory needs: step means, trajectories behind them, tokens computed."""
         while True:
             self.optimizer.zero_grad(set_to_none=True)
-            batches = [(one, in_pieces(one, self.budget, ranks.world())) for one in passes]
-            found, problem = StepSums(), ""
+            found, problem, trees = StepSums(), "", self.model.tree_capable
+            batches = [(one, in_pieces(one, self.budget, ranks.world(), trees=trees)) for one in passes]
             try:
                 self._accumulate(batches, found)
             except (RuntimeError, MemoryError) as error:
@@ -155,10 +155,10 @@ class _Loop:
                     raise
                 problem = (str(error) or type(error).__name__).splitlines()[0]
             # Outside of the handler: the error's traceback holds the tensors that did not fit. What one process lacks, all do without.
-            everyone = ranks.gathered((found, problem, self.model.tree_capable))
+            everyone = ranks.gathered((found, problem, (trees, self.model.tree_capable)))
             problem = next((text for _, text, _ in everyone if text), "")
-            if len({capable for *_, capable in everyone}) > 1:
-                self.model.give_up_trees()  # where one process's check failed, all go without
+            if {form for *_, form in everyone} not in ({(True, True)}, {(False, False)}):
+                self.model.give_up_trees()  # a check failed, perhaps in one process alone: all go without, and cut the step anew for rows
             elif not problem:
                 ranks.sum_gradients([parameter for group in self.groups for parameter in group])
                 sums = [one for one, *_ in everyone]
@@ -201,9 +201,9 @@ class _Loop:
                     totals[name] = totals.get(name, 0.0) + count
             mine = ranks.share(some, lambda micro: micro.tree.n_tokens)
             with self.model.using(one.adapter):
-                if mine and self.step == self.first_step and not self.checked:
-                    check_first(self.model, mine[0].tree.to(self.model.device), [one for one, _ in batches], self.budget)
-                    self.checked = True
+                if mine:
+                    check_trees(self.model, [micro.tree for micro in mine])
+                    self.advised = self.advised or advise(self.model, [one for one, _ in batches], self.budget)
                 for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in mine):
                     if ranks.world() == 1:
                         self._stop_if_asked()

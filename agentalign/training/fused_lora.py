@@ -1,8 +1,8 @@
-"""A LoRA forward that adds in place of copying.
+"""A LoRA forward that adds where PEFT's copies.
 
 PEFT's 4-bit layers clone their output, cast the input to the adapter's fp32 and add in a pass of its own; on one adapter that is a
-tenth of an 8B forward and more on small models. Here the low-rank product is accumulated into the base layer's output by one
-`addmm`. In fp32 it is not even computed: it is added to the weight, which a 4-bit layer restores for each product anyway. (In bf16
+tenth of an 8B forward and more on small models. Here one `addmm` writes the sum of the base layer's output and the low-rank
+product. In fp32 it is not even computed: it is added to the weight, which a 4-bit layer restores for each product anyway. (In bf16
 that would round small updates away.) Only plain LoRA without dropout is fused, which is all this project trains; anything else
 keeps PEFT's own forward.
 """
@@ -48,6 +48,7 @@ def _fused(module: LoraLayer, x: Tensor, adapter: str) -> Tensor:
     base: Tensor = layer(x)
     down, up = lora_a.to(x.dtype), lora_b.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
+        # Not addmm_: 8-bit layers, and 4-bit ones with a bias, hand out views that were made inside a custom Function.
         return torch.addmm(base.reshape(rows.shape[0], -1).to(x.dtype), rows @ down.t(), up.t(), alpha=scale).view(base.shape)
 
 

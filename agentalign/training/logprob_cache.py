@@ -1,7 +1,8 @@
 """Log-probabilities that are asked for again: the reference's, in every run of a recipe on the same data.
 
 One file per owner (base, precision and adapter, by digest), values by the digest of their token ids. A file that cannot be read is
-made anew: nothing in it is worth more than the time it took.
+made anew: nothing in it is worth more than the time it took. Numbers that are not finite are never kept: what went wrong once may not
+go wrong again.
 """
 
 import hashlib
@@ -60,7 +61,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         logger.warning("%s cannot be read (%s); it is made anew", path, error)
         return {}
-    return found
+    return {name: value for name, value in found.items() if value.isfinite().all()}
 
 
 def _write(path: Path, values: dict[str, Tensor]) -> None:
@@ -68,7 +69,7 @@ def _write(path: Path, values: dict[str, Tensor]) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in values.items()}, partial)
+        save_file({name: value.contiguous() for name, value in values.items() if value.isfinite().all()}, partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         logger.warning("%s was not written (%s); these log-probabilities will be computed again", path, error)

@@ -18,6 +18,8 @@ from torch import Tensor
 from agentalign.errors import AgentAlignError, TrainingError
 
 T = TypeVar("T")
+SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM"}
+"""What `accelerate launch` sets where its config asks for these."""
 
 
 class StopAskedError(BaseException):
@@ -34,7 +36,17 @@ def alone() -> bool:
 
 
 def start() -> None:
-    """Join the processes that a launcher started; nothing where there is one only."""
+    """Join the processes that a launcher started; nothing where there is one only.
+
+    Raises:
+        TrainingError: the launcher was told to cut the base into shards, which would not happen.
+    """
+    for name, variable in SHARDING.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise TrainingError(
+                f"this accelerate config asks for {name}, which agentalign does not do: every process holds the whole base, and only the "
+                "steps are shared. Take a config without it, and a base that fits one card; NF4 needs about 0.6 bytes a parameter."
+            )
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         return
     if torch.cuda.is_available():

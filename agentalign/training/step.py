@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from agentalign.training.attention import leaf_paths
 from agentalign.training.memory import halved
 from agentalign.training.model import Model
 from agentalign.training.tree import TreeBatch
@@ -58,12 +59,27 @@ class Pass(NamedTuple):
     """What the recipe knows of this step and wants in its row of metrics.jsonl."""
 
 
-def in_pieces(one: Pass, max_tokens: int, at_least: int) -> Sequence[MicroBatch]:
-    """All micro-batches of a pass; smaller ones where they would be fewer than the processes that share them, as far as it can be cut."""
+def in_pieces(one: Pass, max_tokens: int, at_least: int, *, trees: bool) -> Sequence[MicroBatch]:
+    """All micro-batches of a pass, as far as it can be cut.
+
+    Smaller ones where they would be fewer than the processes that share them, and where no tree fits the model: then a beginning is
+    computed by every run that has it, and it is those tokens that must be at most so many.
+    """
     found, budget = one.micro_batches(max_tokens), max_tokens
-    while len(found) < at_least and (smaller := halved(budget, lambda tokens: len(one.micro_batches(tokens)))):
+    # What is larger by itself stays: it is no reason to compute every other run alone.
+    most = float("inf") if trees else max([max_tokens, *(row_tokens(micro.tree) for micro in one.micro_batches(1))])
+
+    def too_large() -> bool:
+        return not trees and any(row_tokens(micro.tree) > most for micro in found)
+
+    while (len(found) < at_least or too_large()) and (smaller := halved(budget, lambda tokens: len(one.micro_batches(tokens)))):
         budget, found = smaller, one.micro_batches(smaller)
     return found
+
+
+def row_tokens(tree: TreeBatch) -> int:
+    """Tokens of its paths as separate rows, padding aside."""
+    return sum(map(len, leaf_paths(tree)))
 
 
 def tokens_of(passes: Sequence[Pass], max_tokens: int) -> int:

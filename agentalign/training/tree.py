@@ -6,6 +6,7 @@ tokens of a node lie beside each other: a *segment*.
 
 Two surprises. Nothing is shifted: the log-probability of token t is read from the hidden state at `parents[t]`, and siblings read
 the same row. And a run is not a leaf: with a template that rewrites history it is several paths, so sums go by run, never by leaf.
+There is no gate on how much is shared: rows that share nothing cost no more in a tree than as rows (benchmarks/RESULTS.md).
 """
 
 from collections.abc import Callable, Iterable, Sequence

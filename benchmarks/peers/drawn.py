@@ -34,6 +34,8 @@ def drawn_base(name: str, cache: Path, device: torch.device) -> str:
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(tokenizer.folder / file, partial)
         partial.rename(folder)
+        del network
+        torch.cuda.empty_cache()
     return str(folder)
 
 

@@ -1,7 +1,9 @@
 """A disk that fills up during a training: one clear sentence, the last good checkpoint is whole, and the same command goes on."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,43 @@ pytestmark = pytest.mark.hard
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, 1 MB."""
-    folder = tmp_path / "disk"
+    with mounted(tmp_path / "disk", "1m") as folder:
+        yield folder
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    """A file system in memory."""
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"a small file system cannot be mounted here ({done.stderr.strip() or done.returncode})")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_command_on_a_full_disk_says_so_in_one_sentence_and_what_was_stored_is_there(tmp_path: Path) -> None:
+    def agentalign(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "agentalign", *words], cwd=project, capture_output=True, text=True, check=False)
+
+    with mounted(tmp_path / "disk", "6m") as disk:
+        project = disk / "project"
+        project.mkdir()
+        assert agentalign("init").returncode == 0
+        assert agentalign("rollout", "hello", "--policy", "expert", "--split", "dev").returncode == 0
+        before = agentalign("runs", "list", "--json").stdout
+        with pytest.raises(OSError, match="No space"):
+            _fill(disk / "ballast")
+        full = agentalign("rollout", "hello", "--policy", "expert", "--split", "train", "--n", "40")
+        assert full.returncode == 1
+        assert "Traceback" not in full.stderr
+        assert "no room left on its disk" in full.stderr.splitlines()[-1], full.stderr
+        (disk / "ballast").unlink()
+        assert agentalign("runs", "list", "--json").stdout == before
+        again = agentalign("rollout", "hello", "--policy", "expert", "--split", "train", "--n", "40")
+        assert again.returncode == 0, again.stderr
 
 
 def test_full_disk_keeps_the_last_good_checkpoint(small_disk: Path, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import hashlib
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,13 +22,14 @@ from tests.small_project import DPO, PPO, REWARD, SFT, make_project
 pytestmark = pytest.mark.hard
 
 TRAIN = """
-import json, sys
+import json, logging, sys
 from importlib import import_module
 from pathlib import Path
 import torch
 from agentalign.config.project import Project
 
 torch.set_num_threads(1)
+logging.basicConfig(filename=Path(sys.argv[4]) / "log.txt", level=logging.INFO)
 recipe, name, settings, root = sys.argv[1:]
 config = getattr(import_module(f"agentalign.config.{recipe}"), name)
 print("ready", flush=True)
@@ -58,18 +61,61 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bytes(projec
     expected = _files(whole, _finish(recipe, whole))
     assert expected
     draw = random.Random(recipe)
-    killed_in_a_save = 0
+    killed_in_a_save, left = 0, False
     for number in range(KILLS):
         with _start(recipe, torn) as process:  # closes its pipe, and waits for it
             # Inside a save first, after a number of checkpoints drawn by chance; the last at any moment, when it may be done already.
-            steps, deadline = draw.randint(0, 3), time.monotonic() + draw.uniform(0.0, 6.0)
+            steps, deadline = draw.randint(number, 3), time.monotonic() + draw.uniform(0.0, 6.0)
             while process.poll() is None and (time.monotonic() < deadline or number < KILLS - 1):
                 if number < KILLS - 1 and _saving(torn, steps):
                     killed_in_a_save += 1
                     break
             process.kill()
+        left |= process.returncode != 0 and any(torn.glob(".agentalign/trainings/*/checkpoints/step-*"))
     assert killed_in_a_save, "no kill fell into a save; the test did not test what it says"
     assert _files(torn, _finish(recipe, torn)) == expected
+    if left:  # else it was done before a kill found a checkpoint
+        assert "resumed at step" in (torn / "log.txt").read_text(), "it began anew each time, whatever it had saved"
+    assert "resumed at step" not in (whole / "log.txt").read_text()
+
+
+def test_a_command_that_is_asked_to_end_does_so_and_leaves_nothing_running(project, tmp_path):
+    root = shutil.copytree(project.root, tmp_path / "asked", symlinks=True)
+    dials = {**SFT, "max_steps": 300, "seed": 6, "eval_every_steps": 100, "save_every_steps": 50}
+    words = [word for name, value in dials.items() for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))]
+    command = [sys.executable, "-m", "agentalign", "train", "sft", *words]
+    shutil.rmtree(root / ".agentalign" / "trainings")  # those of before
+    with subprocess.Popen(command, cwd=root, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline and not _steps(root) > 2:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    done = _steps(root)
+    assert process.returncode == 1 and 2 < done < 300, said
+    assert "Run the same command again to go on" in said.splitlines()[-1]
+    assert not _running(process.pid), "a process of its own outlived it"
+    again = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"resumed at step {done}" in again.stderr
+    assert _steps(root) == 300
+
+
+def _steps(root: Path) -> int:
+    """Steps that metrics.jsonl holds."""
+    lines = [line for file in (root / ".agentalign" / "trainings").glob("*/metrics.jsonl") for line in file.read_text().splitlines()]
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}") and '"asked"' not in line), default=0)
+
+
+def _running(group: int) -> list[str]:
+    """What of this process group is there and has not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _parent, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(stat.parent.name)
+    return found
 
 
 def _start(recipe: str, root: Path) -> subprocess.Popen[str]:
