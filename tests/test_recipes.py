@@ -131,7 +131,7 @@ def test_a_base_that_only_a_card_names_is_never_fetched(project, monkeypatch):
     registry = Registry(project.adapters)
     card, folder = registry.resolve("toy_desk@1")
     unnamed = DPOConfig(**{key: value for key, value in DPO.items() if key != "base"})
-    for name in ("stranger/model", "../../nowhere", "not a name \x1b[2J"):
+    for name in ("stranger/model", "../../nowhere", "not a name \x1b[2J", "~nobody/model", "long/" * 2000, "no\0thing"):
         monkeypatch.setattr(Registry, "resolve", lambda _self, _ref, name=name: (card.model_copy(update={"base": name}), folder))
         with pytest.raises(RegistryError, match=r"not on this machine\. If you trust it, name it: base") as refused:
             base_name(unnamed, registry, "toy_desk")

@@ -37,17 +37,16 @@ def base_name(config: TrainingConfig, registry: Registry, policy: str) -> str:
         return FIRST_BASE
     registry.verify(card.ref)
     if not _at_hand(card.base):
-        raise RegistryError(f"{card.ref} was trained on {card.base!a}, which is not on this machine. If you trust it, name it: base.")
+        raise RegistryError(f"{card.ref} was trained on {card.base!a:.100}, which is not on this machine. If you trust it, name it: base.")
     logger.info("base: %s, that of %s; base: names another", card.base, card.ref)
     return card.base
 
 
 def _at_hand(base: str) -> bool:
-    if Path(base).expanduser().exists():
-        return True
     try:
-        return isinstance(try_to_load_from_cache(base, "config.json"), str)
-    except HFValidationError:
+        return Path(base).expanduser().exists() or isinstance(try_to_load_from_cache(base, "config.json"), str)
+    except (HFValidationError, OSError, RuntimeError, ValueError):
+        # Too long for a path, nobody's home, no name of a model: a card says what it will.
         return False
 
 
