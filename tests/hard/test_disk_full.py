@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
-from agentalign.errors import TrainingError
+from agentalign.errors import TrainingError, disk_is_full
 from agentalign.training.checkpoint import load_checkpoint
 from agentalign.training.engine import train
 from agentalign.training.schedule import Plan
@@ -82,6 +84,21 @@ def test_full_disk_keeps_the_last_good_checkpoint(small_disk: Path, tmp_path: Pa
     assert kept.step == 3
     (small_disk / "ballast").unlink()
     assert torch.equal(run("again", small_disk / "run", fill=False), run("whole", tmp_path / "run", fill=False))
+
+
+def test_what_an_adapter_raises_for_which_there_is_no_room_is_known_for_that(small_disk: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path, CONFIGS["llama"])
+    with pytest.raises(OSError, match="No space"):
+        _fill(small_disk / "ballast")
+    with pytest.raises((OSError, SafetensorError)) as of_files:
+        model.save_adapter("policy", small_disk / "adapter")
+    assert disk_is_full(of_files.value)
+    (small_disk / "ballast").write_bytes(b"0" * 800_000)  # room for the settings, and none for the weights
+    with pytest.raises((OSError, SafetensorError)) as of_weights:
+        save_file({"weights": torch.zeros(200_000)}, small_disk / "weights.safetensors")
+    assert disk_is_full(of_weights.value)
+    assert not disk_is_full(RuntimeError("a log line that says: No space left on device"))
+    assert not disk_is_full(PermissionError(13, "Permission denied"))
 
 
 def _fill(path: Path) -> None:
