@@ -1,5 +1,6 @@
 """Our side of the comparison with TRL trains: nobody runs a benchmark for weeks, and what it calls moves on meanwhile."""
 
+import importlib
 import json
 import math
 import shutil
@@ -36,3 +37,36 @@ def test_our_side_of_every_comparison_trains(tmp_path: Path, recipe: str) -> Non
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["losses"]) == 4 and all(math.isfinite(loss) for loss in found["losses"])
+
+
+@pytest.mark.hard
+def test_what_a_longer_comparison_had_measured_outlives_a_shorter_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    peers = importlib.import_module("peers")
+    one, other = peers.Cell("order desk", "sft", "tuned"), peers.Cell("order desk", "dpo", "default")
+    progress = peers.Progress(tmp_path / "progress.json", "this machine")
+    progress.add(other, {"losses": [1.0]}, {"losses": [2.0]})
+    progress.add_exact(one, {"losses": [3.0]}, {"losses": [4.0]})  # and cut before its first repetition
+    again = peers.Progress(tmp_path / "progress.json", "this machine")
+    assert again.exact(one) == {"ours": {"losses": [3.0]}, "trl": {"losses": [4.0]}} and again.sides(one) == {"ours": [], "trl": []}
+    again.add(one, {"losses": [5.0]}, {"losses": [6.0]})
+    again.done(one)
+    again.forget([one])
+    last = peers.Progress(tmp_path / "progress.json", "this machine")
+    assert last.sides(one)["ours"] == [] and not last.is_done(one)
+    assert last.sides(other) == {"ours": [{"losses": [1.0]}], "trl": [{"losses": [2.0]}]}
+    assert peers.Progress(tmp_path / "progress.json", "other code").sides(other)["ours"] == []
+
+
+@pytest.mark.hard
+@pytest.mark.parametrize(("ours", "trl", "equal"), [(0.0953, 0.0899, True), (0.1010, 0.0969, False)])
+def test_losses_are_equal_where_fp32_is_and_ours_stays_near_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours, trl, equal) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    peers = importlib.import_module("peers")
+    cell, job = peers.Cell("order desk", "dpo", "tuned"), {"bf16": True}
+    progress = peers.Progress(tmp_path / "progress.json", "this machine")
+    progress.add_exact(cell, {"losses": [0.6931, 0.0969]}, {"losses": [0.6931, 0.0969]})
+    progress.add(cell, {"losses": [0.6931, ours]}, {"losses": [0.6931, trl]})
+    assert peers.compared(cell, job, progress)[1] is equal
+    progress.add_exact(cell, {"losses": [0.6931, 0.0969]}, {"losses": [0.6931, 0.0972]})
+    assert not peers.compared(cell, job, progress)[1], "what differs in fp32 is no rounding"
