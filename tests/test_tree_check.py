@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from agentalign.recipes.data import Part, Turn, fixed_logprobs
+from agentalign.training.engine import train
 from agentalign.training.model import Model
-from agentalign.training.step import Pass
+from agentalign.training.schedule import Plan
+from agentalign.training.step import Learner, Pass, row_tokens
 from agentalign.training.top_tokens import turn_logprobs
 from agentalign.training.tree import build_tree, pack
 from agentalign.training.tree_check import TOLERANCE, advise, check_tree, settle_trees
@@ -91,6 +93,22 @@ def test_a_tree_without_branches_proves_nothing_of_one_with_some(tmp_path):
     # The first batch holds one run, and is no proof either.
     settle_trees(model, "policy", PARTS, max_tokens=170)
     assert not model.tree_capable
+
+
+def test_a_step_that_finds_trees_wrong_is_cut_anew_for_rows(tmp_path):
+    runs = [Part((Turn((*range(5, 45), 50 + number), (6, 7, 8)),)) for number in range(6)]  # 40 tokens in common, 4 of their own
+    seen = []
+
+    def loss(model, batch):
+        seen.append((model.tree_capable, row_tokens(batch.tree)))
+        return sft(model, batch)
+
+    one = Pass("policy", lambda tokens: [micro(some) for some in pack(runs, max_tokens=tokens, runs_of=lambda run: [run])], loss)
+    model = looking_back(tmp_path / "model")
+    plan = Plan(total_steps=1, schedule="constant", micro_batch_tokens=100)
+    train(model, [Learner("policy")], lambda start: iter([[one]][start:]), plan, folder=tmp_path / "run")
+    assert not model.tree_capable
+    assert seen[-3:] == [(False, 88)] * 3, "rows of 264 tokens went through at once, where 100 were allowed"
 
 
 def test_where_memory_runs_out_smaller_trees_are_looked_at(tmp_path):
