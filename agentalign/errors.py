@@ -93,7 +93,10 @@ class TasksetError(AgentAlignError):
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """True for what the system raises when a disk has no room, and what safetensors makes of it; the store has a sentence of its own."""
+    """True for what the system raises when a disk has no room, and what safetensors makes of it; the store has a sentence of its own.
+
+    Safetensors' error is known by name: nothing is imported down here.
+    """
     if isinstance(error, OSError):
         return error.errno == errno.ENOSPC
     return type(error).__name__ == "SafetensorError" and "No space left on device" in str(error)

@@ -26,7 +26,8 @@ def base_name(config: TrainingConfig, registry: Registry, policy: str) -> str:
     """The base that the config names, else that of the adapter to continue, which `resolve_start` holds it to.
 
     Raises:
-        RegistryError: that adapter is damaged, or names a base that is not on this machine: only who is told a name fetches it.
+        RegistryError: that adapter is damaged, or names a base that this machine never had: no card makes it fetch a stranger's. (One that
+            is in the hub's cache may still be brought up to date there, as where it is named.)
     """
     if config.base is not None:
         return config.base
