@@ -61,7 +61,7 @@ me = ranks.rank()
 assert ranks.world() == 2
 assert ranks.gathered(f"rank {me}") == ["rank 0", "rank 1"]
 assert ranks.first(lambda: me) == 0
-assert ranks.share(["aaaa", "bb", "c", "d"], len) == (["aaaa"] if me == 0 else ["bb", "c", "d"])
+assert ranks.shares(["aaaa", "bb", "c", "d"], len) == [["aaaa"], ["bb", "c", "d"]]
 def refuse():
     assert me == 0, "the work was done by more than the first"
     raise DataError("there is nothing to learn from.")
@@ -214,7 +214,7 @@ def test_a_folder_that_another_training_holds_is_refused_to_all(tmp_path):
 
 def test_one_process_does_everything_itself():
     assert (ranks.world(), ranks.rank(), ranks.gathered(3), ranks.first(lambda: 4)) == (1, 0, [3], 4)
-    assert ranks.share([5, 1], int) == [5, 1]
+    assert ranks.shares([5, 1], int) == [[5, 1]]
 
 
 def test_figures_of_all_processes_make_the_step_s_means():
@@ -226,8 +226,8 @@ def test_figures_of_all_processes_make_the_step_s_means():
     assert means([one, two]) == {"loss": 0.75, "accuracy": 0.75}
 
 
-def test_a_launcher_that_would_cut_the_base_into_shards_is_refused(monkeypatch):
-    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+def test_a_launcher_that_asks_for_what_would_not_happen_is_refused(monkeypatch):
+    for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")):
         monkeypatch.setenv(variable, "true")
         with pytest.raises(TrainingError, match=rf"asks for {name}.*every process holds the whole base"):
             ranks.start()

@@ -72,10 +72,8 @@ class Acting:
         how much is left. With too few open runs for the steps all are kept; where none is open, nothing but the anchor moves the policy.
         """
         model, config = self.model, self.config
-        seed = seed_of(config, iteration)
         tasks = self._tasks(iteration)
-        jobs = [Job(task, sample) for task in tasks[ranks.rank() :: ranks.world()] for sample in range(config.samples_per_task)]
-        everyone = ranks.gathered(act(model, self.work, self.pool, jobs, name=f"{self.training}/{iteration}", config=config, seed=seed))
+        everyone = self._acted_out(tasks, iteration)
         place = {task.id: index for index, task in enumerate(tasks)}
         results = sorted((result for some, _ in everyone for result in some), key=lambda result: place[result.trajectory.task_id or ""])
         scores = [score for _, some in everyone for score in some]
@@ -106,6 +104,19 @@ class Acting:
         ranks.first(lambda: note_experience(self.work.project.trainings / self.training, iteration, found))
         self._say(iteration, runs, worth, found, scores, _mean(written))
         return found
+
+    def _acted_out(self, tasks: Sequence[Task], iteration: int) -> list[tuple[list[RolloutResult], list[Score]]]:
+        """Each process's share of the runs; of a base in shards every turn is everybody's, and the first one has all runs."""
+
+        def acted(some: Sequence[Task]) -> tuple[list[RolloutResult], list[Score]]:
+            config = self.config
+            jobs = [Job(task, sample) for task in some for sample in range(config.samples_per_task)]
+            name, seed = f"{self.training}/{iteration}", seed_of(config, iteration)
+            return act(self.model, self.work, self.pool, jobs, name=name, config=config, seed=seed)
+
+        if ranks.shards():
+            return [ranks.first(lambda: acted(tasks))]
+        return ranks.gathered(acted(tasks[ranks.rank() :: ranks.world()]))
 
     def rewards(self, runs: Sequence[Trajectory], rendered: Sequence[Rendered], scores: Sequence[Score]) -> list[float | None]:
         """Overall value per run: the checks' scores, and the reward model's answer to every criterion that only people can answer."""

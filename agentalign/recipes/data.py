@@ -18,9 +18,10 @@ from agentalign.store.store import Store
 from agentalign.training import ranks
 from agentalign.training.dialect import Dialect
 from agentalign.training.logprob_cache import cached, owner_of
-from agentalign.training.memory import halved, is_out_of_memory
+from agentalign.training.memory import halved, smaller_may_fit
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
+from agentalign.training.sharding import keep_in_step
 from agentalign.training.step import MicroBatch
 from agentalign.training.tree import TreeBatch, build_tree, pack
 from agentalign.training.tree_check import settle_trees
@@ -163,12 +164,14 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
         full = False
         try:
             with model.using(adapter), torch.no_grad():
-                for members in batches(budget)[ranks.rank() :: ranks.world()]:
+                everything = batches(budget)
+                mine = everything[ranks.rank() :: ranks.world()]
+                for members in mine:
                     tree = build_tree([parts[i] for i in members]).to(model.device)
                     found |= dict(zip(members, read(tree), strict=True))
+                keep_in_step(model, len(everything[:: ranks.world()]) - len(mine))
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+            smaller_may_fit(error)
             full = True
         everyone = ranks.gathered((found, full))
         if not any(one for _, one in everyone):

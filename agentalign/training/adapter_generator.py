@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agentalign.training import ranks
 from agentalign.training.generate import Generator
 from agentalign.training.memory import give_back, is_out_of_memory
 from agentalign.training.model import Model
@@ -16,8 +17,10 @@ logger = logging.getLogger("agentalign")
 
 
 def adapter_generator(model: Model, adapter: str) -> Generator:
-    """Of an adapter in memory, as its weights are now: they may not change while it is in use."""
+    """Of an adapter in memory, as its weights are now: they may not change while it is in use. A base in shards is never copied."""
     stop_ids, pad_id = model.dialect.stop_ids, model.dialect.pad_id
+    if ranks.shards():
+        return Generator(model.network, stop_ids, pad_id, within=lambda: _speaking(model, adapter))
     try:
         return Generator(model.merged_copy(adapter), stop_ids, pad_id)
     except (RuntimeError, MemoryError) as error:

@@ -9,7 +9,7 @@ and a fall below the start ends the training.
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,19 +20,19 @@ from torch import Tensor
 from agentalign.errors import TrainingError, TrainingStoppedError
 from agentalign.training import ranks
 from agentalign.training.checkpoint import Snapshot, flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
-from agentalign.training.memory import give_back, halved, is_out_of_memory, peak_memory
-from agentalign.training.metrics import StepSums, forget_rows_after, means, short, write_line, write_plan, write_row
+from agentalign.training.memory import give_back, is_out_of_memory, peak_memory
+from agentalign.training.metrics import StepSums, counts_of, forget_rows_after, means, short, write_line, write_plan, write_row
 from agentalign.training.model import Model
+from agentalign.training.room import remember, remembered, smaller_budget
 from agentalign.training.schedule import Plan, clip_gradients
-from agentalign.training.step import Evaluated, Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces, rate_groups, tokens_of
+from agentalign.training.sharding import keep_in_step
+from agentalign.training.step import Evaluated, Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces, rate_groups
 from agentalign.training.stopping import StopRequest
 from agentalign.training.trackers import Report
 from agentalign.training.tree_check import advise, check_trees
 
 logger = logging.getLogger("agentalign")
 MAX_SKIPPED_STEPS = 3
-RECOMPUTE_COST = 1.3
-"""A step with recomputed activations costs this many plain ones: a forward more, beside a forward and a backward of two forwards' work."""
 NOT_FINITE = "not_finite.jsonl"
 """In a training's folder: steps that were not applied, and the runs in them."""
 
@@ -154,6 +154,8 @@ class _Loop:
                 if not is_out_of_memory(error):
                     raise
                 problem = (str(error) or type(error).__name__).splitlines()[0]
+                if ranks.shards():
+                    self._come_back_smaller(passes, problem)
             # Outside of the handler: the error's traceback holds the tensors that did not fit. What one process lacks, all do without.
             everyone = ranks.gathered((found, problem, (trees, self.model.tree_capable)))
             problem = next((text for _, text, _ in everyone if text), "")
@@ -172,37 +174,27 @@ class _Loop:
         if any(ranks.gathered(self.model.forget_merged_copy())):  # one process may have it; what follows is every one's
             logger.warning("out of memory (%s): the merged copy that the policy acted from is given up until it acts again", problem)
         else:
-            self._shrink(passes, problem)
+            self.budget = smaller_budget(self.model, passes, self.budget, self.plan.micro_batch_tokens, problem)
         give_back(self.model.device)
 
-    def _shrink(self, passes: Sequence[Pass], problem: str) -> None:
-        smaller = halved(self.budget, lambda budget: sum(len(one.micro_batches(budget)) for one in passes))
-        # Smaller micro-batches compute a shared prefix more often; recomputing activations may be the cheaper way.
-        dear = smaller is None or tokens_of(passes, smaller) > RECOMPUTE_COST * tokens_of(passes, self.plan.micro_batch_tokens)
-        if self.model.may_recompute and dear:
-            logger.warning("out of memory (%s): activations are recomputed from here on, with the same gradient", problem)
-            self.model.recompute_activations()
-        elif smaller is None:
-            hint = "L" if self.model.recomputes else "Set gradient_checkpointing: auto, l"
-            raise TrainingError(
-                f"step {self.step} does not fit into memory although every micro-batch holds one run or pair only ({problem}). "
-                f"{hint}ower max_tokens to leave out the longest runs, or take a smaller base."
-            )
-        else:
-            logger.warning("out of memory (%s): micro-batches of %d tokens from here on, with the same gradient", problem, smaller)
-            self.budget = smaller
+    def _come_back_smaller(self, passes: Sequence[Pass], problem: str) -> NoReturn:
+        """The other processes wait in the middle of a layer: the step cannot be done again by these ones, but by the next."""
+        smaller = smaller_budget(self.model, passes, self.budget, self.plan.micro_batch_tokens, problem)
+        remember(self.folder, smaller, recomputes=self.model.recomputes)
+        raise TrainingError(
+            f"step {self.step} ran out of memory ({problem}) while the other processes, each with a part of the base, waited for this one. "
+            "Give the same command again: it goes on with smaller micro-batches, to the same gradient."
+        )
 
     def _accumulate(self, batches: Sequence[tuple[Pass, Sequence[MicroBatch]]], found: StepSums) -> None:
         """Forward and backward of this process's micro-batches. Every term is divided by its count over all of them."""
         for one, some in batches:
-            totals: dict[str, float] = {}
-            for micro in some:
-                for name, count in micro.counts.items():
-                    totals[name] = totals.get(name, 0.0) + count
-            mine = ranks.share(some, lambda micro: micro.tree.n_tokens)
+            totals = counts_of(micro.counts for micro in some)
+            everyone = ranks.shares(some, lambda micro: micro.tree.n_tokens)
+            mine = everyone[ranks.rank()]
             with self.model.using(one.adapter):
-                if mine:
-                    check_trees(self.model, [micro.tree for micro in mine])
+                if looked_at := some if ranks.shards() else mine:  # in step all must look at the same
+                    check_trees(self.model, [micro.tree for micro in looked_at])
                     self.advised = self.advised or advise(self.model, [one for one, _ in batches], self.budget)
                 for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in mine):
                     if ranks.world() == 1:
@@ -217,6 +209,7 @@ class _Loop:
                     for name, values in result.metrics.items():
                         found.add(name, float(values.sum()), values.numel())
                     found.involved += micro.trajectories
+                keep_in_step(self.model, max(map(len, everyone)) - len(mine))
 
     def _skip(self, metrics: dict[str, float], involved: list[str]) -> None:
         """Count a step that is not applied, and write down its runs; end the training after several in a row, or at once where asked."""
@@ -326,7 +319,13 @@ class _Loop:
         }
         return Snapshot(self.step, self._weights(), flatten_optimizer(self.optimizer), notes, self.best)
 
+    def _with_less(self, notes: Mapping[str, Any]) -> None:
+        self.budget = min(self.budget, int(notes.get("micro_batch_tokens", self.budget)))
+        if notes.get("recomputes") and self.model.may_recompute:
+            self.model.recompute_activations()
+
     def resume(self) -> None:
+        self._with_less(remembered(self.folder))
         snapshot = load_checkpoint(self.folder / "checkpoints")
         notes: dict[str, Any] = dict(snapshot.notes) if snapshot else {}
         evaluations = [(int(step), float(score)) for step, score in notes.get("evaluations", ())]
@@ -342,9 +341,7 @@ class _Loop:
         restore_optimizer(self.optimizer, snapshot.optimizer)
         self.step = self.first_step = snapshot.step
         self.best, self.tokens, self.first_metrics = snapshot.best, int(notes["tokens"]), dict(notes["first_metrics"])
-        self.budget = min(self.budget, int(notes["micro_batch_tokens"]))
-        if notes["recomputes"] and self.model.may_recompute:
-            self.model.recompute_activations()
+        self._with_less(notes)
         last = dict(notes.get("last_metrics", {}))
         self.outcome = Outcome(self.step, int(notes["best_step"]), evaluations, str(notes.get("stopped", "")), last)
         logger.info("resumed at step %d from %s", self.step, self.folder / "checkpoints")

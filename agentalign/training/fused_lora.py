@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from agentalign.training.quantize import plain_weight
+from agentalign.training.quantize import plain_weight, quant_state_of
 
 
 def fuse_lora(network: nn.Module) -> None:
@@ -56,7 +56,7 @@ def _foldable(layer: nn.Module, x: Tensor) -> bool:
     """fp32 throughout, and a layer whose forward is a product with its plain weight (an int8 layer rounds its input)."""
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return False
-    return type(layer) is nn.Linear or (isinstance(layer, bnb.nn.Linear4bit) and layer.weight.quant_state is not None)
+    return type(layer) is nn.Linear or (isinstance(layer, bnb.nn.Linear4bit) and quant_state_of(layer) is not None)
 
 
 class _FoldedLora(torch.autograd.Function):

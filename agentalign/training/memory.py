@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 import torch
 
+from agentalign.errors import TrainingError
+from agentalign.training import ranks
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for what CUDA, torch's CPU allocator and Python raise when memory is out."""
@@ -13,6 +16,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     # The CPU allocator and cuBLAS raise plain RuntimeErrors.
     words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(one in str(error) for one in words)
+
+
+def smaller_may_fit(error: BaseException) -> None:
+    """To be called where the work can be done again in smaller pieces: returns if memory was out, and raises the error if not.
+
+    Raises:
+        TrainingError: memory was out, but the other processes wait in the middle of the work.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    if ranks.shards():
+        raise TrainingError(ranks.BROKEN_OFF) from error
 
 
 def give_back(device: torch.device) -> None:

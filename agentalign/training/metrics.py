@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,9 +10,16 @@ from agentalign.errors import TrainingError
 
 SHOWN = ("loss", "rewards/accuracies", "accuracy", "reward/mean", "kl", "eval/score")
 """What the line on stderr shows, where a row has it."""
-
-
 PLAN_FILE = "plan.json"
+
+
+def counts_of(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Items per loss term in all of a step's micro-batches."""
+    totals: dict[str, float] = {}
+    for some in counts:
+        for name, count in some.items():
+            totals[name] = totals.get(name, 0.0) + count
+    return totals
 
 
 class StepSums:

@@ -25,8 +25,9 @@ from agentalign.training.dialect import Dialect
 from agentalign.training.fused_lora import fuse_lora
 from agentalign.training.logprobs import token_logprobs
 from agentalign.training.merging import MergedCopy
-from agentalign.training.quantize import Quantization, fast_bf16, load_network
+from agentalign.training.quantize import Quantization, fast_bf16
 from agentalign.training.rows import row_hidden
+from agentalign.training.sharding import load_base, walk_in_step
 from agentalign.training.tree import TreeBatch
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ class Model:
         if place == torch.device("cuda"):
             place = torch.device("cuda", torch.cuda.current_device())  # of several processes each has its own
         precision = dtype or (torch.bfloat16 if fast_bf16(place) else torch.float32)
-        network = load_network(base.folder, quantization, dtype=precision, device=place)
+        network = load_base(base.folder, quantization, dtype=precision, device=place)
         model = cls(network, base, Dialect.load(base), quantization=quantization, dtype=precision)
+        walk_in_step(model)
         model.may_recompute = gradient_checkpointing == "auto"
         if gradient_checkpointing is True:
             model.recompute_activations()

@@ -6,7 +6,7 @@ every layer right after loading, and a test compares gradients before and after 
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import bitsandbytes as bnb
 import torch
@@ -101,6 +101,12 @@ def _refuse_biased_head(network: PreTrainedModel) -> None:
         )
 
 
+def quant_state_of(module: bnb.nn.Linear4bit) -> Any:
+    """What its bytes mean; None before they are quantized. Of a weight that was gathered from shards the layer knows it."""
+    state = getattr(module.weight, "quant_state", None)
+    return module.quant_state if state is None else state
+
+
 def plain_weight(module: nn.Module) -> Tensor:
     """(out, in) weight of a linear layer as the quantized forward sees it, fp32.
 
@@ -108,8 +114,7 @@ def plain_weight(module: nn.Module) -> Tensor:
         ModelError: a kind of layer that cannot be read back.
     """
     if isinstance(module, bnb.nn.Linear4bit):
-        weight = module.weight
-        restored: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        restored: Tensor = bnb.functional.dequantize_4bit(module.weight.data, quant_state_of(module))
         return restored.float()
     if isinstance(module, bnb.nn.Linear8bitLt):
         scale = module.state.SCB if module.state.SCB is not None else module.weight.SCB

@@ -3,13 +3,16 @@
 Started by `accelerate launch` or `torchrun`, which set RANK, WORLD_SIZE and their like. All processes run the same recipe on the same
 data; what changes store, registry and checkpoints is done by the first one alone, and its result or its error handed
 to the others. With one process every function here is the plain thing it stands for.
+
+Where each holds a part of the base only (`sharding`), a forward is everybody's: then they go *in step*. Surprise: the first one still
+works alone, it only says before every forward that the others have to make one too.
 """
 
 import logging
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,50 +21,148 @@ from torch import Tensor
 from agentalign.errors import AgentAlignError, TrainingError
 
 T = TypeVar("T")
-SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM"}
+FSDP = "ACCELERATE_USE_FSDP"
+REFUSED = {"DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM"}
 """What `accelerate launch` sets where its config asks for these."""
+
+
+BROKEN_OFF = (
+    "a forward broke off in this process, and the others, each with a part of the base, wait for it there: the training cannot go on. "
+    "Give the same command again; where memory was short, with a lower micro_batch_tokens, or eval_every_steps: 0 if it happened in a gate."
+)
 
 
 class StopAskedError(BaseException):
     """Raised out of work that a request to end interrupts. Not an Exception: no handler of errors on its way may take it for one."""
 
 
+class Shards(NamedTuple):
+    """How a base is cut, as an accelerate config says."""
+
+    reshard_after_forward: bool
+    """Whether a layer's whole weights are given back before its backward, and gathered again for it."""
+
+
 class _Group:
     alone = False
+    """This process is the first one, in work that the others wait for."""
+    shards: Shards | None = None
+    forward: Callable[[], None] | None = None
+    """A forward of next to nothing: what the others make beside each forward of the first one."""
+    within = False
+    """A forward was begun and is not over."""
+    asked = False
+    """To end, while the first one worked alone and in step."""
 
 
-def alone() -> bool:
-    """Whether this process may break off by itself: it is the only one, or the others wait for what it does in `first`."""
-    return world() == 1 or _Group.alone
+def break_off() -> None:
+    """Raise StopAskedError if this process may: it is the only one, or the others wait for what it does in `first`.
+
+    Where they make its forwards with it, it is raised before the next one.
+    """
+    if _Group.alone and _Group.forward:
+        _Group.asked = True
+    elif world() == 1 or _Group.alone:
+        raise StopAskedError
+
+
+def shards() -> Shards | None:
+    """How the base is to be cut among the processes; None where each holds all of it."""
+    return _Group.shards
 
 
 def start() -> None:
-    """Join the processes that a launcher started; nothing where there is one only.
+    """Join the processes that a launcher started; nothing where there is one only and the base is not cut.
 
     Raises:
-        TrainingError: the launcher was told to cut the base into shards, which would not happen.
+        TrainingError: the launcher's config asks for what would not happen.
     """
-    for name, variable in SHARDING.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1"):
+    for name, variable in REFUSED.items():
+        if _says_yes(variable):
             raise TrainingError(
-                f"this accelerate config asks for {name}, which agentalign does not do: every process holds the whole base, and only the "
-                "steps are shared. Take a config without it, and a base that fits one card; NF4 needs about 0.6 bytes a parameter."
+                f"this accelerate config asks for {name}, which agentalign does not do. Take one without it, where every process holds the "
+                "whole base (NF4 needs about 0.6 bytes a parameter), or one with FSDP (fsdp_version: 2), which cuts the base into shards."
             )
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    if dist.is_initialized():
+        return
+    if _says_yes(FSDP):
+        _Group.shards = _wanted_shards()
+        os.environ[FSDP] = "false"  # or transformers would load weights in the first process alone, as accelerate's own wrapper wants it
+    # Objects and small facts go over gloo in any case; gradients over NCCL where they lie on GPUs.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if _Group.shards:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # Objects and small facts go over gloo in any case; gradients over NCCL where they lie on GPUs.
     # The others wait for the first one's dev gate, however long that takes.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=7))
+    dist.init_process_group(backend, timeout=timedelta(days=7))
     if rank() > 0:
         logging.getLogger("agentalign").setLevel(logging.ERROR)  # the first one speaks for all
+
+
+def _says_yes(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1")
+
+
+def _wanted_shards() -> Shards:
+    if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+        raise TrainingError(f"this accelerate config asks for FSDP {version}, which torch is about to drop; say fsdp_version: 2.")
+    if _says_yes("FSDP_OFFLOAD_PARAMS"):
+        raise TrainingError(
+            "this accelerate config asks for shards in main memory (fsdp_offload_params), which agentalign does not do: "
+            "say false, and take more cards or a smaller base."
+        )
+    if _says_yes("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise TrainingError(
+            "this accelerate config asks for fsdp_activation_checkpointing, which is a recipe's setting here: "
+            "say false, and gradient_checkpointing: true in the recipe."
+        )
+    return Shards(_says_yes("FSDP_RESHARD_AFTER_FORWARD"))
 
 
 def stop() -> None:
     """Leave the group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    _Group.shards = _Group.forward = None
+
+
+# -------------------------------------------------------------------- in step
+
+
+def go_in_step(forward: Callable[[], None]) -> None:
+    """From here on whatever the first one computes in `first`, the others compute with it, by `forward`."""
+    _Group.forward = forward
+
+
+def forward_begins() -> None:
+    """To be called before every forward of a base that is cut.
+
+    Raises:
+        StopAskedError: a request to end came since the last one.
+        TrainingError: an earlier forward broke off, and the others still wait inside of it.
+    """
+    if _Group.within:
+        raise TrainingError(BROKEN_OFF)
+    if _Group.asked:
+        raise StopAskedError
+    _Group.within = True
+    if _Group.alone:
+        _tell(more=True)
+
+
+def forward_ends() -> None:
+    """To be called after every one."""
+    _Group.within = False
+
+
+def _tell(*, more: bool = False) -> bool:
+    """Whether the first one makes another forward; it says so, and the others hear it."""
+    word = torch.tensor([int(more)])
+    dist.broadcast(word, src=0)
+    return bool(word.item())
 
 
 def world() -> int:
@@ -93,34 +194,50 @@ def first(work: Callable[[], T]) -> T:
         return work()
     box: list[tuple[T | None, AgentAlignError | StopAskedError | None]] = [(None, None)]
     if rank() > 0:
+        while _Group.forward and _tell():
+            _Group.forward()
         dist.broadcast_object_list(box, src=0)
     else:
-        _Group.alone = True
-        try:
-            box = [(work(), None)]
-        except (AgentAlignError, StopAskedError) as error:
-            box = [(None, error)]
-        except Exception as error:
-            dist.broadcast_object_list([(None, TrainingError(f"the first process failed: {type(error).__name__}: {error}"))], src=0)
-            raise
-        finally:
-            _Group.alone = False
-        dist.broadcast_object_list(box, src=0)
+        box = [_alone(work)]
+        _hand_out(box)
     result, failure = box[0]
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]
 
 
-def share(items: Sequence[T], size: Callable[[T], int]) -> list[T]:
-    """This process's items, in their order: the largest first to whoever has the least so far."""
-    if world() == 1:
-        return list(items)
-    loads, owner = [0] * world(), [0] * len(items)
+def _alone(work: Callable[[], T]) -> tuple[T | None, AgentAlignError | StopAskedError | None]:
+    _Group.alone = True
+    try:
+        return work(), None
+    except Exception as error:
+        if _Group.within:
+            # Nothing can be said to the others, who wait for the rest of this forward: the launcher ends them.
+            raise TrainingError(BROKEN_OFF) from error
+        if isinstance(error, AgentAlignError):
+            return None, error
+        _hand_out([(None, TrainingError(f"the first process failed: {type(error).__name__}: {error}"))])
+        raise
+    except StopAskedError as request:
+        return None, request
+    finally:
+        _Group.alone = _Group.asked = False
+
+
+def _hand_out(box: list[Any]) -> None:
+    if _Group.forward:
+        _tell(more=False)
+    dist.broadcast_object_list(box, src=0)
+
+
+def shares(items: Sequence[T], size: Callable[[T], int]) -> list[list[T]]:
+    """Every process's items, in their order: the largest first to whoever has the least so far."""
+    loads: list[int] = [0] * world()
+    owner = [0] * len(items)
     for index in sorted(range(len(items)), key=lambda i: (-size(items[i]), i)):
         owner[index] = loads.index(min(loads))
         loads[owner[index]] += size(items[index])
-    return [item for item, one in zip(items, owner, strict=True) if one == rank()]
+    return [[item for item, one in zip(items, owner, strict=True) if one == place] for place in range(world())]
 
 
 @torch.no_grad()

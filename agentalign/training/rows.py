@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from agentalign.training import ranks
 from agentalign.training.attention import leaf_paths
 from agentalign.training.tree import TreeBatch
 
@@ -17,11 +18,15 @@ CLOSE = 0.8
 
 
 def row_hidden(backbone: nn.Module, batch: TreeBatch, *, pad_id: int) -> Tensor:
-    """(T, H) last hidden states, one row per tree token."""
+    """(T, H) last hidden states, one row per tree token.
+
+    In one forward whatever their lengths where processes go in step: each has to know how many the others make.
+    """
     device = batch.tokens.device
     spoken_for = torch.zeros(batch.n_tokens, dtype=torch.bool)
     found, places = [], []
-    for paths in buckets(leaf_paths(batch)):
+    all_paths = leaf_paths(batch)
+    for paths in [all_paths] if ranks.shards() else buckets(all_paths):
         rows = torch.full((len(paths), max(map(len, paths))), pad_id, device=device)
         valid = torch.zeros_like(rows)
         for i, path in enumerate(paths):

@@ -13,7 +13,7 @@ from torch import Tensor
 from agentalign.training import ranks
 from agentalign.training.attention import leaf_paths
 from agentalign.training.logprobs import token_logprobs
-from agentalign.training.memory import halved, is_out_of_memory
+from agentalign.training.memory import halved, smaller_may_fit
 from agentalign.training.model import Model
 from agentalign.training.step import Pass, larger_budget
 from agentalign.training.tree import RunLike, TreeBatch, build_tree, pack
@@ -58,8 +58,7 @@ def settle_trees(model: Model, adapter: str, runs: Sequence[RunLike], *, max_tok
                 check_tree(model, _branching(build_tree(some) for some in batches(budget)).to(model.device))
             break
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+            smaller_may_fit(error)
         budget = halved(budget, lambda tokens: len(batches(tokens)))
     if not all(ranks.gathered(model.tree_capable)) and model.tree_capable:
         model.give_up_trees()

@@ -1,4 +1,4 @@
-"""Every recipe under a real launcher with two processes: one adapter, the one that a single process trains."""
+"""Every recipe under a real launcher with two processes, each with a whole base or half of it: one adapter, that of a single process."""
 
 import json
 import shutil
@@ -26,6 +26,13 @@ SETTINGS = {
 PLAIN = str(Path(__file__).parent / "without_bf16.py")
 """Two processes cut a step into other micro-batches than one does: what bfloat16 rounds by then is far more than 1e-5."""
 LAUNCHED = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", PLAIN]
+SHARDED = """
+distributed_type: FSDP
+fsdp_config:
+  fsdp_version: 2
+  fsdp_reshard_after_forward: true
+num_processes: 2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +44,16 @@ def project(tmp_path_factory):
 
 @pytest.mark.parametrize("recipe", list(SETTINGS))
 def test_two_processes_leave_the_adapter_of_one(project, tmp_path, recipe):
+    config = tmp_path / "accelerate.yaml"
+    config.write_text(SHARDED)
+    sharded = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), PLAIN]
     one = _trained(project, tmp_path / "one", recipe, [sys.executable, PLAIN])
-    two = _trained(project, tmp_path / "two", recipe, LAUNCHED)
-    assert one.keys() == two.keys()
-    # What was sampled in other batches may part at a rounding, so PPO's weights are only near.
-    tolerance = 2e-3 if recipe == "ppo" else 1e-5
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= tolerance
+    for name, command in (("two", LAUNCHED), ("shards", sharded)):
+        two = _trained(project, tmp_path / name, recipe, command)
+        assert one.keys() == two.keys()
+        # What was sampled in other batches may part at a rounding, so PPO's weights are only near.
+        tolerance = 2e-3 if recipe == "ppo" else 1e-5
+        assert max(float((one[key] - two[key]).abs().max()) for key in one) <= tolerance, name
 
 
 def test_a_refusal_is_said_and_ends_all_processes(project, tmp_path):

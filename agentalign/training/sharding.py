@@ -1,0 +1,120 @@
+"""A base that outgrows one card: each process keeps a part of every layer, and all of it only while the layer is computed.
+
+torch's FSDP2 cuts the frozen layers and gathers them; adapters, heads, embeddings and the output matrix stay whole in every process, as
+without it. Surprise: gathering needs every process, so all must make the same forwards and backwards in the same order, whatever each
+has to compute. Who has less than the others keeps in step with a forward of two tokens that counts for nothing.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import bitsandbytes as bnb
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from agentalign.errors import ModelError
+from agentalign.training import ranks
+from agentalign.training.quantize import Quantization, load_network
+from agentalign.training.tree import TreeBatch, build_tree
+
+if TYPE_CHECKING:
+    from agentalign.training.model import Model
+
+logger = logging.getLogger("agentalign")
+
+
+def load_base(folder: Path, quantization: Quantization, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The frozen base, whole or, where the launcher asks for it, as this process's shards of it.
+
+    For shards it is read into main memory first: there must be room for one quantized base a process there, and on the device for its
+    share of the layers, one whole layer, and embeddings and output matrix.
+
+    Raises:
+        ModelError: as `load_network`; a base that cannot be cut.
+    """
+    wanted = ranks.shards()
+    if wanted is None:
+        return load_network(folder, quantization, dtype=dtype, device=device)
+    if quantization == "int8":
+        raise ModelError("int8 layers keep their scales apart from their weights and cannot be cut into shards; take nf4 or none.")
+    network = load_network(folder, quantization, dtype=dtype, device=torch.device("cpu"))
+    layers = [module for module in network.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(f"{type(network).__name__} does not name its layers as transformers does, so it cannot be cut into shards.")
+    mesh = init_device_mesh(device.type, (ranks.world(),))
+    for layer in layers:
+        layer.to(device)
+        rounded = [(module, module.weight) for module in layer.modules() if isinstance(module, bnb.nn.Linear4bit)]
+        fully_shard(layer, mesh=mesh, reshard_after_forward=wanted.reshard_after_forward)
+        for module, weight in rounded:
+            # What a 4-bit weight knows of itself is lost with its type: the layer asks itself then, and PEFT its shard.
+            module.quant_state = weight.quant_state
+            module.weight.quant_type, module.weight.compress_statistics = weight.quant_type, weight.compress_statistics
+    inside = {module for layer in layers for module in layer.modules()}
+    for module in network.modules():
+        if module not in inside and not any(True for _ in module.children()):
+            module.to(device)
+    whole = {parameter for parameter in network.parameters() if not isinstance(parameter, DTensor)}
+    # The trunk has nothing to gather: as the layers' root it lets them be gathered ahead of their turn.
+    fully_shard(network.get_decoder(), mesh=mesh, reshard_after_forward=False, ignored_params=whole)
+    logger.info("the base is cut into shards: each of %d processes holds %.3f GiB of it", ranks.world(), bytes_of(network) / 2**30)
+    return network
+
+
+def bytes_of(network: nn.Module) -> int:
+    """What its parameters take in this process."""
+    parts = (p.to_local() if isinstance(p, DTensor) else p for p in network.parameters())
+    return sum(part.numel() * part.element_size() for part in parts)
+
+
+class _Turn(NamedTuple):
+    context: tuple[int, ...]
+    completion: tuple[int, ...]
+
+
+class _Run(NamedTuple):
+    turns: tuple[_Turn, ...]
+
+
+def walk_in_step(model: "Model") -> None:
+    """Let the other processes make every forward that the first one makes alone. Nothing to do for a base that is whole."""
+    if ranks.shards() is None:
+        return
+    model.backbone.register_forward_pre_hook(lambda *_: ranks.forward_begins())
+    model.backbone.register_forward_hook(lambda *_: ranks.forward_ends())
+    small = _smallest(model)
+
+    @torch.no_grad()
+    def forward() -> None:
+        model.hidden(small)
+
+    # The first forward makes the room that layers are gathered in. Were it one of a policy that acts, in inference mode, no backward could
+    # ever use that room.
+    forward()
+    ranks.go_in_step(forward)
+
+
+def keep_in_step(model: "Model", missing: int) -> None:
+    """Make forwards, and backwards where gradients are on, that add nothing. To be called inside `model.using`.
+
+    Args:
+        missing: how many the other processes make that this one does not.
+    """
+    if ranks.shards() is None:
+        return
+    small = _smallest(model)
+    for _ in range(missing):
+        hidden = model.hidden(small)
+        if hidden.requires_grad:
+            hidden.backward(torch.zeros_like(hidden))  # type: ignore[no-untyped-call]
+
+
+def _smallest(model: "Model") -> TreeBatch:
+    token = model.dialect.pad_id
+    return build_tree([_Run((_Turn((token,), (token,)),))]).to(model.device)

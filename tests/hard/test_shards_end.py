@@ -1,0 +1,100 @@
+"""How a training ends whose base is cut into shards: asked to, out of memory in one process, or with a forward that broke off."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_sharding import MADE, SHARDED
+
+pytestmark = pytest.mark.hard
+ROOT = Path(__file__).parents[2]
+STOPPED = (
+    MADE
+    + """
+import signal
+from agentalign.errors import TrainingStoppedError
+model = load()
+
+def gate():
+    act(model)
+    os.kill(os.getpid(), signal.SIGTERM)
+    act(model)
+    raise AssertionError("the gate went on after the request to end")
+
+try:
+    run(model, root / "run", evaluate=lambda step, first: ranks.first(gate), save_every_steps=9, eval_at_start=False)
+except TrainingStoppedError as error:
+    print(error, flush=True)
+ranks.stop()
+"""
+)
+SHORT = (
+    MADE
+    + """
+model = load()
+seen = []
+
+def loss(model, batch):
+    seen.append(batch.tree.n_runs)
+    if batch.tree.n_runs > 1:  # in one of the processes, while the other goes on
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return sft(model, batch)
+
+run(model, root / "run", loss=loss, save_every_steps=1)
+print(sorted(seen), flush=True)
+"""
+)
+BROKEN = (
+    MADE
+    + """
+model = load()
+layer = model.backbone.layers[1]
+whole = layer.forward
+
+def gate():
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    layer.forward = fails
+    return act(model)
+
+run(model, root / "run", evaluate=lambda step, first: ranks.first(gate))
+"""
+)
+
+
+def launched(code, folder):
+    """Both processes under torch's launcher, which ends the one when the other fails."""
+    folder.mkdir(exist_ok=True)
+    script = folder / "script.py"
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(folder)]
+    about = os.environ | SHARDED | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=about, text=True, capture_output=True, timeout=240)
+
+
+def test_a_request_to_end_in_the_gate_is_answered_before_its_next_forward(tmp_path):
+    done = launched(STOPPED, tmp_path / "x")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("step 2; step 2 is saved") == 2, "one of them did not end, or ended otherwise"
+
+
+def test_a_step_without_memory_ends_all_and_the_same_command_goes_on_with_less(tmp_path):
+    ended = launched(SHORT, tmp_path / "x")
+    assert ended.returncode != 0
+    assert "ran out of memory (CUDA out of memory.)" in ended.stderr
+    assert "it goes on with smaller micro-batches" in ended.stderr
+    for _ in range(3):  # a halving each
+        if (done := launched(SHORT, tmp_path / "x")).returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "[1, 1, 1, 1, 1, 1]" in done.stdout
+
+
+def test_a_forward_of_the_gate_that_broke_off_ends_all(tmp_path):
+    ended = launched(BROKEN, tmp_path / "x")
+    assert ended.returncode not in (0, -signal.SIGKILL)
+    assert "a forward broke off in this process" in ended.stderr
