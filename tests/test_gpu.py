@@ -9,6 +9,7 @@ from agentalign.training.model import Model
 from agentalign.training.tree import build_tree
 from agentalign.training.tree_check import TOLERANCE, check_tree
 from tests.test_attention import CONFIGS, draw_lora, make_model, three_levels_deep, tree_pass
+from tests.test_sharding import compare_shards_with_the_whole, sharded  # noqa: F401  (a fixture)
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")]
@@ -53,6 +54,11 @@ def test_four_bit_gradients_are_the_same_before_and_after_an_evaluation(tmp_path
     torch.testing.assert_close(before[0], after[0])
     for one, other in zip(before[1], after[1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.usefixtures("sharded")
+def test_a_base_in_shards_scores_and_learns_as_the_whole(tmp_path):
+    compare_shards_with_the_whole(tmp_path, DEVICE)
 
 
 def test_generation_writes_what_it_writes_on_the_cpu(tmp_path):

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from agentalign.errors import ModelError, TrainingError
 from agentalign.training import ranks
 from agentalign.training.memory import smaller_may_fit
 from agentalign.training.model import Model
 from agentalign.training.sharding import keep_in_step
-from tests.test_attention import CONFIGS, make_model
+from tests.test_attention import CONFIGS, draw_lora, make_model, three_levels_deep, tree_pass
 from tests.test_ranks import run_two
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
@@ -124,14 +125,38 @@ def test_a_config_that_asks_for_more_is_refused(monkeypatch, settings, problem):
     assert ranks.shards() is None
 
 
+def compare_shards_with_the_whole(folder, device):
+    """One process, which holds all shards, computes from them what it computes from the whole base."""
+    found = []
+    for _ in range(2):
+        model = Model.load(make_model(folder, CONFIGS["llama"]).base, quantization="nf4", device=device, dtype=torch.float32)
+        model.add_adapter("policy", r=4, alpha=8, seed=3)
+        draw_lora(model)
+        found.append(tree_pass(model, three_levels_deep()))
+        ranks.start()
+    assert isinstance(model.backbone, FSDPModule), "nothing was cut"
+    for one, other in zip([found[0][0], *found[0][1]], [found[1][0], *found[1][1]], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("sharded")
+def test_one_process_computes_from_shards_what_it_computes_from_the_whole(tmp_path):
+    compare_shards_with_the_whole(tmp_path, "cpu")
+
+
 @pytest.fixture
-def alone(monkeypatch):
-    """One process whose config asks for shards: it holds them all."""
+def sharded(monkeypatch):
+    """A launcher's config that asks for shards."""
     for name, value in SHARDED.items():
         monkeypatch.setenv(name, value)
-    ranks.start()
     yield
     ranks.stop()
+
+
+@pytest.fixture
+def alone(sharded):
+    """One process whose config asks for shards: it holds them all."""
+    ranks.start()
 
 
 def test_int8_is_refused(alone, tmp_path):

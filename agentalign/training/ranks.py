@@ -108,7 +108,7 @@ def _says_yes(variable: str) -> bool:
 
 def _wanted_shards() -> Shards:
     if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
-        raise TrainingError(f"this accelerate config asks for FSDP {version}, which torch is about to drop; say fsdp_version: 2.")
+        raise TrainingError(f"this accelerate config asks for FSDP {version}, and a base is cut by FSDP 2 alone here; say fsdp_version: 2.")
     if _says_yes("FSDP_OFFLOAD_PARAMS"):
         raise TrainingError(
             "this accelerate config asks for shards in main memory (fsdp_offload_params), which agentalign does not do: "
@@ -127,6 +127,7 @@ def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     _Group.shards = _Group.forward = None
+    _Group.within = False
 
 
 # -------------------------------------------------------------------- in step
