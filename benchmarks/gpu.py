@@ -22,7 +22,8 @@ from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
-from torch import nn
+import transformers
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from agentalign.config.project import Project
@@ -33,8 +34,10 @@ from agentalign.training.model import Model
 from agentalign.training.tree import TreeBatch, build_tree
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from drawn import EIGHT_B, TOY, VOCABULARY, config_of
+from drawn import EIGHT_B, TOY, VOCABULARY, calm, config_of
+from turns import FULL, SMALL, Acted, Shape, act, alike
 
+CRITIC = "critic"
 AGREE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 """Largest difference of the mean losses, in nats, that rounding explains."""
 
@@ -57,6 +60,8 @@ class Workload:
     """Tokens that the runs of one group share after that."""
     turns: int
     """Turns of each run of its own."""
+    critic: bool = False
+    """Whether the step is PPO's: reference, old policy and values are read first, and a critic is trained beside the policy."""
 
 
 WORKLOADS = {
@@ -65,17 +70,22 @@ WORKLOADS = {
     "rankings": Workload("one ranking of four runs", groups=1, runs=4, shared=1500, prompt=900, turns=6),
     "groups": Workload("a group of eight rollouts behind a long prompt", groups=1, runs=8, shared=4000, prompt=200, turns=1),
     "schemas": Workload("four runs of different tasks behind 4,000 tokens of schemas", groups=4, runs=1, shared=4000, prompt=200, turns=3),
+    "ppo": Workload("PPO: eight runs scored, policy and critic trained", groups=4, runs=2, shared=1500, prompt=200, turns=3, critic=True),
     "nothing": Workload("four runs with nothing in common", groups=4, runs=1, shared=0, prompt=1200, turns=3),
     "small": Workload("four short runs: is a step bound by launches?", groups=4, runs=1, shared=390, prompt=40, turns=1),
 }  # fmt: skip
 RESULT, WORDS = 220, 70
 """Tokens of a tool result and of what the agent writes in a turn."""
+ROLLOUTS = "rollouts"
+"""Acting, which is no step: sixteen runs of four turns with mock tools, from the quantized base with its adapter."""
+SAME = 0.9
+"""Share of the first turn's tokens that two ways of acting in 16 bits have to have in common; in fp32 all of them."""
 
 
 def main() -> None:
     """Measure and print; rows go to --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--only", nargs="+", choices=[*WORKLOADS, ROLLOUTS], default=[*WORKLOADS, ROLLOUTS])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a toy shape and a tenth of the tokens: shows that the script works, no more")
@@ -93,10 +103,13 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, bitsandbytes {bnb.__version__}; matmul {peak / 1e12:.2f} TFLOP/s in {dtype}")
     before = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json and arguments.json.exists() else []
     for key in arguments.only:
-        trees = make_trees(model, key, 0.1 if arguments.tiny else 1.0)
-        before.append(measure(model, key, trees, peak, arguments.repetitions, name))
-        if arguments.profile:
-            profile(model, trees)
+        if key == ROLLOUTS:
+            before.append(measure_rollouts(model, SMALL if arguments.tiny else FULL, arguments.repetitions, name))
+        else:
+            trees = make_trees(model, key, 0.1 if arguments.tiny else 1.0)
+            before.append(measure(model, key, trees, peak, arguments.repetitions, name))
+            if arguments.profile:
+                profile(model, trees, critic=WORKLOADS[key].critic)
         if arguments.json:  # after each: what was measured is not lost with what fails next
             arguments.json.write_text(json.dumps(before, indent=1), encoding="utf-8")
 
@@ -116,7 +129,7 @@ def measure(model: Model, key: str, ways: Ways, peak: float, repetitions: int, m
     losses, memory = {}, {}
     for number in range(repetitions + 1):
         for way, trees in ways.items():
-            spent, losses[way], memory[way] = fitting_step(model, trees)
+            spent, losses[way], memory[way] = fitting_step(model, trees, critic=load.critic)
             if number:  # the first of each warms up
                 seconds[way].append(spent)
     equal = abs(losses["tree"] - losses["one by one"]) < AGREE[model.dtype]
@@ -130,7 +143,10 @@ def measure(model: Model, key: str, ways: Ways, peak: float, repetitions: int, m
     for way, trees in ways.items():
         middle = statistics.median(seconds[way])
         # Forward, and the gradient of the inputs: 2 + 2 FLOP per weight and computed token. Attention and LoRA come on top.
-        mfu = 4 * sum(linear * tree.n_tokens + head * len(tree.labels) for tree in trees) / middle / peak
+        flops = 4 * sum(linear * tree.n_tokens + head * len(tree.labels) for tree in trees)
+        if load.critic:  # three forwards more, of which two go through the output matrix, and the critic's both ways
+            flops += sum((3 * 2 + 4) * linear * tree.n_tokens + 2 * 2 * head * len(tree.labels) for tree in trees)
+        mfu = flops / middle / peak
         spread = f"[{min(seconds[way]):.3f}, {max(seconds[way]):.3f}]"
         print(f"  {way:10} {middle:8.3f} s {spread}  {useful / middle:8.0f} useful tokens/s  MFU {mfu:.2f}  {memory[way] / 2**30:.1f} GiB")
     ratio = statistics.median(seconds["one by one"]) / statistics.median(seconds["tree"])
@@ -143,39 +159,65 @@ def measure(model: Model, key: str, ways: Ways, peak: float, repetitions: int, m
     }  # fmt: skip
 
 
-def profile(model: Model, ways: Ways) -> None:
+def measure_rollouts(model: Model, shape: Shape, repetitions: int, machine: str) -> dict[str, object]:
+    """Acting by our sessions and by transformers' `generate`, in turns."""
+    ways: dict[str, list[Acted]] = {"session": [], "generate": []}
+    for _ in range(repetitions + 1):
+        for way, found in ways.items():
+            found.append(act(model, shape, VOCABULARY, way))
+    same = alike(ways["session"][0], ways["generate"][0])
+    equal = same >= (1.0 if model.dtype == torch.float32 else SAME)
+    tokens = shape.slots * shape.turns * shape.words
+    print(f"\n{ROLLOUTS}: {shape.slots} runs of {shape.turns} turns with mock tools, {tokens} tokens written")
+    print(f"  {same:.0%} of the first turn's tokens alike: {'equal' if equal else 'NOT EQUAL, the speeds below do not count'}")
+    rates = {}
+    for way, found in ways.items():
+        seconds = [one.seconds for one in found[1:]]  # the first of each warms up
+        rates[way] = tokens / statistics.median(seconds)
+        spread = f"[{min(seconds):.3f}, {max(seconds):.3f}]"
+        print(f"  {way:10} {statistics.median(seconds):8.3f} s {spread}  {rates[way]:8.0f} tokens/s  {found[-1].peak / 2**30:.1f} GiB")
+    print(f"  ratio of medians {rates['session'] / rates['generate']:.2f}")
+    return {
+        "workload": ROLLOUTS, "metric": "tokens written/s", "ours": rates["session"], "peer": rates["generate"],
+        "peer_name": "transformers' generate, all contexts of a turn in a batch", "peer_version": transformers.__version__,
+        "ratio": rates["session"] / rates["generate"], "memory_ratio": ways["session"][-1].peak / max(1, ways["generate"][-1].peak),
+        "losses_equal": equal, "runs": [one.seconds for one in ways["session"][1:]], "machine": machine,
+    }  # fmt: skip
+
+
+def profile(model: Model, ways: Ways, *, critic: bool) -> None:
     """What a step calls, by the time that Python and the processor take for it and, on a GPU, by the card's."""
     cuda = model.device.type == "cuda"
     watched = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if cuda else [])]
     for way, trees in ways.items():
         with torch.profiler.profile(activities=watched) as found:
-            step(model, trees)
+            step(model, trees, critic=critic)
         print(f"\n{way}:")
         for order in ("self_cpu_time_total", *(["self_cuda_time_total"] if cuda else [])):
             print(found.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
 
 
-def fitting_step(model: Model, trees: Sequence[TreeBatch]) -> tuple[float, float, int]:
+def fitting_step(model: Model, trees: Sequence[TreeBatch], *, critic: bool) -> tuple[float, float, int]:
     """A step; where it does not fit, activations are recomputed from here on, in both ways alike."""
     try:
-        return step(model, trees)
+        return step(model, trees, critic=critic)
     except torch.OutOfMemoryError:
         if model.recomputes:
             raise
     torch.cuda.empty_cache()
     print("  out of memory: activations are recomputed from here on")
     model.recompute_activations()
-    return step(model, trees)
+    return step(model, trees, critic=critic)
 
 
-def step(model: Model, trees: Sequence[TreeBatch]) -> tuple[float, float, int]:
-    """Forward and backward of the mean token loss: seconds, loss, peak bytes (CUDA only)."""
+def step(model: Model, trees: Sequence[TreeBatch], *, critic: bool = False) -> tuple[float, float, int]:
+    """Forward and backward of the mean token loss, with a critic PPO's other passes too: seconds, loss, peak bytes (CUDA only)."""
     count = sum(len(tree.occurrences) for tree in trees)
     cuda = model.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
-    began, total = time.perf_counter(), 0.0
+    began, total = time.perf_counter(), score_and_judge(model, trees) if critic else 0.0
     with model.using("policy"):
         for tree in trees:
             loss = -model.token_logprobs(tree).sum() / count
@@ -184,6 +226,26 @@ def step(model: Model, trees: Sequence[TreeBatch]) -> tuple[float, float, int]:
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - began, total, torch.cuda.max_memory_allocated() if cuda else 0
+
+
+def score_and_judge(model: Model, trees: Sequence[TreeBatch]) -> float:
+    """What PPO computes beside the policy's own pass: reference, old policy and values, then the critic's pass; the critic's loss."""
+    turns, total = sum(len(tree.turn_state) for tree in trees), 0.0
+
+    def values(tree: TreeBatch) -> Tensor:
+        return model.apply_head(CRITIC, model.hidden(tree)[tree.turn_state]).squeeze(1)
+
+    with torch.no_grad():
+        for adapter, read in ((None, model.token_logprobs), ("policy", model.token_logprobs), (CRITIC, values)):
+            with model.using(adapter):
+                for tree in trees:
+                    read(tree)
+    with model.using(CRITIC):
+        for tree in trees:
+            loss = (values(tree) - 1).square().sum() / turns
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+    return total
 
 
 def make_runs(load: Workload, scale: float) -> list[Part]:
@@ -215,7 +277,7 @@ def random_model(shape: dict[str, int], device: torch.device, dtype: torch.dtype
     for name, module in list(network.named_modules()):
         for child, layer in list(module.named_children()):
             if isinstance(layer, nn.Linear) and child != "lm_head":
-                setattr(module, child, _quantized(layer, device, dtype))
+                setattr(module, child, _quantized(layer, device, dtype, calm(f"{child}.weight", config)))
         for key, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 value = torch.ones(parameter.shape) if "norm" in name else torch.randn(parameter.shape) * 0.02
@@ -226,15 +288,18 @@ def random_model(shape: dict[str, int], device: torch.device, dtype: torch.dtype
     network.requires_grad_(False)
     base = prepare_base(tokenizer_of, Project.create(Path.cwd()).cache)
     model = Model(network.eval(), base, Dialect.load(base), quantization="nf4", dtype=dtype)
-    model.add_adapter("policy", r=16, alpha=32)
+    for adapter in ("policy", CRITIC):
+        model.add_adapter(adapter, r=16, alpha=32)
+    model.add_head(CRITIC, 1)
+    nn.init.normal_(model.head_parameters([CRITIC])[0], std=0.02)  # at zero it would hand no gradient to its adapter
     return model
 
 
-def _quantized(layer: nn.Linear, device: torch.device, dtype: torch.dtype) -> bnb.nn.Linear4bit:
+def _quantized(layer: nn.Linear, device: torch.device, dtype: torch.dtype, scale: float) -> bnb.nn.Linear4bit:
     made = bnb.nn.Linear4bit(
         layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", device="meta"
     )
-    drawn = torch.randn(layer.out_features, layer.in_features, dtype=dtype, device=device) * 0.02
+    drawn = torch.randn(layer.out_features, layer.in_features, dtype=dtype, device=device) * (0.02 * scale)
     made.weight = bnb.nn.Params4bit(drawn.cpu(), requires_grad=False, compress_statistics=True, quant_type="nf4").to(device)
     made.support_avx512bf16_for_cpu = False
     return made

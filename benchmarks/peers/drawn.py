@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from agentalign.training.base import prepare_base
@@ -29,7 +28,9 @@ def drawn_base(name: str, cache: Path, device: torch.device) -> str:
         torch.manual_seed(0)
         with device:
             network = AutoModelForCausalLM.from_config(config_of(DRAWN[name]), dtype=torch.bfloat16)
-        _calm(network)
+        with torch.no_grad():
+            for key, weight in network.named_parameters():
+                weight.mul_(calm(key, network.config))
         network.save_pretrained(partial, max_shard_size="4GB")
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(tokenizer.folder / file, partial)
@@ -39,10 +40,6 @@ def drawn_base(name: str, cache: Path, device: torch.device) -> str:
     return str(folder)
 
 
-def _calm(network: nn.Module) -> None:
-    """What each layer adds, made as small as trained networks have it: else every layer makes the rounding of the one before it larger."""
-    layers = int(network.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight.mul_((2 * layers) ** -0.5)
+def calm(name: str, config: LlamaConfig) -> float:
+    """Factor of a drawn weight. What each layer adds is as small as in trained networks: else each makes the last one's rounding larger."""
+    return (2 * config.num_hidden_layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0

@@ -70,3 +70,15 @@ def test_losses_are_equal_where_fp32_is_and_ours_stays_near_it(tmp_path: Path, m
     assert peers.compared(cell, job, progress)[1] is equal
     progress.add_exact(cell, {"losses": [0.6931, 0.0969]}, {"losses": [0.6931, 0.0972]})
     assert not peers.compared(cell, job, progress)[1], "what differs in fp32 is no rounding"
+
+
+@pytest.mark.hard
+def test_what_a_gpu_is_measured_with_runs_and_its_ways_compute_the_same(tmp_path: Path) -> None:
+    asked = ["--device", "cpu", "--tiny", "--repetitions", "1", "--only", "pairs", "ppo", "rollouts", "--json", "rows.json"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "gpu.py"), *asked, "--base", str(TINY)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["workload"] for row in rows] == ["pairs", "ppo", "rollouts"]
+    assert all(row["losses_equal"] for row in rows), done.stdout
