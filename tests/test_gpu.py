@@ -58,7 +58,7 @@ def test_four_bit_gradients_are_the_same_before_and_after_an_evaluation(tmp_path
 
 @pytest.mark.usefixtures("sharded")
 def test_a_base_in_shards_scores_and_learns_as_the_whole(tmp_path):
-    compare_shards_with_the_whole(tmp_path, DEVICE)
+    compare_shards_with_the_whole(tmp_path, DEVICE, torch.bfloat16)
 
 
 def test_generation_writes_what_it_writes_on_the_cpu(tmp_path):

@@ -114,7 +114,7 @@ class Acting:
             name, seed = f"{self.training}/{iteration}", seed_of(config, iteration)
             return act(self.model, self.work, self.pool, jobs, name=name, config=config, seed=seed)
 
-        if ranks.shards():
+        if ranks.sharded():
             return [ranks.first(lambda: acted(tasks))]
         return ranks.gathered(acted(tasks[ranks.rank() :: ranks.world()]))
 

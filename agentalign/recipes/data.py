@@ -21,7 +21,7 @@ from agentalign.training.logprob_cache import cached, owner_of
 from agentalign.training.memory import halved, smaller_may_fit
 from agentalign.training.model import Model
 from agentalign.training.render import Rendered, render
-from agentalign.training.sharding import keep_in_step
+from agentalign.training.sharding import pad_forwards
 from agentalign.training.step import MicroBatch
 from agentalign.training.tree import TreeBatch, build_tree, pack
 from agentalign.training.tree_check import settle_trees
@@ -169,7 +169,7 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
                 for members in mine:
                     tree = build_tree([parts[i] for i in members]).to(model.device)
                     found |= dict(zip(members, read(tree), strict=True))
-                keep_in_step(model, len(everything[:: ranks.world()]) - len(mine))
+                pad_forwards(model, len(everything[:: ranks.world()]) - len(mine))
         except (RuntimeError, MemoryError) as error:
             smaller_may_fit(error)
             full = True

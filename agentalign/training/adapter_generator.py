@@ -19,8 +19,8 @@ logger = logging.getLogger("agentalign")
 def adapter_generator(model: Model, adapter: str) -> Generator:
     """Of an adapter in memory, as its weights are now: they may not change while it is in use. A base in shards is never copied."""
     stop_ids, pad_id = model.dialect.stop_ids, model.dialect.pad_id
-    if ranks.shards():
-        return Generator(model.network, stop_ids, pad_id, within=lambda: _speaking(model, adapter))
+    if ranks.sharded():
+        return Generator(model.network, stop_ids, pad_id, within=lambda: _speaking(model, adapter), refusal=model.batched_refusal)
     try:
         return Generator(model.merged_copy(adapter), stop_ids, pad_id)
     except (RuntimeError, MemoryError) as error:

@@ -25,7 +25,7 @@ from agentalign.training.metrics import StepSums, counts_of, forget_rows_after, 
 from agentalign.training.model import Model
 from agentalign.training.room import remember, remembered, smaller_budget
 from agentalign.training.schedule import Plan, clip_gradients
-from agentalign.training.sharding import keep_in_step
+from agentalign.training.sharding import pad_forwards
 from agentalign.training.step import Evaluated, Evaluator, Learner, MicroBatch, Outcome, Pass, StepSource, in_pieces, rate_groups
 from agentalign.training.stopping import StopRequest
 from agentalign.training.trackers import Report
@@ -154,7 +154,7 @@ class _Loop:
                 if not is_out_of_memory(error):
                     raise
                 problem = (str(error) or type(error).__name__).splitlines()[0]
-                if ranks.shards():
+                if ranks.sharded():
                     self._come_back_smaller(passes, problem)
             # Outside of the handler: the error's traceback holds the tensors that did not fit. What one process lacks, all do without.
             everyone = ranks.gathered((found, problem, (trees, self.model.tree_capable)))
@@ -193,7 +193,7 @@ class _Loop:
             everyone = ranks.shares(some, lambda micro: micro.tree.n_tokens)
             mine = everyone[ranks.rank()]
             with self.model.using(one.adapter):
-                if looked_at := some if ranks.shards() else mine:  # in step all must look at the same
+                if looked_at := some if ranks.sharded() else mine:  # each forward is everybody's: all look at the same
                     check_trees(self.model, [micro.tree for micro in looked_at])
                     self.advised = self.advised or advise(self.model, [one for one, _ in batches], self.budget)
                 for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in mine):
@@ -209,7 +209,7 @@ class _Loop:
                     for name, values in result.metrics.items():
                         found.add(name, float(values.sum()), values.numel())
                     found.involved += micro.trajectories
-                keep_in_step(self.model, max(map(len, everyone)) - len(mine))
+                pad_forwards(self.model, max(map(len, everyone)) - len(mine))
 
     def _skip(self, metrics: dict[str, float], involved: list[str]) -> None:
         """Count a step that is not applied, and write down its runs; end the training after several in a row, or at once where asked."""
@@ -325,7 +325,7 @@ class _Loop:
             self.model.recompute_activations()
 
     def resume(self) -> None:
-        self._with_less(remembered(self.folder))
+        self._with_less(ranks.first(lambda: remembered(self.folder)))
         snapshot = load_checkpoint(self.folder / "checkpoints")
         notes: dict[str, Any] = dict(snapshot.notes) if snapshot else {}
         evaluations = [(int(step), float(score)) for step, score in notes.get("evaluations", ())]

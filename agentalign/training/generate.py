@@ -63,13 +63,16 @@ class Generator:
         pad_id: int = 0,
         *,
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
+        refusal: str | None = None,
     ) -> None:
-        """`within` gives what every computation is done in: an adapter that is active meanwhile, say."""
+        """`within` gives what every computation is done in: an adapter that is active meanwhile, say. `refusal` is what another generator
+        of this network found: why slots cannot be computed in a batch, or nothing; None finds it out.
+        """
         if not stop_ids:
             raise ModelError("the generator was given no stop ids, so no completion would ever end. Give the dialect's stop_ids.")
         self.model, self.stop_ids, self.pad_id, self._within = model, frozenset(stop_ids), pad_id, within
         self.limit = position_limit(model.config)
-        self.refusal = self._probe()
+        self.refusal = self._probe() if refusal is None else refusal
         if self.refusal:
             log.warning("%s: batched generation is not possible (%s); slots are generated one by one.", type(model).__name__, self.refusal)
 

@@ -26,6 +26,7 @@ def owner_of(model: Model, adapter: str) -> str:
     """Digest of everything that decides a log-prob: base, quantization, precision, trees or rows, and the adapter's form and weights."""
     form = model.adapter_config(adapter)
     about = [model.base.digest, model.quantization, model.dtype, model.base.template_kwargs, model.tree_capable]
+    about += ["shards"] if ranks.sharded() else []  # quantized in main memory, which need not round as a card does
     # A rank or alpha may be written 8 or 8.0; the scale of the same weights is what they decide.
     found = hashlib.sha256("/".join(map(str, [*about, form.r, float(form.alpha), form.targets])).encode())
     for key, value in sorted(model.adapter_tensors(adapter).items()):

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import torch
 
-from agentalign.errors import TrainingError
 from agentalign.training import ranks
+
+LESS = "A lower micro_batch_tokens needs less memory, and is another training that begins anew."
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -26,8 +27,8 @@ def smaller_may_fit(error: BaseException) -> None:
     """
     if not is_out_of_memory(error):
         raise error
-    if ranks.shards():
-        raise TrainingError(ranks.BROKEN_OFF) from error
+    if ranks.sharded():
+        raise ranks.broken_off(error, hint=LESS) from error
 
 
 def give_back(device: torch.device) -> None:

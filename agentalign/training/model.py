@@ -27,7 +27,7 @@ from agentalign.training.logprobs import token_logprobs
 from agentalign.training.merging import MergedCopy
 from agentalign.training.quantize import Quantization, fast_bf16
 from agentalign.training.rows import row_hidden
-from agentalign.training.sharding import load_base, walk_in_step
+from agentalign.training.sharding import begin_anew, follow_first, load_base
 from agentalign.training.tree import TreeBatch
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Model:
         self.may_recompute = False
         """Whether the engine may call `recompute_activations` where memory runs out."""
         self.tree_capable = tree_capable(network.config)
+        self.batched_refusal: str | None = None
+        """Why a base in shards cannot act in batches; empty where it can, None where every generator finds it out for itself."""
         self.paths_checked = 0
         """How many paths the largest tree had that `tree_check` found right: 0, 1, or 2 for more."""
         self.plain_attention: str = network.config._attn_implementation
@@ -93,7 +95,7 @@ class Model:
         precision = dtype or (torch.bfloat16 if fast_bf16(place) else torch.float32)
         network = load_base(base.folder, quantization, dtype=precision, device=place)
         model = cls(network, base, Dialect.load(base), quantization=quantization, dtype=precision)
-        walk_in_step(model)
+        follow_first(model)
         model.may_recompute = gradient_checkpointing == "auto"
         if gradient_checkpointing is True:
             model.recompute_activations()
@@ -127,11 +129,7 @@ class Model:
         self, name: str, *, r: int, alpha: float, targets: Sequence[str] | None = None, seed: int = 0, trainable: bool = True
     ) -> None:
         """A new adapter that changes nothing yet (B = 0); A is drawn from `seed` alone."""
-        chosen = (
-            tuple(targets)
-            if targets
-            else (self.linear_targets() if not self._adapters else next(iter(self._adapters.values())).config.targets)
-        )
+        chosen = targets or (next(iter(self._adapters.values())).config.targets if self._adapters else self.linear_targets())
         config = AdapterConfig(r=r, alpha=alpha, targets=tuple(sorted(chosen)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -278,6 +276,7 @@ class Model:
                 return self._tree_hidden(batch)
             except TreeRefusedError as refusal:
                 logger.warning("%s: %s; every run is computed by itself, more slowly", self.base.name, refusal)
+                begin_anew(self)
                 self.give_up_trees()
         return row_hidden(self.backbone, batch, pad_id=self.dialect.pad_id)
 

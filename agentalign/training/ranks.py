@@ -4,15 +4,15 @@ Started by `accelerate launch` or `torchrun`, which set RANK, WORLD_SIZE and the
 data; what changes store, registry and checkpoints is done by the first one alone, and its result or its error handed
 to the others. With one process every function here is the plain thing it stands for.
 
-Where each holds a part of the base only (`sharding`), a forward is everybody's: then they go *in step*. Surprise: the first one still
-works alone, it only says before every forward that the others have to make one too.
+Where each holds a part of the base only (`sharding`), a forward is everybody's. Surprise: the first one still works alone, it only says
+before every forward that the others have to make one too.
 """
 
 import logging
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,49 +26,38 @@ REFUSED = {"DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "Megatron-LM": "ACCELERATE_U
 """What `accelerate launch` sets where its config asks for these."""
 
 
-BROKEN_OFF = (
-    "a forward broke off in this process, and the others, each with a part of the base, wait for it there: the training cannot go on. "
-    "Give the same command again; where memory was short, with a lower micro_batch_tokens, or eval_every_steps: 0 if it happened in a gate."
-)
-
-
 class StopAskedError(BaseException):
     """Raised out of work that a request to end interrupts. Not an Exception: no handler of errors on its way may take it for one."""
-
-
-class Shards(NamedTuple):
-    """How a base is cut, as an accelerate config says."""
-
-    reshard_after_forward: bool
-    """Whether a layer's whole weights are given back before its backward, and gathered again for it."""
 
 
 class _Group:
     alone = False
     """This process is the first one, in work that the others wait for."""
-    shards: Shards | None = None
-    forward: Callable[[], None] | None = None
+    sharded = False
+    follow: Callable[[], None] | None = None
     """A forward of next to nothing: what the others make beside each forward of the first one."""
     within = False
-    """A forward was begun and is not over."""
+    """A forward of a base in shards was begun and is not over."""
     asked = False
-    """To end, while the first one worked alone and in step."""
+    """To end, in such a forward."""
 
 
 def break_off() -> None:
     """Raise StopAskedError if this process may: it is the only one, or the others wait for what it does in `first`.
 
-    Where they make its forwards with it, it is raised before the next one.
+    Inside a forward that the others make with it, it is raised before the next one.
     """
-    if _Group.alone and _Group.forward:
+    if world() > 1 and not _Group.alone:
+        return
+    if _Group.within:
         _Group.asked = True
-    elif world() == 1 or _Group.alone:
+    else:
         raise StopAskedError
 
 
-def shards() -> Shards | None:
-    """How the base is to be cut among the processes; None where each holds all of it."""
-    return _Group.shards
+def sharded() -> bool:
+    """Whether the base is to be cut among the processes; else each holds all of it."""
+    return _Group.sharded
 
 
 def start() -> None:
@@ -86,12 +75,13 @@ def start() -> None:
     if dist.is_initialized():
         return
     if _says_yes(FSDP):
-        _Group.shards = _wanted_shards()
+        _require_known_shards()
+        _Group.sharded = True
         os.environ[FSDP] = "false"  # or transformers would load weights in the first process alone, as accelerate's own wrapper wants it
     # Objects and small facts go over gloo in any case; gradients over NCCL where they lie on GPUs.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        if _Group.shards:
+        if _Group.sharded:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         return
     if torch.cuda.is_available():
@@ -106,7 +96,7 @@ def _says_yes(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("true", "1")
 
 
-def _wanted_shards() -> Shards:
+def _require_known_shards() -> None:
     if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
         raise TrainingError(f"this accelerate config asks for FSDP {version}, and a base is cut by FSDP 2 alone here; say fsdp_version: 2.")
     if _says_yes("FSDP_OFFLOAD_PARAMS"):
@@ -114,28 +104,32 @@ def _wanted_shards() -> Shards:
             "this accelerate config asks for shards in main memory (fsdp_offload_params), which agentalign does not do: "
             "say false, and take more cards or a smaller base."
         )
+    if os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("false", "0"):
+        raise TrainingError(
+            "this accelerate config asks to keep whole layers after their forward (fsdp_reshard_after_forward: false), so that every "
+            "process would hold the whole base while it acts and reads: say true."
+        )
     if _says_yes("FSDP_ACTIVATION_CHECKPOINTING"):
         raise TrainingError(
             "this accelerate config asks for fsdp_activation_checkpointing, which is a recipe's setting here: "
             "say false, and gradient_checkpointing: true in the recipe."
         )
-    return Shards(_says_yes("FSDP_RESHARD_AFTER_FORWARD"))
 
 
 def stop() -> None:
     """Leave the group."""
     if dist.is_initialized():
         dist.destroy_process_group()
-    _Group.shards = _Group.forward = None
-    _Group.within = False
+    _Group.sharded = _Group.within = _Group.asked = False
+    _Group.follow = None
 
 
-# -------------------------------------------------------------------- in step
+# -------------------------------------------------------------------- a base in shards
 
 
-def go_in_step(forward: Callable[[], None]) -> None:
-    """From here on whatever the first one computes in `first`, the others compute with it, by `forward`."""
-    _Group.forward = forward
+def follow_by(forward: Callable[[], None]) -> None:
+    """From here on the others make `forward` beside every forward of the first one in `first`."""
+    _Group.follow = forward
 
 
 def forward_begins() -> None:
@@ -146,7 +140,7 @@ def forward_begins() -> None:
         TrainingError: an earlier forward broke off, and the others still wait inside of it.
     """
     if _Group.within:
-        raise TrainingError(BROKEN_OFF)
+        raise broken_off()
     if _Group.asked:
         raise StopAskedError
     _Group.within = True
@@ -155,8 +149,18 @@ def forward_begins() -> None:
 
 
 def forward_ends() -> None:
-    """To be called after every one."""
+    """To be called after every one, and after one that every process broke off at the same place."""
     _Group.within = False
+
+
+def broken_off(cause: BaseException | None = None, *, hint: str = "") -> TrainingError:
+    """What is left to say when a forward or backward of a base in shards broke off in one process."""
+    why = f" ({type(cause).__name__}: {' '.join(str(cause).split())[:300]})" if cause else ""
+    what = hint or "Give the same command again; if memory was out, it takes more or larger cards, or a smaller base."
+    return TrainingError(
+        f"a forward or backward broke off in this process{why}. Where others hold parts of the base they wait inside it, so the training "
+        f"ends here, and what was saved is kept. {what}"
+    )
 
 
 def _tell(*, more: bool = False) -> bool:
@@ -195,11 +199,17 @@ def first(work: Callable[[], T]) -> T:
         return work()
     box: list[tuple[T | None, AgentAlignError | StopAskedError | None]] = [(None, None)]
     if rank() > 0:
-        while _Group.forward and _tell():
-            _Group.forward()
+        while _Group.follow and _tell():
+            _Group.follow()
         dist.broadcast_object_list(box, src=0)
     else:
-        box = [_alone(work)]
+        try:
+            box = [_alone(work)]
+        except Exception as error:
+            if _Group.within:  # nothing can be said to the others, who wait for the rest of that forward
+                raise broken_off(error) from error
+            _hand_out([(None, TrainingError(f"the first process failed: {type(error).__name__}: {error}"))])
+            raise
         _hand_out(box)
     result, failure = box[0]
     if failure is not None:
@@ -208,25 +218,22 @@ def first(work: Callable[[], T]) -> T:
 
 
 def _alone(work: Callable[[], T]) -> tuple[T | None, AgentAlignError | StopAskedError | None]:
+    found: T | None = None
+    error: AgentAlignError | StopAskedError | None = None
     _Group.alone = True
     try:
-        return work(), None
-    except Exception as error:
-        if _Group.within:
-            # Nothing can be said to the others, who wait for the rest of this forward: the launcher ends them.
-            raise TrainingError(BROKEN_OFF) from error
-        if isinstance(error, AgentAlignError):
-            return None, error
-        _hand_out([(None, TrainingError(f"the first process failed: {type(error).__name__}: {error}"))])
-        raise
-    except StopAskedError as request:
-        return None, request
+        found = work()
+    except (AgentAlignError, StopAskedError) as raised:
+        error = raised
     finally:
         _Group.alone = _Group.asked = False
+    if _Group.within:  # whoever caught what was raised there
+        raise error or broken_off()
+    return found, error
 
 
 def _hand_out(box: list[Any]) -> None:
-    if _Group.forward:
+    if _Group.follow:
         _tell(more=False)
     dist.broadcast_object_list(box, src=0)
 

@@ -47,7 +47,9 @@ def smaller_budget(model: Model, passes: Sequence[Pass], budget: int, planned: i
 
 def remember(folder: Path, budget: int, *, recomputes: bool) -> None:
     """For whoever goes on with this training in other processes."""
-    (folder / SMALLER).write_text(json.dumps({"micro_batch_tokens": budget, "recomputes": recomputes}))
+    partial = folder / f"{SMALLER}.partial"
+    partial.write_text(json.dumps({"micro_batch_tokens": budget, "recomputes": recomputes}))
+    partial.replace(folder / SMALLER)
 
 
 def remembered(folder: Path) -> Mapping[str, Any]:

@@ -20,13 +20,13 @@ CLOSE = 0.8
 def row_hidden(backbone: nn.Module, batch: TreeBatch, *, pad_id: int) -> Tensor:
     """(T, H) last hidden states, one row per tree token.
 
-    In one forward whatever their lengths where processes go in step: each has to know how many the others make.
+    In one forward whatever their lengths where the base is in shards: each process has to make as many as the others.
     """
     device = batch.tokens.device
     spoken_for = torch.zeros(batch.n_tokens, dtype=torch.bool)
     found, places = [], []
     all_paths = leaf_paths(batch)
-    for paths in [all_paths] if ranks.shards() else buckets(all_paths):
+    for paths in [all_paths] if ranks.sharded() else buckets(all_paths):
         rows = torch.full((len(paths), max(map(len, paths))), pad_id, device=device)
         valid = torch.zeros_like(rows)
         for i, path in enumerate(paths):

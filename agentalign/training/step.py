@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from agentalign.training import ranks
 from agentalign.training.attention import leaf_paths
 from agentalign.training.memory import halved
 from agentalign.training.model import Model
@@ -78,8 +79,9 @@ def in_pieces(one: Pass, max_tokens: int, at_least: int, *, trees: bool) -> Sequ
 
 
 def row_tokens(tree: TreeBatch) -> int:
-    """Tokens of its paths as separate rows, padding aside."""
-    return sum(map(len, leaf_paths(tree)))
+    """Tokens of its paths as separate rows; padding counts where all rows go through the network at once."""
+    lengths = list(map(len, leaf_paths(tree)))
+    return len(lengths) * max(lengths) if ranks.sharded() else sum(lengths)
 
 
 def tokens_of(passes: Sequence[Pass], max_tokens: int) -> int:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.test_sharding import MADE, SHARDED
+from tests.test_sharding import MADE, SHARDED, found_by
 
 pytestmark = pytest.mark.hard
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,10 @@ def gate():
     def fails(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     layer.forward = fails
-    return act(model)
+    try:
+        return act(model)
+    except RuntimeError:  # as who makes golden prompts does, which end no training
+        return Evaluated(0.0, {})
 
 run(model, root / "run", evaluate=lambda step, first: ranks.first(gate))
 """
@@ -92,7 +96,18 @@ def test_a_step_without_memory_ends_all_and_the_same_command_goes_on_with_less(t
     assert "[1, 1, 1, 1, 1, 1]" in done.stdout
 
 
+def test_three_processes_end_in_the_weights_of_one_too(tmp_path, monkeypatch):
+    (alone,) = found_by(tmp_path / "whole", 1)
+    for name, value in SHARDED.items():
+        monkeypatch.setenv(name, value)
+    # Some layers have no third: a shard is padded.
+    for found in found_by(tmp_path / "shards", 3):
+        for whole, one in zip(alone, found, strict=True):
+            for mine, theirs in zip(whole[0] + whole[1], one[0] + one[1], strict=True):
+                torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), atol=1e-5, rtol=0)
+
+
 def test_a_forward_of_the_gate_that_broke_off_ends_all(tmp_path):
     ended = launched(BROKEN, tmp_path / "x")
     assert ended.returncode not in (0, -signal.SIGKILL)
-    assert "a forward broke off in this process" in ended.stderr
+    assert "broke off in this process" in ended.stderr
