@@ -39,7 +39,8 @@ torch.set_num_threads(1)
 root = Path(sys.argv[1])
 folder = root / os.environ["RANK"]
 # Trees are refused at the first forward.
-FORMS = {"llama": CONFIGS["llama"], "sinks": GptOssConfig(**SHAPE, head_dim=8, sliding_window=7, num_local_experts=2, num_experts_per_tok=2)}
+SINKS = GptOssConfig(**SHAPE, head_dim=8, sliding_window=7, num_local_experts=2, num_experts_per_tok=2)
+FORMS = {"llama": CONFIGS["llama"], "sinks": SINKS}
 # Before the group: in one, transformers saves on the first process only.
 bases = {}
 for form, config in FORMS.items():

@@ -1,7 +1,8 @@
 """The dev gate: during a training, the policy acts on tasks it never trains on, and the checks say how well.
 
 Training metrics cannot replace it: pair accuracy rose to 0.9 while a policy lost half of its skill. It acts greedily, from a merged
-bf16 copy, on the same tasks each time. Whoever makes the gate may keep the runs, so that people can read what the figures are about.
+bf16 copy where there is room for one, on the same tasks each time. Whoever makes the gate may keep the runs, so that people can read what
+the figures are about.
 """
 
 import logging

@@ -34,7 +34,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a request raises StopAskedError wherever the work is.
+        """Inside, a request raises StopAskedError wherever the work is (of a base in shards: not inside a forward, but before the next).
 
         Of several processes the first one alone can be interrupted, in work that the others wait for (the dev gate); all of them end then.
         Elsewhere they would wait for each other, and the request is answered at the next step.
