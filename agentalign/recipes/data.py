@@ -155,6 +155,8 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
     """
 
     def batches(budget: int) -> list[list[int]]:
+        if ranks.sharded() and not model.tree_capable:  # rows go through at once, each as long as the longest
+            return [[index] for index in range(len(parts))]
         return pack(range(len(parts)), max_tokens=budget, runs_of=lambda i: [parts[i]])
 
     settle_trees(model, adapter, parts, max_tokens=max_tokens)

@@ -31,6 +31,7 @@ from agentalign.recipes.start import base_name
 from agentalign.records.adapter import AdapterCard, AdapterKind, RecipeName, Training
 from agentalign.records.base import digest, now
 from agentalign.records.criterion import Score, overall_by_run
+from agentalign.records.golden import Golden
 from agentalign.records.trajectory import Trajectory
 from agentalign.rollouts.golden import make_golden
 from agentalign.rollouts.rollout import RolloutResult
@@ -226,6 +227,24 @@ class Workspace:
                 logger.warning("that training %s ended is not written down (%s)", training.id, second)
             raise
 
+    def _golden(self, folder: Path, model: Model, adapter: str, pool: Pool) -> Golden | None:
+        """The golden prompts. From a base in shards nobody survives a lack of memory in them: whoever comes back goes without."""
+        if not ranks.sharded():
+            return make_golden(model, adapter, self.taskset, pool, self.store)
+        begun = folder / "golden_begun"
+        if begun.exists():
+            logger.warning("no golden prompts: the training ended while it made them. `agentalign adapters golden` makes them later")
+            return None
+        begun.touch()
+        try:
+            golden = make_golden(model, adapter, self.taskset, pool, self.store)
+        except ranks.StopAskedError:
+            begun.unlink()
+            raise
+        if golden:  # else a forward may have broken off, and this process ends after all
+            begun.unlink()
+        return golden
+
     def publish(
         self,
         training: Training,
@@ -253,7 +272,7 @@ class Workspace:
             model.save_adapter(adapter, files, heads=heads)
             write_settings(self.base, files)
             if pool is not None:
-                write_golden(make_golden(model, adapter, self.taskset, pool, self.store), files)
+                write_golden(self._golden(folder, model, adapter, pool), files)
             name = self.adapter_name(kind)
             card = AdapterCard(
                 name=name,

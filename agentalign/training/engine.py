@@ -182,19 +182,22 @@ class _Loop:
         smaller = smaller_budget(self.model, passes, self.budget, self.plan.micro_batch_tokens, problem)
         remember(self.folder, smaller, recomputes=self.model.recomputes)
         raise TrainingError(
-            f"step {self.step} ran out of memory ({problem}) while the other processes, each with a part of the base, waited for this one. "
-            "Give the same command again: it goes on with smaller micro-batches, to the same gradient."
+            f"step {self.step} ran out of memory ({problem}), and other processes, each with a part of the base, may wait inside it. "
+            "Give the same command again: it goes on with less memory a step, to the same gradient."
         )
 
     def _accumulate(self, batches: Sequence[tuple[Pass, Sequence[MicroBatch]]], found: StepSums) -> None:
         """Forward and backward of this process's micro-batches. Every term is divided by its count over all of them."""
         for one, some in batches:
             totals = counts_of(micro.counts for micro in some)
-            everyone = ranks.shares(some, lambda micro: micro.tree.n_tokens)
+            trees, everyone = self.model.tree_capable, ranks.shares(some, lambda micro: micro.tree.n_tokens)
             mine = everyone[ranks.rank()]
             with self.model.using(one.adapter):
                 if looked_at := some if ranks.sharded() else mine:  # each forward is everybody's: all look at the same
                     check_trees(self.model, [micro.tree for micro in looked_at])
+                    if ranks.sharded() and trees and not all(ranks.gathered(self.model.tree_capable)):
+                        self.model.give_up_trees()
+                        return  # all make the same forwards from here on: the step is cut anew for rows
                     self.advised = self.advised or advise(self.model, [one for one, _ in batches], self.budget)
                 for micro in (replace(micro, tree=micro.tree.to(self.model.device)) for micro in mine):
                     if ranks.world() == 1:

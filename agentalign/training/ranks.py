@@ -26,6 +26,10 @@ REFUSED = {"DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "Megatron-LM": "ACCELERATE_U
 """What `accelerate launch` sets where its config asks for these."""
 
 
+class BrokenOffError(TrainingError):
+    """A forward or backward of a base in shards broke off in one process, and the others wait inside it."""
+
+
 class StopAskedError(BaseException):
     """Raised out of work that a request to end interrupts. Not an Exception: no handler of errors on its way may take it for one."""
 
@@ -47,12 +51,10 @@ def break_off() -> None:
 
     Inside a forward that the others make with it, it is raised before the next one.
     """
-    if world() > 1 and not _Group.alone:
-        return
-    if _Group.within:
-        _Group.asked = True
-    else:
+    if world() == 1 or (_Group.alone and not _Group.within):
         raise StopAskedError
+    if _Group.alone:
+        _Group.asked = True
 
 
 def sharded() -> bool:
@@ -153,11 +155,11 @@ def forward_ends() -> None:
     _Group.within = False
 
 
-def broken_off(cause: BaseException | None = None, *, hint: str = "") -> TrainingError:
-    """What is left to say when a forward or backward of a base in shards broke off in one process."""
+def broken_off(cause: BaseException | None = None, *, hint: str = "") -> BrokenOffError:
+    """What is left to say then."""
     why = f" ({type(cause).__name__}: {' '.join(str(cause).split())[:300]})" if cause else ""
     what = hint or "Give the same command again; if memory was out, it takes more or larger cards, or a smaller base."
-    return TrainingError(
+    return BrokenOffError(
         f"a forward or backward broke off in this process{why}. Where others hold parts of the base they wait inside it, so the training "
         f"ends here, and what was saved is kept. {what}"
     )
@@ -205,6 +207,8 @@ def first(work: Callable[[], T]) -> T:
     else:
         try:
             box = [_alone(work)]
+        except BrokenOffError:
+            raise
         except Exception as error:
             if _Group.within:  # nothing can be said to the others, who wait for the rest of that forward
                 raise broken_off(error) from error

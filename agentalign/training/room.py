@@ -2,14 +2,16 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentalign.errors import TrainingError
+from agentalign.training import ranks
 from agentalign.training.memory import halved
 from agentalign.training.model import Model
-from agentalign.training.step import Pass, tokens_of
+from agentalign.training.step import Pass, in_pieces, tokens_of
 
 logger = logging.getLogger("agentalign")
 RECOMPUTE_COST = 1.3
@@ -28,7 +30,8 @@ def smaller_budget(model: Model, passes: Sequence[Pass], budget: int, planned: i
     Raises:
         TrainingError: nothing is left to give up.
     """
-    smaller = halved(budget, lambda tokens: sum(len(one.micro_batches(tokens)) for one in passes))
+    trees = model.tree_capable
+    smaller = halved(budget, lambda tokens: sum(len(in_pieces(one, tokens, ranks.world(), trees=trees)) for one in passes))
     # Smaller micro-batches compute a shared prefix more often; recomputing activations may be the cheaper way.
     dear = smaller is None or tokens_of(passes, smaller) > RECOMPUTE_COST * tokens_of(passes, planned)
     if model.may_recompute and dear:
@@ -47,9 +50,12 @@ def smaller_budget(model: Model, passes: Sequence[Pass], budget: int, planned: i
 
 def remember(folder: Path, budget: int, *, recomputes: bool) -> None:
     """For whoever goes on with this training in other processes."""
-    partial = folder / f"{SMALLER}.partial"
-    partial.write_text(json.dumps({"micro_batch_tokens": budget, "recomputes": recomputes}))
-    partial.replace(folder / SMALLER)
+    partial = folder / f".{SMALLER}.{os.getpid()}"  # several processes may run out of memory at once
+    try:
+        partial.write_text(json.dumps({"micro_batch_tokens": budget, "recomputes": recomputes}))
+        partial.replace(folder / SMALLER)
+    except OSError as error:
+        logger.warning("that less memory has to do is not written down (%s): set micro_batch_tokens: %d yourself", error, budget)
 
 
 def remembered(folder: Path) -> Mapping[str, Any]:

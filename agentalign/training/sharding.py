@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from agentalign.training.model import Model
 
 logger = logging.getLogger("agentalign")
+RESETS = hasattr(FSDPModule, "reset_iter_state")
+"""Whether this torch can forget a forward, as 2.13 can."""
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others inside a layer. They wait for tools and checks elsewhere, and for days if need be."""
 
@@ -48,9 +50,9 @@ def load_base(folder: Path, quantization: Quantization, *, dtype: torch.dtype, d
     if quantization == "int8":
         raise ModelError("int8 layers keep their scales apart from their weights and cannot be cut into shards; take nf4 or none.")
     network = load_network(folder, quantization, dtype=dtype, device=torch.device("cpu"))
-    layers = [module for module in network.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = _layers(network.get_decoder())
     if not layers:
-        raise ModelError(f"{type(network).__name__} does not name its layers as transformers does, so it cannot be cut into shards.")
+        raise ModelError(f"{type(network).__name__} has no layers of its own as transformers marks them, so it cannot be cut into shards.")
     mesh = DeviceMesh.from_group(dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE), device.type)
     for layer in layers:
         _cut(layer, mesh, device)
@@ -63,6 +65,16 @@ def load_base(folder: Path, quantization: Quantization, *, dtype: torch.dtype, d
     fully_shard(network.get_decoder(), mesh=mesh, reshard_after_forward=False, ignored_params=whole)
     logger.info("the base is cut into shards: each of %d processes holds %.3f GiB of it", ranks.world(), bytes_of(network) / 2**30)
     return network
+
+
+def _layers(trunk: nn.Module) -> list[nn.Module]:
+    """The outermost ones; none where two of them share weights, which one shard cannot serve."""
+    found: list[nn.Module] = []
+    for module in trunk.modules():  # whoever holds others comes first
+        if isinstance(module, GradientCheckpointingLayer) and not any(module in one.modules() for one in found):
+            found.append(module)
+    owned = [id(parameter) for layer in found for parameter in layer.parameters()]
+    return found if len(owned) == len(set(owned)) else []
 
 
 def _cut(layer: nn.Module, mesh: DeviceMesh, device: torch.device) -> None:
@@ -105,7 +117,7 @@ def follow_first(model: "Model") -> None:
     if not ranks.sharded():
         return
     model.backbone.register_forward_pre_hook(lambda *_: ranks.forward_begins())
-    model.backbone.register_forward_hook(lambda *_: ranks.forward_ends())
+    model.backbone.register_forward_hook(lambda *_: _forward_ends(model))
     small = _smallest(model)
 
     @torch.no_grad()
@@ -121,12 +133,24 @@ def follow_first(model: "Model") -> None:
     ranks.follow_by(forward)
 
 
+def _forward_ends(model: "Model") -> None:
+    ranks.forward_ends()
+    if not torch.is_grad_enabled() and RESETS:
+        # FSDP notes every layer's turn for the backward, and none comes: a gate would leave millions of notes, and a wrong layer gathered.
+        model.backbone.reset_iter_state()  # type: ignore[operator]
+
+
 def begin_anew(model: "Model") -> None:
     """After a refusal inside a forward, which every process met at the same place: as if that forward had not begun."""
-    if ranks.sharded():
-        assert isinstance(model.backbone, FSDPModule)
-        model.backbone.reset_iter_state()
-        ranks.forward_ends()
+    if not ranks.sharded():
+        return
+    if not RESETS:
+        raise ModelError(
+            f"{model.base.name} refuses trees or batches inside a forward, and torch {torch.__version__} cannot take one back from shards; "
+            "torch 2.13 can."
+        )
+    model.backbone.reset_iter_state()  # type: ignore[operator]
+    ranks.forward_ends()
 
 
 def pad_forwards(model: "Model", missing: int) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from agentalign.config.project import Project
 from agentalign.config.reward import RewardConfig
 from agentalign.recipes import reward
+from agentalign.rollouts.golden import GOLDEN_FILE
 from agentalign.store.registry import Registry
 from tests.small_project import DPO, PPO, REWARD, SFT, make_project
 
@@ -52,15 +53,17 @@ def test_two_processes_leave_the_adapter_of_one(project, tmp_path, recipe):
     sharded = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), PLAIN]
     # What was sampled in other batches may part at a rounding, so PPO's weights are only near.
     tolerance = 2e-3 if recipe == "ppo" else 1e-5
-    one, _ = _trained(project, tmp_path / "one", recipe, [sys.executable, PLAIN])
+    one, alone, _ = _trained(project, tmp_path / "one", recipe, [sys.executable, PLAIN])
     start = load_file(Registry(project.adapters).resolve("toy_desk@1")[1] / "adapter_model.safetensors")
     if recipe == "sft":
         start = {name: torch.zeros_like(value) for name, value in one.items() if "lora_B" in name}
     assert max(float((one[name] - value).abs().max()) for name, value in start.items()) > 5 * tolerance, "nothing was learned"
     for name, command in (("two", LAUNCHED), ("shards", sharded)):
-        two, log = _trained(project, tmp_path / name, recipe, command)
+        two, beside, log = _trained(project, tmp_path / name, recipe, command)
         assert ("the base is cut into shards: each of 2 processes" in log) == (name == "shards")
         assert one.keys() == two.keys()
+        assert bool(beside) == bool(alone) == (recipe != "reward"), "golden prompts are missing"
+        assert beside == alone or recipe == "ppo", "it acts in other words"
         assert max(float((one[key] - two[key]).abs().max()) for key in one) <= tolerance, name
 
 
@@ -74,7 +77,8 @@ def test_a_refusal_is_said_and_ends_all_processes(project, tmp_path):
     assert "toy_desk@99" in done.stderr
 
 
-def _trained(project: Project, root: Path, recipe: str, command: list[str]) -> tuple[dict[str, torch.Tensor], str]:
+def _trained(project: Project, root: Path, recipe: str, command: list[str]) -> tuple[dict[str, torch.Tensor], list[object], str]:
+    """The adapter's weights, prompts and answers of its golden turns, and what was said."""
     copy = Project(shutil.copytree(project.root, root, symlinks=True))
     before = {card.ref for card in Registry(copy.adapters).list()}
     settings = root / "settings.yaml"
@@ -84,4 +88,7 @@ def _trained(project: Project, root: Path, recipe: str, command: list[str]) -> t
     assert done.returncode == 0, done.stderr[-3000:]
     (ref,) = {card.ref for card in Registry(copy.adapters).list()} - before
     assert done.stdout.strip() == ref, "more than the first process spoke"
-    return load_file(Registry(copy.adapters).resolve(ref)[1] / "adapter_model.safetensors"), done.stderr
+    folder = Registry(copy.adapters).resolve(ref)[1]
+    golden = json.loads((folder / GOLDEN_FILE).read_text())["turns"] if (folder / GOLDEN_FILE).exists() else []
+    turns = [(turn["context"], turn["completion"]) for turn in golden]
+    return load_file(folder / "adapter_model.safetensors"), turns, done.stderr
