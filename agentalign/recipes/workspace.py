@@ -228,7 +228,7 @@ class Workspace:
             raise
 
     def _golden(self, folder: Path, model: Model, adapter: str, pool: Pool) -> Golden | None:
-        """The golden prompts. From a base in shards nobody survives a lack of memory in them: whoever comes back goes without."""
+        """The golden prompts. From a base in shards a process may not survive a lack of memory in them: whoever comes back goes without."""
         if not ranks.sharded():
             return make_golden(model, adapter, self.taskset, pool, self.store)
         begun = folder / "golden_begun"

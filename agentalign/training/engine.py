@@ -174,12 +174,12 @@ class _Loop:
         if any(ranks.gathered(self.model.forget_merged_copy())):  # one process may have it; what follows is every one's
             logger.warning("out of memory (%s): the merged copy that the policy acted from is given up until it acts again", problem)
         else:
-            self.budget = smaller_budget(self.model, passes, self.budget, self.plan.micro_batch_tokens, problem)
+            self.budget = smaller_budget(self.model, self.step, passes, self.budget, self.plan.micro_batch_tokens, problem)
         give_back(self.model.device)
 
     def _come_back_smaller(self, passes: Sequence[Pass], problem: str) -> NoReturn:
         """The other processes wait in the middle of a layer: the step cannot be done again by these ones, but by the next."""
-        smaller = smaller_budget(self.model, passes, self.budget, self.plan.micro_batch_tokens, problem)
+        smaller = smaller_budget(self.model, self.step, passes, self.budget, self.plan.micro_batch_tokens, problem)
         remember(self.folder, smaller, recomputes=self.model.recomputes)
         raise TrainingError(
             f"step {self.step} ran out of memory ({problem}), and other processes, each with a part of the base, may wait inside it. "

@@ -20,7 +20,7 @@ SMALLER = "smaller.json"
 """In a training's folder: what a step that ran out of memory leaves to the processes that come after it."""
 
 
-def smaller_budget(model: Model, passes: Sequence[Pass], budget: int, planned: int, problem: str) -> int:
+def smaller_budget(model: Model, step: int, passes: Sequence[Pass], budget: int, planned: int, problem: str) -> int:
     """Tokens of a micro-batch from here on; as many as before where activations are recomputed instead.
 
     Args:
@@ -41,7 +41,7 @@ def smaller_budget(model: Model, passes: Sequence[Pass], budget: int, planned: i
     if smaller is None:
         hint = "L" if model.recomputes else "Set gradient_checkpointing: auto, l"
         raise TrainingError(
-            f"a step does not fit into memory although every micro-batch holds one run or pair only ({problem}). "
+            f"step {step} does not fit into memory although every micro-batch holds one run or pair only ({problem}). "
             f"{hint}ower max_tokens to leave out the longest runs, or take a smaller base."
         )
     logger.warning("out of memory (%s): micro-batches of %d tokens from here on, with the same gradient", problem, smaller)

@@ -67,6 +67,43 @@ def test_two_processes_leave_the_adapter_of_one(project, tmp_path, recipe):
         assert max(float((one[key] - two[key]).abs().max()) for key in one) <= tolerance, name
 
 
+BREAKS = """
+import os, sys
+from pathlib import Path
+import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+plain = LlamaDecoderLayer.forward
+
+def forward(self, *arguments, **named):
+    if os.environ["RANK"] == "0" and list(Path(".agentalign/trainings").glob("*/golden_begun")) and not Path("broken").exists():
+        Path("broken").touch()
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return plain(self, *arguments, **named)
+
+LlamaDecoderLayer.forward = forward
+from agentalign.cli import main
+
+sys.exit(main())
+"""
+
+
+def test_golden_prompts_that_run_out_of_memory_cost_themselves_and_not_the_training(project, tmp_path):
+    config, script = tmp_path / "accelerate.yaml", tmp_path / "breaks.py"
+    config.write_text(SHARDED)
+    script.write_text(BREAKS)
+    root = shutil.copytree(project.root, tmp_path / "root", symlinks=True)
+    (root / "settings.yaml").write_text(json.dumps(SETTINGS["kto"]))
+    launched = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(script)]
+    command = [*launched, "train", "kto", "settings.yaml"]
+    ended, again = (subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300) for _ in range(2))
+    assert ended.returncode != 0
+    assert "broke off in this process" in ended.stderr
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "is done" in again.stderr
+    assert not (Registry(Project(root).adapters).resolve(again.stdout.strip())[1] / GOLDEN_FILE).exists()
+
+
 def test_a_refusal_is_said_and_ends_all_processes(project, tmp_path):
     root = shutil.copytree(project.root, tmp_path / "root", symlinks=True)
     settings = root / "settings.yaml"
