@@ -160,7 +160,7 @@ def run_two(code, *arguments, processes=2):
         )
         for rank in range(processes)
     ]
-    found = [process.communicate(timeout=120) for process in started]
+    found = [process.communicate(timeout=240) for process in started]
     assert not any(process.returncode for process in started), "\n".join(errors[-1500:] for _, errors in found)
     return [output for output, _ in found]
 
