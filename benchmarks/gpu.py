@@ -1,4 +1,6 @@
-"""Training steps on one CUDA GPU: token trees against the same runs one by one, on random weights of an 8B shape in NF4.
+"""Training steps and rollouts on one CUDA GPU, on random weights of an 8B shape in NF4.
+
+Steps: token trees against the same runs one by one. Rollouts: our sessions against transformers' own `generate`.
 
     .venv/bin/python benchmarks/gpu.py                       # every workload, 5 repetitions
     .venv/bin/python benchmarks/gpu.py --only pairs steps    # some of them
@@ -6,7 +8,8 @@
     .venv/bin/python benchmarks/gpu.py --device cpu --tiny   # does the script work? on a toy shape
 
 No hub is needed: weights are drawn, and only their shape matters for speed. Both ways alternate in one process. A speed counts only when
-the losses agree, so those come first. MFU is the share of the speed of a large bf16 matrix product measured in the same run.
+the losses, or the first turn's words, agree, so those come first. MFU is the share of the speed of a large bf16 matrix product measured
+in the same run.
 """
 
 import argparse
