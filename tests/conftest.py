@@ -1,5 +1,7 @@
 """What all tests share: no network, a time budget for the hard ones, and the servers and browsers that some of them need."""
 
+import contextlib
+import gc
 import os
 import shutil
 import socket
@@ -8,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -43,6 +46,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Once the budget is spent, the hard tests that are left are skipped and listed with the reason."""
     if item.get_closest_marker("hard") and time.monotonic() - _started > HARD_SECONDS:
         pytest.skip(f"left out: the budget of {HARD_SECONDS:.0f} s for hard tests is spent; raise AGENTALIGN_HARD_SECONDS")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_open() -> Iterator[None]:
+    """What a file's tests left open fails the last of them, and not whichever test of another file the collector happens to run in."""
+    yield
+    gc.collect()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            assert "agentalign.environments.worker" not in child.cmdline(), "a pool of workers was not closed"
 
 
 @pytest.fixture(scope="session")

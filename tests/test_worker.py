@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -112,6 +113,16 @@ def taskset(tmp_path: Path) -> Taskset:
 def pool(taskset: Taskset) -> Iterator[WorkerPool]:
     with WorkerPool(taskset, 1, seconds=60) as pool:
         yield pool
+
+
+def workers_of(folder: Path) -> list[int]:
+    """Process ids of the workers that serve a taskset."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in (place / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(place.name))
+    return found
 
 
 def call(name: str, n: int = 0) -> ToolCall:
@@ -265,6 +276,22 @@ def test_hostile_text_travels_unharmed(taskset: Taskset, pool: WorkerPool) -> No
     text = 'line\nbreak "quote" \x00 \u2028 🙂 </tool_call>'
     message = Message(role="user", content=text)
     assert pool.expert(0, taskset.task("t0").model_copy(update={"id": text}), [message]).content == f"{text} after 1"
+
+
+def test_a_pool_that_was_closed_starts_nothing_for_those_who_still_ask(taskset: Taskset, pool: WorkerPool) -> None:
+    pool.reset(0, taskset.task("t0"))
+    assert workers_of(taskset.folder)
+    pool.close()
+    for ask in (
+        lambda: pool.reset(0, taskset.task("t0")),
+        lambda: pool.check("total", run(), None),
+        lambda: pool.expert(1, taskset.task("t1"), []),
+    ):
+        with pytest.raises(TasksetError, match="ended for good"):
+            ask()
+    pool.release(0)
+    pool.close()
+    assert not workers_of(taskset.folder)
 
 
 def test_workers_end_with_the_program_that_started_them(taskset: Taskset, tmp_path: Path) -> None:

@@ -112,8 +112,9 @@ class Sides:
                 for lane in self.lanes:
                     self._rest(lane, "failed")
             return
-        if self.closed:  # it was discarded meanwhile, and what it took since is given back
-            self.close()
+        finally:
+            if self.closed:  # it was discarded meanwhile, and what it took since is given back
+                self.close()
         for lane in self.lanes:
             if self._about.branch is not None:  # its person has the word
                 with self.lock:

@@ -118,10 +118,11 @@ class WorkerPool:
                     LOG.warning("%s", error)
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, for good: whoever still asks, in a thread of its own, starts none that nobody would end."""
         self._slots.clear()
         for process in self._processes:
             with process.lock:
+                process.is_over = True
                 process.end()
 
     def __enter__(self) -> "WorkerPool":
@@ -166,6 +167,8 @@ class _Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._rest = b""
         self.generation = 0
+        self.is_over = False
+        """Its pool was closed."""
         self.lock = threading.RLock()
 
     def ask(self, request: dict[str, JsonValue], seconds: float) -> Any:
@@ -198,6 +201,8 @@ class _Process:
                     pipe.close()
 
     def _started(self) -> "subprocess.Popen[bytes]":
+        if self.is_over:
+            raise TasksetError(f"{self._folder}: its workers were ended for good, and cannot be asked. Open another pool.")
         if self._child is None:
             package_root = str(Path(__file__).parents[2])
             paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -1,13 +1,10 @@
 """The agreement screen in a real browser: from a figure to a decision by keyboard, hostile names that stay text, both colour schemes."""
 
 import random
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, expect
 from small_browser import browser_fixture
 from small_desk import HOSTILE, make_desk, make_run
@@ -17,7 +14,7 @@ from agentalign.records.criterion import Score
 from agentalign.records.preference import Item, Preference
 from agentalign.store.queue import Rules
 from agentalign.store.store import Store
-from agentalign.ui.app import create_app
+from agentalign.ui.screenshots.make import serving
 
 pytestmark = [pytest.mark.hard, pytest.mark.browser]
 
@@ -50,16 +47,8 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture
 def url(project: Project) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(create_app(project, rater="lead"), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    server.force_exit = True
-    thread.join()
+    with serving(project, "lead") as url:
+        yield url
 
 
 def test_a_cell_is_opened_and_a_case_decided_by_keyboard(browser: Browser, project: Project, url: str) -> None:

@@ -31,7 +31,7 @@ class Server:
         self.start()
 
     def app(self) -> uvicorn.Config:
-        return uvicorn.Config(create_app(self.project, rater="rater"), port=self.port, log_level="error")
+        return uvicorn.Config(create_app(self.project, rater="rater"), port=self.port, log_level="error", timeout_graceful_shutdown=1)
 
     def start(self) -> None:
         self.server = uvicorn.Server(self.app())
@@ -43,8 +43,7 @@ class Server:
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
 
     def stop(self) -> None:
-        self.server.should_exit = True
-        self.server.force_exit = True  # an open page keeps a connection; nobody waits for it here
+        self.server.should_exit = True  # not force_exit: the app would keep what it holds, a chat's worker processes among it
         self.thread.join()
 
     @property
