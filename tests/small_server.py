@@ -14,6 +14,7 @@ import uvicorn
 
 from agentalign.config.project import Project
 from agentalign.deployment.serve import Served, Settings, open_server
+from agentalign.deployment.serving.worker import Worker
 from agentalign.environments.taskset import load_taskset
 from agentalign.records.adapter import AdapterCard, GateReport
 from agentalign.records.base import digest
@@ -89,7 +90,7 @@ def running(project: Project, refs: tuple[str, ...] = (), **more: Any) -> Iterat
 
 
 @contextmanager
-def held(server: Running) -> Iterator[None]:
+def held(worker: Worker) -> Iterator[None]:
     """Inside, the worker does nothing, and what is handed in waits."""
     begun, go = threading.Event(), threading.Event()
 
@@ -97,7 +98,7 @@ def held(server: Running) -> Iterator[None]:
         begun.set()
         go.wait(300)
 
-    change = threading.Thread(target=server.served.chat.worker.change, args=(hold,))
+    change = threading.Thread(target=worker.change, args=(hold,))
     change.start()
     try:
         assert begun.wait(30)

@@ -79,7 +79,7 @@ def test_a_client_that_leaves_while_its_whole_answer_is_written_frees_its_row(se
 
 def test_a_client_that_leaves_before_its_stream_begins_frees_its_row(server: Running, jobs: list[Job]) -> None:
     """It leaves while the adapter that it wants waits to come into memory."""
-    with held(server):
+    with held(server.served.chat.worker):
         leave(server, "odd@2", stream=True)
         time.sleep(0.2)  # for the server to see it
         assert not jobs, "it was not understood yet"
@@ -120,7 +120,7 @@ def test_an_adapter_stays_for_a_request_that_waits_while_others_come_into_memory
     expected = [server.chat(model=name, max_tokens=8)["choices"] for name in names]
     with running(project, names[:1], settings=Settings(running=1, waiting=4, loaded=1)) as small, ThreadPoolExecutor(2) as threads:
         worker, adapters = small.served.chat.worker, small.served.chat.adapters
-        with held(small):
+        with held(small.served.chat.worker):
             waits = threads.submit(small.chat, model=names[0], max_tokens=8)
             until(lambda: worker.waiting == 1)
             comes = threads.submit(small.chat, model=names[1], max_tokens=8)

@@ -85,7 +85,7 @@ def test_a_request_that_fails_on_its_way_into_the_batch_fails_alone(server: Runn
         admit(work)
 
     monkeypatch.setattr(batch, "admit", full)
-    with ThreadPoolExecutor(3) as threads, held(server):
+    with ThreadPoolExecutor(3) as threads, held(server.served.chat.worker):
         first = threads.submit(ask, server, "number 1", max_tokens=40)
         until(lambda: worker.waiting == 1)
         second = threads.submit(ask, server, "poison")
@@ -114,7 +114,7 @@ def test_what_was_written_before_the_batch_broke_is_told_and_ends_what_it_ended(
         return forward(*given)
 
     with ThreadPoolExecutor(2) as threads:
-        with held(server):
+        with held(server.served.chat.worker):
             monkeypatch.setattr(generator, "forward", breaking)
             short = threads.submit(ask, server, "a new short one", max_tokens=1, return_token_ids=True)
             long = threads.submit(ask, server, "a new long one", max_tokens=12, return_token_ids=True)
@@ -145,7 +145,7 @@ def test_a_request_pays_for_no_fault_of_others_however_many(server: Running, mon
         long = threads.submit(ask, server, "number 1", max_tokens=600)
         until(lambda: worker.running == 1)
         for _ in range(4):
-            with held(server):
+            with held(server.served.chat.worker):
                 broken = threads.submit(ask, server, "poison")
                 until(lambda: worker.waiting == 1)
             assert broken.result().status_code == 500
@@ -166,7 +166,7 @@ def test_whatever_ends_the_thread_every_request_is_told(project: Project, monkey
 
     with running(project, settings=Settings(running=1, waiting=4)) as server, ThreadPoolExecutor(2) as threads:
         worker = server.served.chat.worker
-        with held(server):
+        with held(server.served.chat.worker):
             monkeypatch.setattr(worker._batch.generator, "forward", end)
             found = [threads.submit(ask, server, f"number {i}") for i in range(2)]
             until(lambda: worker.waiting == 2)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from small_play import begin, clear_task, decide, deny_all, play_fixtures, rests, until
-from small_server import TINY, add_soft_adapter
+from small_server import TINY, add_soft_adapter, held
 from starlette.testclient import TestClient
 
 from agentalign.config.project import Project
@@ -366,6 +366,32 @@ def test_no_task_of_the_test_split_is_drawn(ada: TestClient, project: Project) -
 # ---- memory
 
 
+def load(lead: TestClient, adapter: str) -> None:
+    assert lead.post("/api/play/model", json={"adapter": adapter}).status_code == 200
+    assert until(lambda: lead.get("/api/play").json()["model"], lambda model: model["state"] != "loading")["state"] == "ready"
+
+
+def test_a_chat_that_is_discarded_while_its_adapter_is_read_gives_it_back(
+    ada: TestClient, clients: dict[str, TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[serving.Engine] = []
+    really = serving.open_engine
+
+    def watched(*args: Any, **settings: Any) -> serving.Engine:
+        engines.append(really(*args, **settings))
+        return engines[-1]
+
+    monkeypatch.setattr(serving, "open_engine", watched)
+    clients["lea"].post("/api/play/model/unload")
+    load(clients["lea"], "toy_desk@1")
+    engine = engines.pop()
+    with held(engine.worker):
+        id = begin(ada, sides=["toy_desk@2"], task=clear_task())
+        until(engine.adapters._loading.locked, bool)
+        assert ada.post(f"/api/play/chats/{id}/discard").status_code == 200
+    until(lambda: engine.adapters._used.get("toy_desk@2"), lambda users: users == 0)
+
+
 def test_a_model_that_is_taken_away_is_gone_whoever_chatted_and_before_another_one_is_read(
     ada: TestClient, clients: dict[str, TestClient], project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,10 +410,6 @@ def test_a_model_that_is_taken_away_is_gone_whoever_chatted_and_before_another_o
         networks.append(weakref.ref(found.generator.model))
         return found
 
-    def load(adapter: str) -> None:
-        assert lea.post("/api/play/model", json={"adapter": adapter}).status_code == 200
-        assert until(lambda: lea.get("/api/play").json()["model"], lambda model: model["state"] != "loading")["state"] == "ready"
-
     def chats(side: str) -> str:
         """One that is kept and one that stays open; returns the second."""
         ids = [begin(ada, sides=[side], tools="hand", words="I want a red kite.", ask=False) for _ in range(2)]
@@ -398,9 +420,9 @@ def test_a_model_that_is_taken_away_is_gone_whoever_chatted_and_before_another_o
 
     monkeypatch.setattr(serving, "open_engine", watched)
     lea.post("/api/play/model/unload")
-    load("toy_desk@1")
+    load(lea, "toy_desk@1")
     chats("toy_desk@1")
-    load("other@1")
+    load(lea, "other@1")
     assert alive == [[], [False]], "two bases in memory at once"
     open_one = chats("other@1")
     assert lea.post("/api/play/model/unload").status_code == 200
@@ -408,4 +430,4 @@ def test_a_model_that_is_taken_away_is_gone_whoever_chatted_and_before_another_o
     (call,) = rests(ada, open_one)["lanes"][0]["proposals"]
     decide(ada, open_one, call["id"], "answer", words="done")
     assert "no model is loaded" in rests(ada, open_one)["lanes"][0]["problem"]
-    load("toy_desk@2")
+    load(lea, "toy_desk@2")

@@ -78,27 +78,31 @@ plain = LlamaDecoderLayer.forward
 def forward(self, *arguments, **named):
     if os.environ["RANK"] == "0" and list(Path(".agentalign/trainings").glob("*/golden_begun")) and not Path("broken").exists():
         Path("broken").touch()
+        if sys.argv.pop() == "killed":
+            os.kill(os.getpid(), 9)
         raise torch.OutOfMemoryError("CUDA out of memory.")
     return plain(self, *arguments, **named)
 
 LlamaDecoderLayer.forward = forward
 from agentalign.cli import main
 
-sys.exit(main())
+sys.exit(main(sys.argv[1:-1]))
 """
 
 
-def test_golden_prompts_that_run_out_of_memory_cost_themselves_and_not_the_training(project, tmp_path):
+@pytest.mark.parametrize("how", ["out of memory", "killed"])
+def test_golden_prompts_that_end_a_process_cost_themselves_and_not_the_training(project, tmp_path, how):
     config, script = tmp_path / "accelerate.yaml", tmp_path / "breaks.py"
     config.write_text(SHARDED)
     script.write_text(BREAKS)
     root = shutil.copytree(project.root, tmp_path / "root", symlinks=True)
     (root / "settings.yaml").write_text(json.dumps(SETTINGS["kto"]))
     launched = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(script)]
-    command = [*launched, "train", "kto", "settings.yaml"]
+    command = [*launched, "train", "kto", "settings.yaml", how]
     ended, again = (subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300) for _ in range(2))
     assert ended.returncode != 0
-    assert "broke off in this process" in ended.stderr
+    assert "broke off in this process" in ended.stderr or how == "killed"
+    assert ("the training ended while it made them" in again.stderr) == (how == "killed")
     assert again.returncode == 0, again.stderr[-3000:]
     assert "is done" in again.stderr
     assert not (Registry(Project(root).adapters).resolve(again.stdout.strip())[1] / GOLDEN_FILE).exists()
