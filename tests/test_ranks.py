@@ -115,15 +115,18 @@ ranks.stop()
 READ = """
 import os, sys
 from pathlib import Path
-from agentalign.recipes.data import Part, fixed_logprobs
+from agentalign.recipes.data import Part, fixed_logprobs, reading_budget
 from agentalign.training import ranks
 from tests.test_attention import CONFIGS, make_model, three_levels_deep
 
 model = make_model(Path(sys.argv[1]) / os.environ["RANK"], CONFIGS["llama"])
+parts = [Part(run.turns) for run in three_levels_deep()]
+print(reading_budget(model, parts, 170))
 ranks.start()
+print(reading_budget(model, parts, 170))
 if ranks.rank() == 1:
     model.give_up_trees()  # as after a check that failed in one process only
-found = fixed_logprobs(model, "policy", [Part(run.turns) for run in three_levels_deep()], max_tokens=170)
+found = fixed_logprobs(model, "policy", parts, max_tokens=170)
 print(model.tree_capable, [len(one) for one in found], sum(float(one.sum()) for one in found))
 ranks.stop()
 """
@@ -200,7 +203,9 @@ def test_a_request_to_end_inside_the_gate_of_the_first_one_ends_all_and_saves(tm
 def test_what_is_read_is_read_in_one_way_by_all(tmp_path):
     told = run_two(READ, tmp_path)
     assert told[0] == told[1]
-    assert told[0].startswith("False [5, 13, 11, 12]")
+    alone, together, read = told[0].splitlines()
+    assert (int(alone), int(together)) == (4 * 170, 170), "one batch for two processes leaves one of them idle"
+    assert read.startswith("False [5, 13, 11, 12]")
 
 
 def test_a_folder_that_another_training_holds_is_refused_to_all(tmp_path):

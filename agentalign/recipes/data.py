@@ -28,6 +28,9 @@ from agentalign.training.tree_check import settle_trees
 
 logger = logging.getLogger("agentalign")
 T = TypeVar("T")
+READING = 4
+"""So many times the tokens of a micro-batch are read at once. Without gradients one layer's activations are all that is held, so that takes
+no more memory than a step that recomputes its layers; and what every run begins with, tool schemas above all, is read less often."""
 
 
 class Refusal(NamedTuple):
@@ -149,6 +152,7 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
 
     Args:
         read: from a tree to one value per run of it, in the tree's order.
+        max_tokens: of a training's micro-batch; see READING.
 
     Raises:
         TrainingError: one part alone does not fit into memory.
@@ -159,9 +163,9 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
             return [[index] for index in range(len(parts))]
         return pack(range(len(parts)), max_tokens=budget, runs_of=lambda i: [parts[i]])
 
-    settle_trees(model, adapter, parts, max_tokens=max_tokens)
+    settle_trees(model, adapter, parts, max_tokens=reading_budget(model, parts, max_tokens))
     found: dict[int, T] = {}
-    budget: int | None = max_tokens
+    budget: int | None = reading_budget(model, parts, max_tokens)
     while budget:
         full = False
         try:
@@ -184,6 +188,17 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
     raise TrainingError("one run alone does not fit into memory; lower max_tokens to leave out the longest, or take a smaller base.")
 
 
+def reading_budget(model: Model, parts: Sequence[Part], max_tokens: int) -> int:
+    """Most tokens of a tree that is only read, for micro-batches of so many; what is read as rows or from shards gains nothing by it."""
+    if ranks.sharded() or not model.tree_capable:
+        return max_tokens
+    budget = READING * max_tokens
+    # Fewer batches than processes would leave some of them idle.
+    while budget > max_tokens and len(pack(parts, max_tokens=budget, runs_of=lambda part: [part])) < ranks.world():
+        budget //= 2
+    return budget
+
+
 def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tokens: int, cache: Path | None = None) -> list[Tensor]:
     """(M_i,) log-probabilities of each part's tokens: the reference's, or the old policy's.
 
@@ -200,7 +215,8 @@ def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tok
 
     if cache is None:
         return compute(range(len(parts)))
-    settle_trees(model, adapter, parts, max_tokens=max_tokens)  # before the owner's name, which says whether trees are used
+    # Before the owner's name, which says whether trees are used.
+    settle_trees(model, adapter, parts, max_tokens=reading_budget(model, parts, max_tokens))
     return cached(cache, owner_of(model, adapter), [_digest(part) for part in parts], compute)
 
 
