@@ -32,7 +32,7 @@ folder = Path(sys.argv[1])
 # Before the group: in one, transformers saves on the first process only.
 model = make_model(folder / os.environ["RANK"], CONFIGS["llama"])
 ranks.start()
-if ranks.rank() == 1:
+if ranks.rank() == 0:
     model.give_up_trees()  # as after a check that failed in one process only
 seen = []
 
@@ -115,18 +115,19 @@ ranks.stop()
 READ = """
 import os, sys
 from pathlib import Path
-from agentalign.recipes.data import Part, fixed_logprobs, reading_budget
+from agentalign.recipes.data import Part, Turn, fixed_logprobs, reading_budget
 from agentalign.training import ranks
 from tests.test_attention import CONFIGS, make_model, three_levels_deep
 
 model = make_model(Path(sys.argv[1]) / os.environ["RANK"], CONFIGS["llama"])
 parts = [Part(run.turns) for run in three_levels_deep()]
-print(reading_budget(model, parts, 170))
+apart = [Part((Turn(tuple(range(5 + n, 45 + n)), tuple(range(10))),)) for n in range(4)]
+print(reading_budget(model, parts, 45), reading_budget(model, apart, 50))
 ranks.start()
-print(reading_budget(model, parts, 170))
-if ranks.rank() == 1:
+print(reading_budget(model, parts, 45), reading_budget(model, apart, 50))
+if ranks.rank() == 0:
     model.give_up_trees()  # as after a check that failed in one process only
-found = fixed_logprobs(model, "policy", parts, max_tokens=170)
+found = fixed_logprobs(model, "policy", parts, max_tokens=45)
 print(model.tree_capable, [len(one) for one in found], sum(float(one.sum()) for one in found))
 ranks.stop()
 """
@@ -204,7 +205,7 @@ def test_what_is_read_is_read_in_one_way_by_all(tmp_path):
     told = run_two(READ, tmp_path)
     assert told[0] == told[1]
     alone, together, read = told[0].splitlines()
-    assert (int(alone), int(together)) == (4 * 170, 170), "one batch for two processes leaves one of them idle"
+    assert (alone, together) == ("180 200", "180 100"), "what shares nothing leaves no process idle"
     assert read.startswith("False [5, 13, 11, 12]")
 
 

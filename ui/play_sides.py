@@ -98,7 +98,8 @@ class Sides:
         try:
             for version in dict.fromkeys(lane.version for lane in self.lanes):
                 if self._model.engine().adapters.acquire(version) is not None:
-                    self._held.append(version)
+                    with self.lock:
+                        self._held.append(version)
             for lane in self.lanes:
                 if self._about.branch is not None:
                     self._set_world(lane)

@@ -25,8 +25,8 @@ class TrainingConfig(Config):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Distinct tokens that go through the network at once, and four times as many where runs are only read, as for a reference; changes
-    memory and speed, never the gradient."""
+    """Distinct tokens that go through the network at once, and up to four times as many where runs are only read, as for a reference;
+    changes memory and speed, never the gradient."""
     max_tokens: int = Field(default=4096, ge=16)
     """Longest run, in tokens; longer ones are refused and listed, never cut."""
     max_refused: float = Field(default=0.1, ge=0, le=1)

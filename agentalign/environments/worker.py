@@ -121,8 +121,9 @@ class WorkerPool:
         """End all workers, for good: whoever still asks, in a thread of its own, starts none that nobody would end."""
         self._slots.clear()
         for process in self._processes:
+            process.is_over = True
+        for process in self._processes:
             with process.lock:
-                process.is_over = True
                 process.end()
 
     def __enter__(self) -> "WorkerPool":

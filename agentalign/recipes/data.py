@@ -29,8 +29,8 @@ from agentalign.training.tree_check import settle_trees
 logger = logging.getLogger("agentalign")
 T = TypeVar("T")
 READING = 4
-"""So many times the tokens of a micro-batch are read at once. Without gradients one layer's activations are all that is held, so that takes
-no more memory than a step that recomputes its layers; and what every run begins with, tool schemas above all, is read less often."""
+"""So many times the tokens of a micro-batch are read at once. Without gradients little more than one layer's activations is held, so that
+takes less memory than a step of full micro-batches; and what all runs begin with, tool schemas above all, is read less often."""
 
 
 class Refusal(NamedTuple):
@@ -163,7 +163,7 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
             return [[index] for index in range(len(parts))]
         return pack(range(len(parts)), max_tokens=budget, runs_of=lambda i: [parts[i]])
 
-    settle_trees(model, adapter, parts, max_tokens=reading_budget(model, parts, max_tokens))
+    _settle(model, adapter, parts, max_tokens)
     found: dict[int, T] = {}
     budget: int | None = reading_budget(model, parts, max_tokens)
     while budget:
@@ -184,19 +184,39 @@ def read_parts(model: Model, adapter: str, parts: Sequence[Part], read: Callable
             whole = {index: value for values, _ in everyone for index, value in values.items()}
             return [whole[i] for i in range(len(parts))]
         logger.warning("out of memory while reading runs in batches of %d tokens; going on with smaller ones", budget)
-        budget = halved(budget, lambda tokens: len(batches(tokens)))
+        budget = model.most_read = halved(budget, lambda tokens: len(batches(tokens)))
     raise TrainingError("one run alone does not fit into memory; lower max_tokens to leave out the longest, or take a smaller base.")
 
 
 def reading_budget(model: Model, parts: Sequence[Part], max_tokens: int) -> int:
-    """Most tokens of a tree that is only read, for micro-batches of so many; what is read as rows or from shards gains nothing by it."""
-    if ranks.sharded() or not model.tree_capable:
+    """Most tokens of a tree that is only read, for micro-batches of so many.
+
+    No more than a step's where runs are read as rows, which share nothing, or from shards, where a lack of memory would end the training.
+    """
+    if not model.tree_capable:
         return max_tokens
-    budget = READING * max_tokens
-    # Fewer batches than processes would leave some of them idle.
-    while budget > max_tokens and len(pack(parts, max_tokens=budget, runs_of=lambda part: [part])) < ranks.world():
-        budget //= 2
-    return budget
+    budget = _most_read(max_tokens)
+    if model.most_read is not None:
+        budget = min(budget, model.most_read)
+    if ranks.world() == 1:
+        return budget
+
+    def busiest(budget: int) -> int:
+        sizes = [build_tree(some).n_tokens for some in pack(parts, max_tokens=budget, runs_of=lambda part: [part])]
+        return max(sum(sizes[rank :: ranks.world()]) for rank in range(ranks.world()))
+
+    # Large batches share more, and small ones are dealt out more evenly. Of equals the first, which is the largest, counts.
+    return min((budget >> shift for shift in range(READING.bit_length()) if budget >> shift >= min(budget, max_tokens)), key=busiest)
+
+
+def _settle(model: Model, adapter: str, parts: Sequence[Part], max_tokens: int) -> None:
+    """Look at a tree as small as may be, and at a large one where only those branch."""
+    for most in (max_tokens, _most_read(max_tokens)):
+        settle_trees(model, adapter, parts, max_tokens=most)
+
+
+def _most_read(max_tokens: int) -> int:
+    return max_tokens if ranks.sharded() else READING * max_tokens
 
 
 def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tokens: int, cache: Path | None = None) -> list[Tensor]:
@@ -216,7 +236,7 @@ def fixed_logprobs(model: Model, adapter: str, parts: Sequence[Part], *, max_tok
     if cache is None:
         return compute(range(len(parts)))
     # Before the owner's name, which says whether trees are used.
-    settle_trees(model, adapter, parts, max_tokens=reading_budget(model, parts, max_tokens))
+    _settle(model, adapter, parts, max_tokens)
     return cached(cache, owner_of(model, adapter), [_digest(part) for part in parts], compute)
 
 

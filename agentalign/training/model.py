@@ -60,6 +60,7 @@ class Model:
         """Why a base in shards cannot act in batches; empty where it can, None where every generator finds it out for itself."""
         self.paths_checked = 0
         """How many paths the largest tree had that `tree_check` found right: 0, 1, or 2 for more."""
+        self.most_read: int | None = None  # tokens at once without gradients, once more of them were too many for the memory
         self.plain_attention: str = network.config._attn_implementation
         """What transformers chose for separate rows."""
         self._peft: PeftModel | None = None
