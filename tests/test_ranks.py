@@ -32,7 +32,7 @@ folder = Path(sys.argv[1])
 # Before the group: in one, transformers saves on the first process only.
 model = make_model(folder / os.environ["RANK"], CONFIGS["llama"])
 ranks.start()
-if ranks.rank() == 0:
+if ranks.rank() == 1:
     model.give_up_trees()  # as after a check that failed in one process only
 seen = []
 
