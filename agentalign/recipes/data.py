@@ -30,7 +30,7 @@ logger = logging.getLogger("agentalign")
 T = TypeVar("T")
 READING = 4
 """So many times the tokens of a micro-batch are read at once. Without gradients little more than one layer's activations is held, so that
-takes less memory than a step of full micro-batches; and what all runs begin with, tool schemas above all, is read less often."""
+took less memory than a step of full micro-batches on a CPU; and what all runs begin with, tool schemas above all, is read less often."""
 
 
 class Refusal(NamedTuple):
